@@ -1,0 +1,47 @@
+"""Packaging. `pip install .[cpu]` or `pip install .[cu112]`, never both: they own the same folder."""
+
+from setuptools import find_packages, setup
+
+EXTRAS = {
+    # MXNet for CPUs (oneDNN inside).
+    "cpu": ["mxnet==1.9.1"],
+    # MXNet for NVIDIA GPUs of compute capability 5.0 to 8.x, with the CUDA 11 libraries that its
+    # wheel links to, so that the driver is all a machine needs.
+    "cu112": [
+        "mxnet-cu112==1.9.1",
+        "nvidia-cublas-cu11==11.11.3.6",
+        "nvidia-cuda-nvrtc-cu11==11.8.89",
+        "nvidia-cuda-runtime-cu11==11.8.89",
+        "nvidia-cudnn-cu11==8.9.6.50",
+        "nvidia-cufft-cu11==10.9.0.58",
+        "nvidia-curand-cu11==10.3.0.86",
+        "nvidia-cusolver-cu11==11.4.1.48",
+        "nvidia-nccl-cu11==2.21.5",
+        "nvidia-nvtx-cu11==11.8.86",
+    ],
+    # The model zoo and detection pipelines that our exports load into.
+    "gluoncv": ["gluoncv==0.10.5.post0"],
+    # What the tests need: the runner, the linter, the peer that `verify` must catch.
+    "dev": ["pytest>=8", "ruff==0.17.6", "gluoncv==0.10.5.post0"],
+    # The other framework that the tests hold our arithmetic against.
+    "oracle": ["torch==2.13.0; python_version >= '3.10'"],
+}
+
+setup(
+    name="gluon_resnetv2",
+    version="0.1.0",
+    description="Identity Mappings in Deep Residual Networks (ResNet v2) for MXNet Gluon",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.9,<3.13",  # numpy 1.x, which MXNet 1.9.1 needs, has no wheel for 3.13
+    packages=find_packages(include=["gluon_resnetv2", "gluon_resnetv2.*"]),
+    install_requires=[
+        "numpy>=1.23,<2",  # MXNet 1.9.1 does not know numpy 2
+        "matplotlib>=3.5",  # learning curves
+        "pillow>=9.1",  # reads the images that `predict` is given
+        "scikit-learn>=1.0",  # brings the handwritten digits, the embedded data set
+        "tqdm>=4.60",  # the progress bar
+    ],
+    extras_require=EXTRAS,
+)
