@@ -1,0 +1,89 @@
+"""The whole network: stem, residual units, head; and how its weights start."""
+
+from __future__ import annotations
+
+from mxnet import initializer
+from mxnet.gluon import HybridBlock, nn
+
+from gluon_resnetv2.layers import BatchNorm, batch_norm, chain, convolution
+from gluon_resnetv2.spec import Spec, named
+from gluon_resnetv2.unit import ResidualUnit
+
+
+class ResNetV2(HybridBlock):
+    """The residual network that `spec` describes.
+
+    Maps images (N, in_channels, H, W) of any size to logits (N, classes). `features` is everything
+    up to the pooled features (N, out_channels), `output` the classifier, as in Gluon's model zoo.
+    Parameter names are those of MXNet's symbolic ResNets: `stage1_unit1_conv1_weight`.
+    """
+
+    def __init__(self, spec: Spec, prefix: str = ""):
+        super().__init__(prefix=prefix)
+        self.spec = spec
+        with self.name_scope():
+            units = [ResidualUnit(unit, spec) for unit in spec.units()]
+            self.features = chain([*self._stem(), *units, *self._head()])
+            self.output = nn.Dense(spec.classes, in_units=spec.out_channels, prefix="fc1_")
+
+    def _stem(self):
+        spec = self.spec
+        if spec.input_bn != "off":
+            yield BatchNorm(
+                spec.in_channels,
+                spec.bn_eps,
+                spec.bn_momentum,
+                scale=False,
+                center=spec.input_bn == "shift",
+                prefix="bn_data_",
+            )
+        for op in spec.stem_ops:
+            yield convolution(spec.stem_conv, spec) if op == "conv0" else self._bn_or_relu(
+                op, spec.channels[0]
+            )
+        if spec.stem_pool:
+            yield nn.MaxPool2D(3, 2, 1, prefix="pool0_")
+
+    def _head(self):
+        for op in self.spec.head_ops:
+            yield self._bn_or_relu(op, self.spec.out_channels)
+        # The mean over the axes, not a pooling: that operator's backward pass is slow in MXNet.
+        yield nn.HybridLambda(lambda F, x: F.mean(x, axis=(2, 3), name="fwd"), prefix="pool1_")
+
+    def _bn_or_relu(self, op, channels):
+        if op.startswith("bn"):
+            return batch_norm(op, channels, self.spec)
+        return nn.Activation("relu", prefix=f"{op}_")
+
+    @property
+    def units(self) -> list[ResidualUnit]:
+        """The residual units, first to last."""
+        return [block for block in self.features if isinstance(block, ResidualUnit)]
+
+    def hybrid_forward(self, F, x):
+        return self.output(self.features(x))
+
+    def initialize(self, init=None, *args, **kwargs):
+        """`Block.initialize`, with `he()` where no initialiser is given."""
+        super().initialize(init or he(), *args, **kwargs)
+
+
+def he(fan: str = "in") -> initializer.Initializer:
+    """Normal weights of variance 2 / fan ("in": He et al., arXiv:1502.01852, as in the paper;
+    "out": the authors' released code). Biases and betas start at 0, gammas at 1."""
+    return initializer.MSRAPrelu(factor_type=fan, slope=0)
+
+
+def get_model(name: str, **switches) -> ResNetV2:
+    """The network called `name`, not yet initialised.
+
+    >>> get_model("preact110", classes=100, shortcut="gate:-6")
+
+    Args:
+        name: as in `spec.named`: "preact110", "resnet50", "plain20".
+        switches: fields of `Spec`; `shortcut` may be text, as in `spec.parse_shortcut`.
+
+    Raises:
+        UserError: the name or a switch means no network.
+    """
+    return ResNetV2(named(name, **switches))

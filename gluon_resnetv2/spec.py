@@ -1,0 +1,517 @@
+"""What a network is, as data. Nothing here imports a framework.
+
+The paper varies two things: the order of operations in a residual unit (`ORDER`, Table 2) and what
+sits on its shortcut (Table 1). A `Spec` names one choice of each, the depth, and the switches in
+which published implementations differ; `Spec.units` spells the choice out unit by unit, which is
+all that building or counting a network needs.
+
+[v1] is He et al., *Deep Residual Learning for Image Recognition* (arXiv:1512.03385), [v2] is
+*Identity Mappings in Deep Residual Networks* (arXiv:1603.05027).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Union
+
+from gluon_resnetv2.errors import UserError
+
+# One weight layer's operations ([v2] Table 2, Fig. 4). `+` marks where the shortcut rejoins, in the
+# unit's last layer only.
+ORDER = {
+    "original": "conv bn + relu",
+    "bn_after_add": "conv + bn relu",
+    "relu_before_add": "conv bn relu +",
+    "relu_preact": "relu conv bn +",
+    "full_preact": "bn relu conv +",
+}
+
+# A unit's weight layers as (kernel, multiple of the stage's channels).
+UNIT = {
+    "single": ((3, 1),),  # the 1-layer skip of [v2] Table 3
+    "basic": ((3, 1), (3, 1)),
+    "bottleneck": ((1, 1), (3, 1), (1, 4)),
+}
+
+
+# -- Shortcuts: h(x) and what weighs F(x) in Eq. (1), [v2] Table 1 and Fig. 2 ----------------------
+
+
+@dataclass(frozen=True)
+class Identity:
+    """h(x) = x (Fig. 2a)."""
+
+    def __str__(self):
+        return "identity"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """`on_shortcut` * x + `on_residual` * F(x) (Fig. 2b). (0, 1) is a plain net, without shortcuts."""
+
+    on_shortcut: float
+    on_residual: float = 1.0
+
+    def __str__(self):
+        return f"scale:{self.on_shortcut:g},{self.on_residual:g}"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """(1 - g(x)) * x + F(x), or g(x) * F(x) where `exclusive` (Fig. 2c, 2d).
+
+    g is the sigmoid of a 1x1 convolution of what the shortcut reads, with as many outputs as the
+    unit and a bias that starts at `bias`; where the unit strides, the gate strides too.
+    """
+
+    bias: float
+    exclusive: bool = False
+
+    def __str__(self):
+        return f"{'exclusive-gate' if self.exclusive else 'gate'}:{self.bias:g}"
+
+
+@dataclass(frozen=True)
+class Conv1x1:
+    """A 1x1 convolution on every shortcut (Fig. 2e; option C of [v1])."""
+
+    def __str__(self):
+        return "conv1x1"
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Dropout of ratio `p` on the shortcut (Fig. 2f), rescaled by 1 / (1 - p) while training."""
+
+    p: float = 0.5
+
+    def __str__(self):
+        return f"dropout:{self.p:g}"
+
+
+Shortcut = Union[Identity, Scale, Gate, Conv1x1, Dropout]
+
+SHORTCUT_HELP = (
+    "identity, plain, scale:A,B (A on the shortcut, B on F), gate:BIAS, exclusive-gate:BIAS, "
+    "conv1x1, dropout:P"
+)
+
+
+def parse_shortcut(text: str) -> Shortcut:
+    """The shortcut that `str` writes as `text`; "plain" is short for "scale:0,1".
+
+    Raises:
+        UserError: `text` is none of `SHORTCUT_HELP`.
+    """
+    kind, _, tail = text.strip().partition(":")
+    makers = {
+        ("identity", 0): Identity,
+        ("plain", 0): lambda: Scale(0.0, 1.0),
+        ("scale", 1): Scale,
+        ("scale", 2): Scale,
+        ("gate", 1): Gate,
+        ("exclusive-gate", 1): lambda bias: Gate(bias, exclusive=True),
+        ("conv1x1", 0): Conv1x1,
+        ("dropout", 0): Dropout,
+        ("dropout", 1): Dropout,
+    }
+    try:
+        numbers = [float(number) for number in tail.split(",")] if tail else []
+        shortcut = makers[kind, len(numbers)](*numbers)
+    except (KeyError, ValueError):
+        raise UserError(f"unknown shortcut '{text}'; choose {SHORTCUT_HELP}") from None
+    if isinstance(shortcut, Dropout) and not 0 <= shortcut.p < 1:
+        raise UserError(f"dropout ratio {shortcut.p:g} is not in [0, 1)")
+    if any(number != number or abs(number) == float("inf") for number in numbers):
+        raise UserError(f"shortcut '{text}' needs finite numbers")
+    return shortcut
+
+
+# -- One unit, spelled out -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A square convolution, padded to keep the map's size but for its stride."""
+
+    name: str
+    in_channels: int
+    out_channels: int
+    kernel: int
+    stride: int = 1
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A residual unit: x -> after(h(s) + F(pre(x))), with s = pre(x) or x.
+
+    Operations are named by kind and weight layer, as in ("bn1", "relu1", "conv1", ...); `pre` comes
+    before the split into two paths or not (`split_after_pre`), `body` is F, `after` acts on the sum.
+    """
+
+    name: str
+    pre: tuple[str, ...]
+    body: tuple[str, ...]
+    after: tuple[str, ...]
+    convs: tuple[Conv, ...]
+    split_after_pre: bool
+    projection: Conv | None  # the 1x1 convolution that widens the shortcut, where there is one
+    projection_bn: bool
+    gate: Conv | None
+
+    @property
+    def in_channels(self) -> int:
+        return self.convs[0].in_channels
+
+    @property
+    def out_channels(self) -> int:
+        return self.convs[-1].out_channels
+
+    @property
+    def stride(self) -> int:
+        return max(conv.stride for conv in self.convs)
+
+    def bn_channels(self, op: str) -> int:
+        """Channels of the map that the batch normalisation `op` of this unit reads."""
+        ops = self.pre + self.body
+        if op not in ops:
+            return self.out_channels
+        convs_before = sum(name.startswith("conv") for name in ops[: ops.index(op)])
+        return self.convs[convs_before - 1].out_channels if convs_before else self.in_channels
+
+
+def unit_ops(order: str, layers: int) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """(pre, body, after) of a unit with `layers` weight layers in `order`.
+
+    >>> unit_ops("full_preact", 2)
+    (('bn1', 'relu1'), ('conv1', 'bn2', 'relu2', 'conv2'), ())
+    """
+    cycle = ORDER[order].split()
+    ops = [f"{op}{i}" for i in range(1, layers + 1) for op in cycle if op != "+" or i == layers]
+    first, join = ops.index("conv1"), ops.index(f"+{layers}")
+    return tuple(ops[:first]), tuple(ops[first:join]), tuple(ops[join + 1 :])
+
+
+# -- The network -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A residual network. Defaults of the switches are the paper's.
+
+    Raises:
+        UserError: a value outside its choices.
+    """
+
+    name: str
+    stem: str  # "cifar": 3x3 convolution; "imagenet": 7x7/2 convolution, 3x3/2 max pooling
+    stages: tuple[int, ...]  # residual units in each stage
+    channels: tuple[int, ...]  # of the stem and of each stage's 3x3 convolutions
+    unit: str = "basic"
+    order: str = "full_preact"
+    shortcut: Shortcut = dataclasses.field(default_factory=Identity)
+    # Where a unit changes shape: "A" subsamples and pads with zero channels, "B" projects; "C"
+    # projects in every unit ([v1] section 3.3, 4.1). The same as B with the shortcut Conv1x1.
+    widening: str = "B"
+    classes: int = 10
+    in_channels: int = 3
+
+    # Switches in which published implementations differ.
+    stride_on: str = "first"  # a bottleneck's stride on its "first" 1x1, or on its "3x3"
+    # The first unit's pre-activation: in the "stem", before the split and the max pooling (the
+    # paper's appendix); in the "unit" like all others; in "both" (MXNet's ImageNet example).
+    first_activation: str = "stem"
+    # Which units split into two paths after their pre-activation: those with a "projection" (the
+    # paper's appendix), all that change shape ("widening"), or "none" (GluonCV's CIFAR nets).
+    split_after_pre: str = "projection"
+    project_first: bool = False  # project in every stage's first unit, even of equal shape
+    # Batch normalisation of the input: "off"; "shift" learns beta alone; "plain" learns nothing.
+    input_bn: str = "off"
+    bn_eps: float = 1e-5
+    bn_momentum: float = 0.9
+
+    def __post_init__(self):
+        choices = {
+            "stem": STEM,
+            "unit": UNIT,
+            "order": ORDER,
+            "widening": ("A", "B", "C"),
+            "stride_on": ("first", "3x3"),
+            "first_activation": ("stem", "unit", "both"),
+            "split_after_pre": ("projection", "widening", "none"),
+            "input_bn": ("off", "shift", "plain"),
+        }
+        for field, allowed in choices.items():
+            if getattr(self, field) not in allowed:
+                raise UserError(
+                    f"{field} '{getattr(self, field)}' is unknown; choose {', '.join(allowed)}"
+                )
+        if len(self.stages) != len(self.channels) or min(self.stages + self.channels) < 1:
+            raise UserError("stages and channels need one positive number for each stage")
+        if self.classes < 1 or self.in_channels < 1:
+            raise UserError("classes and in_channels must be at least 1")
+
+    @property
+    def depth(self) -> int:
+        """Weight layers on the longest path: the units', the stem and the classifier."""
+        return sum(self.stages) * len(UNIT[self.unit]) + 2
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the last unit, which the classifier reads."""
+        return self.units()[-1].out_channels
+
+    @property
+    def stem_conv(self) -> Conv:
+        kernel, stride, _ = STEM[self.stem]
+        return Conv("conv0", self.in_channels, self.channels[0], kernel, stride)
+
+    @property
+    def stem_pool(self) -> bool:
+        """Whether a 3x3 max pooling of stride 2 follows the stem."""
+        return STEM[self.stem][2]
+
+    @property
+    def stem_ops(self) -> tuple[str, ...]:
+        """The order's cycle from its convolution on, then the first unit's pre-activation."""
+        cycle = ORDER[self.order].split()
+        conv = cycle.index("conv")
+        pre = cycle[:conv] if self.first_activation in ("stem", "both") else []
+        return tuple(f"{op}0" for op in cycle[conv:] + pre if op != "+")
+
+    @property
+    def head_ops(self) -> tuple[str, ...]:
+        """The pre-activation once more, after the last unit's addition ([v2] appendix)."""
+        return unit_ops(self.order, 1)[0]
+
+    def units(self) -> list[Unit]:
+        """Every residual unit, first to last."""
+        units, in_channels = [], self.channels[0]
+        for s, (count, width) in enumerate(zip(self.stages, self.channels), 1):
+            for u in range(1, count + 1):
+                stride = 2 if s > 1 and u == 1 else 1
+                units.append(self._unit(s, u, in_channels, width, stride))
+                in_channels = units[-1].out_channels
+        return units
+
+    def _unit(self, stage: int, index: int, in_channels: int, width: int, stride: int) -> Unit:
+        layers = UNIT[self.unit]
+        outs = [width * multiple for _, multiple in layers]
+        strided = 0
+        if self.stride_on == "3x3":
+            strided = [kernel for kernel, _ in layers].index(3)
+        convs = tuple(
+            Conv(f"conv{i + 1}", before, after, kernel, stride if i == strided else 1)
+            for i, ((kernel, _), before, after) in enumerate(zip(layers, [in_channels, *outs], outs))
+        )
+        pre, body, after = unit_ops(self.order, len(layers))
+        changes_shape = stride > 1 or in_channels != outs[-1]
+        projects = self.has_shortcut and (
+            isinstance(self.shortcut, Conv1x1)
+            or self.widening == "C"
+            or (self.widening == "B" and changes_shape)
+            or (self.project_first and index == 1)
+        )
+        first = stage == index == 1
+        if first and self.first_activation == "stem":
+            pre = ()
+        return Unit(
+            name=f"stage{stage}_unit{index}",
+            pre=pre,
+            body=body,
+            after=after,
+            convs=convs,
+            split_after_pre=(self.split_after_pre == "projection" and projects)
+            or (self.split_after_pre == "widening" and changes_shape),
+            projection=Conv("sc", in_channels, outs[-1], 1, stride) if projects else None,
+            # Both summands are normalised or neither is: "BN layers are adopted right after the
+            # weight layers" (caption of [v2] Fig. 2).
+            projection_bn=any(op.startswith("bn") for op in body[body.index(convs[-1].name) :]),
+            gate=Conv("gate", in_channels, outs[-1], 1, stride, bias=True)
+            if isinstance(self.shortcut, Gate)
+            else None,
+        )
+
+    @property
+    def has_shortcut(self) -> bool:
+        """False for a plain net, whose units are F alone."""
+        return not (isinstance(self.shortcut, Scale) and self.shortcut.on_shortcut == 0)
+
+    # -- Counting ----------------------------------------------------------------------------------
+
+    def parameter_count(self) -> int:
+        """Learned numbers: weights, biases, gammas and betas; not the moving statistics."""
+        bn = 2 * self.channels[0] * ("bn0" in self.stem_ops)
+        bn += 2 * self.out_channels * ("bn1" in self.head_ops)
+        bn += self.in_channels * (self.input_bn == "shift")
+        for unit in self.units():
+            ops = unit.pre + unit.body + unit.after
+            bn += sum(2 * unit.bn_channels(op) for op in ops if op.startswith("bn"))
+            bn += 2 * unit.out_channels * (unit.projection is not None and unit.projection_bn)
+        weights = sum(
+            conv.in_channels * conv.out_channels * conv.kernel**2 + conv.out_channels * conv.bias
+            for conv, _ in self._convs(image_size=1)
+        )
+        return bn + weights + (self.out_channels + 1) * self.classes
+
+    def multiply_adds(self, image_size: int) -> int:
+        """Multiply-adds of one square image's forward pass, convolutions and classifier alone
+        ([v1] counts "FLOPs" so).
+
+        Args:
+            image_size: height and width of the image, in pixels.
+        """
+        convs = sum(
+            conv.in_channels * conv.out_channels * conv.kernel**2 * size**2
+            for conv, size in self._convs(image_size)
+        )
+        return convs + self.out_channels * self.classes
+
+    def _convs(self, image_size: int):
+        """Every convolution with the height of the map that it writes."""
+        size = -(-image_size // self.stem_conv.stride)
+        yield self.stem_conv, size
+        if self.stem_pool:
+            size = -(-size // 2)
+        for unit in self.units():
+            for conv in unit.convs:
+                size = -(-size // conv.stride)
+                yield conv, size
+            for conv in (unit.projection, unit.gate):
+                if conv is not None:
+                    yield conv, size
+
+    # -- JSON --------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict:
+        """Plain values that JSON holds; `from_dict` reads them back."""
+        return {**dataclasses.asdict(self), "shortcut": str(self.shortcut)}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Spec:
+        """The Spec that `to_dict` wrote.
+
+        Raises:
+            UserError: a field is missing, unknown or out of range.
+        """
+        try:
+            values = {**values, "shortcut": parse_shortcut(values["shortcut"])}
+            values["stages"] = tuple(int(n) for n in values["stages"])
+            values["channels"] = tuple(int(n) for n in values["channels"])
+            return cls(**values)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"not the description of a network: {error}") from None
+
+
+# -- Named networks --------------------------------------------------------------------------------
+
+# (kernel, stride, max pooling) of the first convolution.
+STEM = {"cifar": (3, 1, False), "imagenet": (7, 2, True)}
+
+# [v1] Table 1, [v2] section 5; 269 is later work by others. Unit, then units in each stage.
+IMAGENET = {
+    18: ("basic", (2, 2, 2, 2)),
+    34: ("basic", (3, 4, 6, 3)),
+    50: ("bottleneck", (3, 4, 6, 3)),
+    101: ("bottleneck", (3, 4, 23, 3)),
+    152: ("bottleneck", (3, 8, 36, 3)),
+    200: ("bottleneck", (3, 24, 36, 3)),
+    269: ("bottleneck", (3, 30, 48, 8)),
+}
+
+# What a name's first word says: the order, and the shortcut.
+FAMILIES = {
+    "preact": ("full_preact", Identity()),
+    "resnet": ("original", Identity()),
+    "plain": ("original", Scale(0.0, 1.0)),
+}
+
+
+def cifar(depth: int, unit: str | None = None, **switches) -> Spec:
+    """A three-stage network for small images, of the given depth ([v1] section 4.2).
+
+    Args:
+        depth: 6n+2 of basic units, 9n+2 of bottlenecks, 3n+2 of single layers.
+        unit: "basic", "bottleneck" or "single". By default bottlenecks where 164 layers or more
+            allow it, else basic units, else bottlenecks.
+        switches: other fields of `Spec`.
+
+    Raises:
+        UserError: no whole number of units gives that depth.
+    """
+    if unit is None:
+        basic, bottleneck = (depth - 2) % 6 == 0, (depth - 2) % 9 == 0
+        unit = "bottleneck" if bottleneck and (depth >= 164 or not basic) else "basic"
+    if unit not in UNIT:
+        raise UserError(f"unit '{unit}' is unknown; choose {', '.join(UNIT)}")
+    units, rest = divmod(depth - 2, 3 * len(UNIT[unit]))
+    if rest or units < 1:
+        raise UserError(
+            f"depth {depth} is impossible: CIFAR networks have 6n+2 layers of basic units (20, 32, "
+            "110), 9n+2 of bottlenecks (164, 1001) or 3n+2 of single layers; ImageNet's have "
+            + ", ".join(map(str, IMAGENET))
+        )
+    defaults = {
+        "name": f"depth{depth}",
+        # [v1]: identity shortcuts in all cases; [v2] appendix: bottlenecks project.
+        "widening": "B" if unit == "bottleneck" else "A",
+    }
+    return Spec(
+        stem="cifar",
+        stages=(units,) * 3,
+        channels=(16, 32, 64),
+        unit=unit,
+        **{**defaults, **switches},
+    )
+
+
+def imagenet(depth: int, **switches) -> Spec:
+    """A four-stage network of the depths in `IMAGENET` ([v1] Table 1).
+
+    Raises:
+        UserError: another depth.
+    """
+    if depth not in IMAGENET:
+        raise UserError(
+            f"depth {depth} is impossible: ImageNet networks have {', '.join(map(str, IMAGENET))}"
+        )
+    unit, stages = IMAGENET[depth]
+    defaults = {"name": f"depth{depth}", "classes": 1000, "unit": unit}
+    return Spec(
+        stem="imagenet",
+        stages=stages,
+        channels=(64, 128, 256, 512),
+        **{**defaults, **switches},
+    )
+
+
+def named(name: str, stem: str | None = None, **switches) -> Spec:
+    """The network called preactN, resnetN (the original order) or plainN (no shortcuts).
+
+    Args:
+        name: family and depth, as in "preact110". A depth of `IMAGENET` means that network, any
+            other a CIFAR network.
+        stem: "cifar" or "imagenet", where the depth alone says something else.
+        switches: other fields of `Spec`, or `shortcut` as text. None means the default.
+
+    Raises:
+        UserError: the name or its depth means no network.
+    """
+    match = re.fullmatch(r"([a-z]+)(\d{1,5})", name)
+    if not match or match[1] not in FAMILIES:
+        raise UserError(
+            f"unknown model '{name}'; names are preactN, resnetN and plainN, with N the depth: "
+            "preact20, resnet110, plain56, preact1001, preact50"
+        )
+    depth = int(match[2])
+    order, shortcut = FAMILIES[match[1]]
+    switches = {key: value for key, value in switches.items() if value is not None}
+    if isinstance(switches.get("shortcut"), str):
+        switches["shortcut"] = parse_shortcut(switches["shortcut"])
+    if stem not in (None, *STEM):
+        raise UserError(f"stem '{stem}' is unknown; choose {', '.join(STEM)}")
+    build = imagenet if stem == "imagenet" or (stem is None and depth in IMAGENET) else cifar
+    return build(depth, **{"name": name, "order": order, "shortcut": shortcut, **switches})

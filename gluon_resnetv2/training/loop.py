@@ -1,0 +1,129 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import mxnet as mx
+from mxnet import autograd, gluon
+from tqdm import tqdm
+
+from gluon_resnetv2.data import Dataset, batches, num_batches, prefetch
+from gluon_resnetv2.training.curves import draw_curves
+from gluon_resnetv2.training.devices import average_statistics, split
+from gluon_resnetv2.training.evaluate import Meter, evaluate
+from gluon_resnetv2.training.recipe import Recipe
+from gluon_resnetv2.training.run import Run, check_finite
+
+# How many steps Python may be ahead of the devices: enough to keep them busy, and few enough that
+# the queued batches do not fill the memory.
+STEPS_AHEAD = 2
+
+
+def make_trainer(net: gluon.Block, recipe: Recipe) -> gluon.Trainer:
+    """SGD with momentum; gradients are summed over the devices by the recipe's kvstore."""
+    return gluon.Trainer(
+        net.collect_params(),
+        "sgd",
+        {"learning_rate": recipe.lr, "momentum": recipe.mom, "wd": recipe.wd},
+        kvstore=recipe.kv_store,
+    )
+
+
+def train_step(net, trainer, images, labels):
+    """One update on `images` and `labels`, a list entry per device; returns losses and outputs.
+
+    Nothing here waits for the devices. The gradient is the mean over the whole batch however it is
+    split.
+    """
+    loss_of = gluon.loss.SoftmaxCrossEntropyLoss()
+    with autograd.record():
+        outputs = [net(part) for part in images]
+        losses = [loss_of(output, label) for output, label in zip(outputs, labels)]
+    autograd.backward(losses)
+    trainer.step(sum(len(part) for part in images))
+    return losses, outputs
+
+
+def fit(
+    net: gluon.HybridBlock,
+    dataset: Dataset,
+    recipe: Recipe,
+    devices: Sequence[mx.Context],
+    run: Run,
+    state: dict,
+) -> dict:
+    """Trains `net`, already initialised on `devices`; returns the last epoch's record.
+
+    Every epoch ends with an evaluation, a line in metrics.jsonl, fresh curves and a checkpoint
+    that holds `state` besides.
+
+    Raises:
+        UserError: the loss is no longer finite.
+        OSError: the run's folder can't be written to.
+    """
+    trainer = make_trainer(net, recipe)
+    steps = num_batches(len(dataset.train.labels), recipe.batch_size, len(devices))
+    lr_at, step = recipe.schedule(steps), 0
+    for epoch in range(recipe.num_epochs):
+        meter, pending, started = Meter(), deque(), time.perf_counter()
+        epoch_batches = prefetch(
+            batches(
+                dataset,
+                recipe.batch_size,
+                train=True,
+                seed=recipe.seed,
+                epoch=epoch,
+                devices=len(devices),
+            )
+        )
+        progress = tqdm(
+            epoch_batches,
+            f"epoch {epoch + 1}/{recipe.num_epochs}",
+            total=steps,
+            unit="step",
+            leave=False,
+            disable=not sys.stderr.isatty(),
+        )
+        for images, labels in progress:
+            trainer.set_learning_rate(lr_at(step))
+            labels = split(labels, devices)
+            losses, outputs = train_step(net, trainer, split(images, devices, recipe.dtype), labels)
+            meter.add(losses, outputs, labels)
+            pending.append(losses[0])
+            if len(pending) > STEPS_AHEAD:
+                loss = pending.popleft().mean().asscalar()
+                check_finite(loss, step - STEPS_AHEAD, lr_at(step - STEPS_AHEAD))
+                speed = meter.count / (time.perf_counter() - started)
+                progress.set_postfix_str(f"loss {loss:.3f}, {speed:.0f} images/s", refresh=False)
+            step += 1
+        trained = meter.read()
+        check_finite(trained["loss"], step - 1, lr_at(step - 1))
+        seconds = time.perf_counter() - started
+        average_statistics(net)
+        tested = evaluate(net, batches(dataset, recipe.batch_size), devices, recipe.dtype)
+        record = {
+            "epoch": epoch + 1,
+            "step": step,
+            "lr": lr_at(step - 1),
+            "train_loss": trained["loss"],
+            "train_error": trained["error"],
+            "test_loss": tested["loss"],
+            "test_error": tested["error"],
+            "images_per_second": meter.count / seconds,
+            "seconds": time.perf_counter() - started,
+        }
+        run.log(**record)
+        run.checkpoint(net, step, epoch=epoch + 1, metrics=record, **state)
+        draw_curves(run.folder)
+        print(
+            f"epoch {epoch + 1:3d}/{recipe.num_epochs}  lr {record['lr']:<7.4g} "
+            f"train loss {trained['loss']:.4f}  error {trained['error']:5.2f} %   "
+            f"test loss {tested['loss']:.4f}  error {tested['error']:5.2f} %   "
+            f"{record['images_per_second']:.0f} images/s",
+            flush=True,
+        )
+    return record

@@ -1,0 +1,159 @@
+"""Everything that defines a run, as one value: what `recipe.json` holds and the options set."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from gluon_resnetv2.data import NAMES
+from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.spec import FAMILIES, ORDER, SHORTCUT_HELP, STEM, UNIT, Spec, named
+from gluon_resnetv2.training.schedule import StepSchedule
+
+
+def _numbers(kind):
+    def parse(text: str) -> tuple:
+        return tuple(kind(number) for number in text.split(",") if number.strip())
+
+    parse.__name__ = f"comma-separated {kind.__name__}"  # argparse names it in its message
+    return parse
+
+
+def _option(default, help, *, type=None, choices=None, flag=False):
+    details = {"help": help, "type": type, "choices": choices, "flag": flag}
+    return dataclasses.field(default=default, metadata=details)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A run's definition. Defaults are the paper's CIFAR recipe (appendix).
+
+    Raises:
+        UserError: a value is out of range, or two exclude each other.
+    """
+
+    # The network
+    model: str = _option("preact110", f"{', '.join(f'{f}N' for f in FAMILIES)}, N the depth")
+    order: str = _option(None, "operations in a unit; default: the model's", choices=tuple(ORDER))
+    shortcut: str = _option(None, f"{SHORTCUT_HELP}; default: the model's")
+    unit: str = _option(None, "unit of a CIFAR network; default: by depth", choices=tuple(UNIT))
+    stem: str = _option(None, "network for such images; default: by depth", choices=tuple(STEM))
+    widening: str = _option(
+        None, "A: zero padding, B: projection, C: projection everywhere", choices=("A", "B", "C")
+    )
+    stride_on: str = _option(None, "a bottleneck's stride", choices=("first", "3x3"))
+    input_bn: str = _option(
+        None, "batch normalisation of the input", choices=("off", "shift", "plain")
+    )
+    init: str = _option("in", "He initialisation by fan in or fan out", choices=("in", "out"))
+    # The data
+    dataset: str = _option("cifar10", "images to train on", choices=NAMES)
+    data_dir: str = _option(None, "folder of the data set; default: the user's cache")
+    image_size: int = _option(None, "height and width in pixels; default: the data set's")
+    coarse: bool = _option(False, "CIFAR-100's 20 coarse classes instead of 100", flag=True)
+    # Optimisation
+    batch_size: int = _option(128, "images per step, over all devices")
+    num_epochs: int = _option(164, "passes over the training images")
+    lr: float = _option(0.1, "learning rate")
+    lr_step_epochs: tuple = _option(
+        (82.0, 123.0), "epochs at which the learning rate is reduced", type=_numbers(float)
+    )
+    lr_factor: float = _option(0.1, "what it is multiplied by there")
+    warmup_lr: float = _option(0.01, "learning rate of the warm-up")
+    warmup_steps: int = _option(400, "steps of the warm-up")
+    mom: float = _option(0.9, "momentum")
+    wd: float = _option(1e-4, "weight decay, on every parameter")
+    dtype: str = _option("float32", "precision", choices=("float32", "float64"))
+    seed: int = _option(0, "of the weights, the order of the images and their augmentation")
+    # Where
+    gpus: tuple = _option(None, "GPUs to train on, as in 0,1,2,3", type=_numbers(int))
+    cpus: int = _option(1, "without --gpus: how many devices to simulate on the CPU")
+    kv_store: str = _option(
+        "device", "how devices exchange gradients", choices=("local", "device", "nccl")
+    )
+    output: str = _option(None, "the run's folder; default: a new one in runs/")
+
+    def __post_init__(self):
+        for name in ("batch_size", "num_epochs", "cpus"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{_flag(name)} must be at least 1, not {getattr(self, name)}")
+        for name in ("lr", "lr_factor", "warmup_lr", "warmup_steps", "mom", "wd", "seed"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"--{_flag(name)} must not be negative: {getattr(self, name)}")
+        if self.gpus is not None and (
+            not self.gpus or len(set(self.gpus)) < len(self.gpus) or min(self.gpus) < 0
+        ):
+            raise UserError("--gpus needs numbers that differ, as in 0,1,2,3")
+        if self.gpus and self.cpus > 1:
+            raise UserError("--gpus and --cpus exclude each other")
+        if self.kv_store == "nccl" and not self.gpus:
+            raise UserError("--kv-store nccl needs --gpus; CPUs use 'device' or 'local'")
+        if self.batch_size < self.devices:
+            raise UserError(
+                f"--batch-size {self.batch_size} is smaller than the number of devices, "
+                f"{self.devices}; every device needs an image"
+            )
+
+    @property
+    def devices(self) -> int:
+        return len(self.gpus) if self.gpus else self.cpus
+
+    def spec(self, classes: int) -> Spec:
+        """The network for so many classes.
+
+        Raises:
+            UserError: no such network.
+        """
+        switches = ("order", "shortcut", "unit", "stem", "widening", "stride_on", "input_bn")
+        return named(
+            self.model, classes=classes, **{name: getattr(self, name) for name in switches}
+        )
+
+    def schedule(self, steps_per_epoch: int) -> StepSchedule:
+        """The learning rate by step."""
+        return StepSchedule(
+            self.lr,
+            tuple(round(epoch * steps_per_epoch) for epoch in self.lr_step_epochs),
+            self.lr_factor,
+            self.warmup_lr,
+            self.warmup_steps,
+        )
+
+    def folder(self) -> Path:
+        """The run's folder: `output`, or a name in runs/ that is not taken yet.
+
+        Raises:
+            UserError: `output` exists and is not an empty folder.
+        """
+        if self.output:
+            folder = Path(self.output)
+            if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+                raise UserError(f"--output {folder} exists already; name a new folder")
+            return folder
+        name = f"runs/{self.dataset}-{self.model}"
+        taken = 1
+        while Path(name if taken == 1 else f"{name}-{taken}").exists():
+            taken += 1
+        return Path(name if taken == 1 else f"{name}-{taken}")
+
+
+def add_options(parser: argparse.ArgumentParser, **defaults) -> None:
+    """An option for every field of `Recipe`; `defaults` replaces some of its defaults."""
+    for field in dataclasses.fields(Recipe):
+        details = dict(field.metadata)
+        if details.pop("flag"):
+            parser.add_argument(f"--{_flag(field.name)}", action="store_true", help=details["help"])
+            continue
+        default = defaults.get(field.name, field.default)
+        if default is None:  # the help text says what that means
+            default = argparse.SUPPRESS
+        elif isinstance(default, tuple):
+            default = ",".join(f"{number:g}" for number in default)
+        details["type"] = details["type"] or {"int": int, "float": float}.get(field.type, str)
+        parser.add_argument(f"--{_flag(field.name)}", default=default, **details)
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")

@@ -1,0 +1,71 @@
+"""The residual unit: y = h(x) + F(x), Eq. (1), (2) and (9) of the paper, in every variant of it."""
+
+from __future__ import annotations
+
+from mxnet.gluon import HybridBlock, nn
+
+from gluon_resnetv2.layers import PadChannels, batch_norm, chain, convolution
+from gluon_resnetv2.spec import Dropout, Gate, Scale, Spec, Unit
+
+
+class ResidualUnit(HybridBlock):
+    """One residual unit, as `unit` spells it out.
+
+    Reads (N, in_channels, H, W), writes (N, out_channels, ceil(H / stride), ceil(W / stride)).
+    """
+
+    def __init__(self, unit: Unit, spec: Spec):
+        super().__init__(prefix=f"{unit.name}_")
+        self.unit = unit
+        self._kind = spec.shortcut
+        with self.name_scope():
+            blocks = {conv.name: convolution(conv, spec) for conv in unit.convs}
+            for op in unit.pre + unit.body + unit.after:
+                if op.startswith("bn"):
+                    blocks[op] = batch_norm(op, unit.bn_channels(op), spec)
+                elif op.startswith("relu"):
+                    blocks[op] = nn.Activation("relu", prefix=f"{op}_")
+            self.pre = chain([blocks[op] for op in unit.pre])
+            self.body = chain([blocks[op] for op in unit.body])
+            self.after = chain([blocks[op] for op in unit.after])
+            self.widen = chain(self._widening(spec))
+            if unit.gate:
+                self.gate = convolution(unit.gate, spec)
+            if isinstance(self._kind, Dropout):
+                self.dropout = nn.Dropout(self._kind.p, prefix="dropout_")
+
+    def _widening(self, spec):
+        """What fits the shortcut to the shape of F(x): nothing where it fits already."""
+        unit = self.unit
+        if unit.projection:
+            blocks = [convolution(unit.projection, spec)]
+            if unit.projection_bn:
+                blocks.append(batch_norm("scbn", unit.out_channels, spec))
+            return blocks
+        if unit.stride > 1 or unit.in_channels != unit.out_channels:
+            return [PadChannels(unit.in_channels, unit.out_channels, unit.stride, prefix="pad_")]
+        return []
+
+    def hybrid_forward(self, F, x):
+        activated = self.pre(x)
+        residual = self.body(activated)
+        split = activated if self.unit.split_after_pre else x
+        return self.after(self._join(F, residual, split))
+
+    def _join(self, F, residual, split):
+        """h(split) + residual, each weighed as Table 1 says."""
+        kind = self._kind
+        if isinstance(kind, Scale):
+            residual = residual if kind.on_residual == 1 else residual * kind.on_residual
+            if kind.on_shortcut == 0:
+                return residual
+            return residual + self.widen(split) * kind.on_shortcut
+        shortcut = self.widen(split)
+        if isinstance(kind, Gate):
+            gate = F.sigmoid(self.gate(split))
+            shortcut = shortcut * (1 - gate)
+            residual = residual * gate if kind.exclusive else residual
+        elif isinstance(kind, Dropout):
+            shortcut = self.dropout(shortcut)
+        # The convolution's output comes first: MXNet 1.9.1 cannot fuse the sum the other way round.
+        return residual + shortcut

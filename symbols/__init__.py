@@ -1,0 +1,1 @@
+"""Symbolic networks by MXNet's convention: `import_module('symbols.' + network).get_symbol(...)`."""
