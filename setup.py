@@ -1,4 +1,6 @@
-"""Packaging. `pip install .[cpu]` or `pip install .[cu112]`, never both: they own the same folder."""
+"""Packaging. `pip install .[cpu]` or `.[cu112]`, never both: they own the same folder."""
+
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
@@ -31,14 +33,14 @@ setup(
     name="gluon_resnetv2",
     version="0.1.0",
     description="Identity Mappings in Deep Residual Networks (ResNet v2) for MXNet Gluon",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.9,<3.13",  # numpy 1.x, which MXNet 1.9.1 needs, has no wheel for 3.13
     packages=find_packages(include=["gluon_resnetv2", "gluon_resnetv2.*"]),
     install_requires=[
         "numpy>=1.23,<2",  # MXNet 1.9.1 does not know numpy 2
-        "matplotlib>=3.5",  # learning curves
+        "matplotlib>=3.6",  # learning curves
         "pillow>=9.1",  # reads the images that `predict` is given
         "scikit-learn>=1.0",  # brings the handwritten digits, the embedded data set
         "tqdm>=4.60",  # the progress bar

@@ -10,11 +10,18 @@ from collections.abc import Callable
 from gluon_resnetv2.errors import UserError
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows each option's default where there is one to show."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that takes no abbreviation and answers a mistake with one line."""
 
     def __init__(self, *args, **kwargs):
-        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        kwargs.setdefault("formatter_class", Help)
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def parse_args(self, args=None, namespace=None):

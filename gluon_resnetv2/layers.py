@@ -79,3 +79,8 @@ def chain(ops: list[HybridBlock]) -> nn.HybridSequential:
     sequence = nn.HybridSequential(prefix="")
     sequence.add(*ops)
     return sequence
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a parameter is a moving statistic: an auxiliary state, in symbolic terms."""
+    return name.endswith(("_moving_mean", "_moving_var"))

@@ -38,8 +38,10 @@ class ResNetV2(HybridBlock):
                 prefix="bn_data_",
             )
         for op in spec.stem_ops:
-            yield convolution(spec.stem_conv, spec) if op == "conv0" else self._bn_or_relu(
-                op, spec.channels[0]
+            yield (
+                convolution(spec.stem_conv, spec)
+                if op == "conv0"
+                else self._bn_or_relu(op, spec.channels[0])
             )
         if spec.stem_pool:
             yield nn.MaxPool2D(3, 2, 1, prefix="pool0_")

@@ -49,7 +49,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Scale:
-    """`on_shortcut` * x + `on_residual` * F(x) (Fig. 2b). (0, 1) is a plain net, without shortcuts."""
+    """`on_shortcut` * x + `on_residual` * F(x) (Fig. 2b). (0, 1) is a plain net."""
 
     on_shortcut: float
     on_residual: float = 1.0
@@ -148,8 +148,9 @@ class Conv:
 class Unit:
     """A residual unit: x -> after(h(s) + F(pre(x))), with s = pre(x) or x.
 
-    Operations are named by kind and weight layer, as in ("bn1", "relu1", "conv1", ...); `pre` comes
-    before the split into two paths or not (`split_after_pre`), `body` is F, `after` acts on the sum.
+    Operations are named by kind and weight layer, as in ("bn1", "relu1", "conv1", ...). `pre` comes
+    before the split into two paths or not (`split_after_pre`), `body` is the rest of F, `after`
+    acts on the sum.
     """
 
     name: str
@@ -305,7 +306,9 @@ class Spec:
             strided = [kernel for kernel, _ in layers].index(3)
         convs = tuple(
             Conv(f"conv{i + 1}", before, after, kernel, stride if i == strided else 1)
-            for i, ((kernel, _), before, after) in enumerate(zip(layers, [in_channels, *outs], outs))
+            for i, ((kernel, _), before, after) in enumerate(
+                zip(layers, [in_channels, *outs], outs)
+            )
         )
         pre, body, after = unit_ops(self.order, len(layers))
         changes_shape = stride > 1 or in_channels != outs[-1]

@@ -1,1 +1,1 @@
-"""Symbolic networks by MXNet's convention: `import_module('symbols.' + network).get_symbol(...)`."""
+"""Symbolic networks, found as MXNet's example does: `import_module("symbols." + network)`."""

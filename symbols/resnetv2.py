@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 
-import gluon_resnetv2  # isort: skip  # prepares the runtime before MXNet loads
+import gluon_resnetv2  # noqa: F401, I001  # prepares the runtime before MXNet loads
 import mxnet as mx
 
 from gluon_resnetv2 import spec as specs

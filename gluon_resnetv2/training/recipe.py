@@ -147,9 +147,7 @@ def add_options(parser: argparse.ArgumentParser, **defaults) -> None:
             parser.add_argument(f"--{_flag(field.name)}", action="store_true", help=details["help"])
             continue
         default = defaults.get(field.name, field.default)
-        if default is None:  # the help text says what that means
-            default = argparse.SUPPRESS
-        elif isinstance(default, tuple):
+        if isinstance(default, tuple):
             default = ",".join(f"{number:g}" for number in default)
         details["type"] = details["type"] or {"int": int, "float": float}.get(field.type, str)
         parser.add_argument(f"--{_flag(field.name)}", default=default, **details)

@@ -1,0 +1,121 @@
+"""Fetching a file over a network that may break off."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import sys
+from collections.abc import Iterator
+from http import HTTPStatus
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from tqdm import tqdm
+
+from gluon_resnetv2.errors import UserError
+
+BLOCK = 1 << 16  # bytes
+TIMEOUT = 30  # seconds of silence
+
+
+def md5(path: Path) -> str:
+    """The file's MD5 in hexadecimal: it tells damage, not forgery."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(BLOCK), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def download(url: str, path: Path, checksum: str) -> None:
+    """Downloads `url` to `path`: whole and with the MD5 `checksum`, or not at all.
+
+    Until then the bytes are in `path` with ".part" appended. They stay there after a break, and
+    the next call asks for the rest only. A second process waits for the first.
+
+    Raises:
+        UserError: no connection, a wrong checksum, or a folder that is read-only or full.
+    """
+    part = path.with_name(f"{path.name}.part")
+    print(f"downloading {url} to {path}", file=sys.stderr)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(part):
+            if not path.exists():
+                _complete(part, url, checksum)
+                os.replace(part, path)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or part} can't be written: {error.strerror}; "
+            "name another folder with --data-dir"
+        ) from None
+
+
+@contextlib.contextmanager
+def _locked(part: Path) -> Iterator[None]:
+    """Keeps other processes away from `part`, which is not left behind empty."""
+    with open(part, "ab") as file:
+        with contextlib.suppress(OSError):  # not every file system has locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            if os.fstat(file.fileno()).st_size == 0:
+                part.unlink(missing_ok=True)
+
+
+def _complete(part: Path, url: str, checksum: str) -> None:
+    """Asks for the rest of `part` for as long as that makes it grow, until its MD5 is right."""
+    while (found := md5(part)) != checksum:
+        size, problem = part.stat().st_size, None
+        try:
+            _append(part, url)
+        except _BrokenOff as error:
+            problem = error
+        if part.stat().st_size > size:
+            continue
+        if problem:
+            raise UserError(
+                f"{url} can't be downloaded ({problem}); try again, or put {url.split('/')[-1]} "
+                f"into {part.parent} by hand, or name the folder that has it with --data-dir"
+            )
+        part.unlink()  # the server has nothing to add, so that this can't come right
+        raise UserError(f"{url} came with MD5 {found} instead of {checksum}; try again")
+
+
+def _append(part: Path, url: str) -> None:
+    """Writes what the server has beyond the end of `part`, once.
+
+    Raises:
+        _BrokenOff: the connection failed; what came before is written.
+        OSError: `part` can't be written.
+    """
+    size = part.stat().st_size
+    request = Request(url, headers={"Range": f"bytes={size}-"} if size else {})
+    try:
+        with _network():
+            response = urlopen(request, timeout=TIMEOUT)
+    except _PastTheEnd:
+        return
+    resumed = response.status == HTTPStatus.PARTIAL_CONTENT
+    length = response.headers["Content-Length"]
+    done = size if resumed else 0
+    with response, open(part, "ab" if resumed else "wb") as file, tqdm(
+        total=int(length) + done if length else None,
+        initial=done,
+        unit="B",
+        unit_scale=True,
+        leave=False,
+        disable=not sys.stderr.isatty(),
+    ) as progress:
+        while True:
+            with _network():
+                block = response.read(BLOCK)
+            if not block:
+                return
+            file.write(block)
+            progress.update(len(block))

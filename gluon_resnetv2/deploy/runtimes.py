@@ -1,0 +1,112 @@
+"""Every way in which MXNet runs an exported pair. `verify` calls each in a process of its own:
+
+python -m gluon_resnetv2.deploy.runtimes WAY < JOBS
+
+where JOBS is a JSON list of {"symbol", "params", "images", "logits"}: paths, the last written.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+
+import mxnet as mx
+import numpy as np
+
+
+def symbol_block(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
+    """Gluon's SymbolBlock, hybridized with static memory."""
+    block = _imported(symbol, params)
+    block.hybridize(static_alloc=True, static_shape=True)
+    return block(mx.nd.array(images)).asnumpy()
+
+
+def fused_symbol_block(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
+    """Gluon's SymbolBlock, optimised for oneDNN ("MKLDNN")."""
+    block = _imported(symbol, params)
+    return block.optimize_for(mx.nd.array(images), backend="MKLDNN").asnumpy()
+
+
+def _imported(symbol, params):
+    # As SymbolBlock.imports, which cannot hand on labels and warns of what an input is.
+    loaded = mx.sym.load(symbol)
+    inputs = [mx.sym.var(name) for name in _inputs(loaded, params)]
+    block = mx.gluon.SymbolBlock(loaded, inputs)
+    block.collect_params().load(params, ctx=mx.cpu())
+    return block
+
+
+def module(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
+    """The Module interface, bound for inference."""
+    loaded, values = mx.sym.load(symbol), mx.nd.load(params)
+    (data,) = _inputs(loaded, params)
+    bound = mx.mod.Module(loaded, data_names=[data], label_names=None)
+    bound.bind([(data, images.shape)], for_training=False)
+    bound.set_params(_part(values, "arg"), _part(values, "aux"))
+    bound.forward(mx.io.DataBatch([mx.nd.array(images)]), is_train=False)
+    return bound.get_outputs()[0].asnumpy()
+
+
+def simple_bind(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
+    """The executor beneath Module."""
+    loaded, values = mx.sym.load(symbol), mx.nd.load(params)
+    (data,) = _inputs(loaded, params)
+    executor = loaded.simple_bind(mx.cpu(), grad_req="null", **{data: images.shape})
+    executor.copy_params_from(_part(values, "arg"), _part(values, "aux"))
+    return executor.forward(is_train=False, **{data: mx.nd.array(images)})[0].asnumpy()
+
+
+def c_predict(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
+    """The C predict API (`c_predict_api.h`), which native programs serve with."""
+    from mxnet.base import _LIB, check_call
+
+    (data,) = _inputs(mx.sym.load(symbol), params)
+    with open(symbol, "rb") as graph, open(params, "rb") as weights:
+        graph, weights = graph.read(), weights.read()
+    handle, keys = ctypes.c_void_p(), (ctypes.c_char_p * 1)(data.encode())
+    ends = (ctypes.c_uint * 2)(0, images.ndim)
+    shape = (ctypes.c_uint * images.ndim)(*images.shape)
+    check_call(
+        _LIB.MXPredCreate(
+            graph, weights, len(weights), 1, 0, 1, keys, ends, shape, ctypes.byref(handle)
+        )
+    )
+    try:
+        floats = ctypes.POINTER(ctypes.c_float)
+        images = np.ascontiguousarray(images, "float32")
+        check_call(_LIB.MXPredSetInput(handle, keys[0], images.ctypes.data_as(floats), images.size))
+        check_call(_LIB.MXPredForward(handle))
+        dims, ndim = ctypes.POINTER(ctypes.c_uint)(), ctypes.c_uint()
+        check_call(_LIB.MXPredGetOutputShape(handle, 0, ctypes.byref(dims), ctypes.byref(ndim)))
+        logits = np.empty(dims[: ndim.value], "float32")
+        check_call(_LIB.MXPredGetOutput(handle, 0, logits.ctypes.data_as(floats), logits.size))
+        return logits
+    finally:
+        _LIB.MXPredFree(handle)
+
+
+def _inputs(symbol, params):
+    """What the symbol reads that the parameters do not give: the images."""
+    given = {name.partition(":")[2] for name in mx.nd.load(params)}
+    return [name for name in symbol.list_inputs() if name not in given]
+
+
+def _part(values, kind):
+    return {
+        name.partition(":")[2]: value for name, value in values.items() if name.startswith(kind)
+    }
+
+
+WAYS = {
+    "SymbolBlock": symbol_block,
+    "SymbolBlock.optimize_for": fused_symbol_block,
+    "Module": module,
+    "simple_bind": simple_bind,
+    "C predict API": c_predict,
+}
+
+if __name__ == "__main__":
+    run = WAYS[sys.argv[1]]
+    for job in json.load(sys.stdin):
+        np.save(job["logits"], run(job["symbol"], job["params"], np.load(job["images"])))

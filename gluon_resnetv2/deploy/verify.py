@@ -1,0 +1,229 @@
+"""Is what is served what was trained? Runs a pair in every way MXNet has, and compares."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mxnet as mx
+import numpy as np
+
+from gluon_resnetv2.deploy.artifact import Artifact, load_parameters, reference_images
+from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.files import write_json
+from gluon_resnetv2.net import ResNetV2
+from gluon_resnetv2.spec import Spec
+
+TOLERANCE = 1e-5  # largest difference over largest logit, float32
+# The logits recorded at export come from another machine's kernels, perhaps.
+RECORDED_TOLERANCE = 1e-4
+PLAIN = "NONE"  # MXNET_SUBGRAPH_BACKEND without fusion
+# Module, simple_bind and the C API fuse by MXNET_SUBGRAPH_BACKEND, which is MKLDNN by default.
+# Gluon fuses only where it is asked to.
+RUNTIMES = [
+    ("SymbolBlock", None),
+    ("SymbolBlock.optimize_for", None),
+    ("Module", None),
+    ("Module", PLAIN),
+    ("simple_bind", None),
+    ("simple_bind", PLAIN),
+    ("C predict API", None),
+    ("C predict API", PLAIN),
+]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: `difference` is relative to the largest reference logit."""
+
+    runtime: str
+    difference: float | None  # None: it gave no answer
+    tolerance: float
+    failure: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.difference is not None and self.difference <= self.tolerance
+
+    def __str__(self):
+        if self.difference is None:
+            return f"FAILED  {self.runtime:<34} {self.failure}"
+        verdict = "ok    " if self.passed else "FAILED"
+        return f"{verdict}  {self.runtime:<34} largest relative difference {self.difference:.1e}"
+
+
+def verify(artifacts: Sequence[Artifact], shape: tuple | None = None) -> list[list[Check]]:
+    """Compares each artifact in every runtime with its training graph.
+
+    The training graph is the network that the manifest's spec describes, run operator by operator
+    with the exported parameters; for a pair without a manifest, the pair itself, run by simple_bind
+    without fusion. Each runtime has a process of its own, which all artifacts share.
+
+    Args:
+        shape: (channels, height, width) for artifacts without a manifest; by default the first of
+            32, 224 and 299 pixels that fits.
+
+    Returns:
+        A list of checks for each artifact.
+
+    Raises:
+        UserError: a pair can't be read, or takes no image.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = []
+        for index, artifact in enumerate(artifacts):
+            images = Path(folder) / f"images{index}.npy"
+            image_shape = artifact.input_shape if artifact.manifest else _shape(artifact, shape)
+            np.save(images, reference_images(image_shape))
+            jobs.append(
+                {
+                    "symbol": str(artifact.symbol),
+                    "params": str(artifact.params),
+                    "images": str(images),
+                }
+            )
+        answers = {
+            runtime: _run(runtime, jobs, Path(folder) / str(index))
+            for index, runtime in enumerate(RUNTIMES)
+        }
+    results = []
+    for index, artifact in enumerate(artifacts):
+        checks = []
+        if artifact.manifest:
+            reference = _training_graph(artifact)
+            recorded = np.asarray(artifact.manifest["reference"]["logits"], "float32")
+            checks.append(
+                _compare("logits recorded at export", recorded, reference, RECORDED_TOLERANCE)
+            )
+        else:
+            reference, failure = answers["simple_bind", PLAIN][index]
+            if reference is None:
+                raise UserError(f"{artifact.symbol} does not run: {failure}")
+        for (way, backend), answer in answers.items():
+            name = f"{way}, no fusion" if backend else way
+            logits, failure = answer[index]
+            if logits is None:
+                checks.append(Check(name, None, TOLERANCE, failure))
+            else:
+                checks.append(_compare(name, logits, reference, TOLERANCE))
+        results.append(checks)
+    return results
+
+
+def record(artifact: Artifact, checks: Sequence[Check]) -> None:
+    """Writes the checks into the artifact's manifest.
+
+    Raises:
+        OSError: the manifest can't be written; it is then as it was.
+    """
+    entries = [
+        {
+            "runtime": c.runtime,
+            "difference": c.difference,
+            "tolerance": c.tolerance,
+            "passed": c.passed,
+        }
+        for c in checks
+    ]
+    write_json(artifact.folder / "manifest.json", {**artifact.manifest, "verification": entries})
+
+
+def report(artifact: Artifact, shape: tuple | None = None) -> bool:
+    """Verifies, prints what came of it, records it in the manifest; returns whether all passed.
+
+    Raises:
+        UserError, OSError: as `verify` and `record`.
+    """
+    (checks,) = verify([artifact], shape)
+    print(
+        f"{artifact.symbol} against the training graph:"
+        if artifact.manifest
+        else f"{artifact.symbol} against itself without fusion:"
+    )
+    for check in checks:
+        print(f"  {check}")
+    if artifact.manifest:
+        record(artifact, checks)
+    if all(check.passed for check in checks):
+        print(f"verified: every runtime gives the same logits, to {TOLERANCE:.0e}")
+        return True
+    print(f"NOT verified: {explain(artifact) or 'do not serve it in a runtime that failed'}")
+    return False
+
+
+def explain(artifact: Artifact) -> str:
+    """Why MXNet's fusing backend computes this pair wrongly, or "" where no reason is known."""
+    graph = json.loads(artifact.symbol.read_text(encoding="utf-8"))
+    nodes, readers = graph["nodes"], {}
+    for node in nodes:
+        for source, *_ in node["inputs"]:
+            readers.setdefault(source, []).append(node)
+    for index, node in enumerate(nodes):
+        reads = readers.get(index, [])
+        others = [reader["name"] for reader in reads if reader["op"] != "BatchNorm"]
+        norms = [reader["name"] for reader in reads if reader["op"] == "BatchNorm"]
+        if node["op"] == "Convolution" and norms and len(reads) > 1:
+            return (
+                f"MXNet's MKLDNN backend folds {norms[0]} into the convolution {node['name']} "
+                f"although {' and '.join(others) or norms[1]} reads its output too; only without "
+                "fusion (MXNET_SUBGRAPH_BACKEND=NONE, or SymbolBlock) is this pair computed right"
+            )
+    return ""
+
+
+def _training_graph(artifact: Artifact) -> np.ndarray:
+    net = ResNetV2(Spec.from_dict(artifact.manifest["spec"]))
+    load_parameters(net, artifact.params)
+    return net(mx.nd.array(reference_images(artifact.input_shape))).asnumpy()
+
+
+def _compare(name, logits, reference, tolerance):
+    if logits.shape != reference.shape:
+        return Check(name, None, tolerance, f"gave {logits.shape}, not {reference.shape}")
+    difference = np.abs(logits - reference).max() / max(np.abs(reference).max(), 1e-30)
+    if not np.isfinite(difference):
+        return Check(name, None, tolerance, "gave a logit that is not finite")
+    return Check(name, float(difference), tolerance)
+
+
+def _run(runtime, jobs, folder):
+    """[(logits, None) or (None, failure)] of each job, from a process of its own."""
+    way, backend = runtime
+    environment = {k: v for k, v in os.environ.items() if k != "MXNET_SUBGRAPH_BACKEND"}
+    if backend:
+        environment["MXNET_SUBGRAPH_BACKEND"] = backend
+    folder.mkdir()
+    paths = [folder / f"{index}.npy" for index in range(len(jobs))]
+    jobs = [{**job, "logits": str(path)} for job, path in zip(jobs, paths)]
+    process = subprocess.run(
+        [sys.executable, "-m", "gluon_resnetv2.deploy.runtimes", way],
+        input=json.dumps(jobs),
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    failure = (process.stderr.strip().splitlines() or ["no answer"])[-1]
+    return [(np.load(path), None) if path.exists() else (None, failure) for path in paths]
+
+
+def _shape(artifact, shape):
+    """`shape`, or the first usual one that the symbol takes."""
+    symbol = mx.sym.load(str(artifact.symbol))
+    given = {name.partition(":")[2] for name in mx.nd.load(str(artifact.params))}
+    inputs = [name for name in symbol.list_inputs() if name not in given]
+    for candidate in [shape] if shape else [(3, size, size) for size in (32, 224, 299)]:
+        try:
+            symbol.infer_shape(**{inputs[0]: (1, *candidate)})
+            return candidate
+        except (mx.MXNetError, IndexError):
+            continue
+    raise UserError(
+        f"{artifact.symbol} takes no image of shape {shape or '3,N,N'}; name it: --shape"
+    )

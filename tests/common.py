@@ -1,0 +1,34 @@
+"""What several tests need."""
+
+from __future__ import annotations
+
+import mxnet as mx
+import numpy as np
+
+from gluon_resnetv2.net import ResNetV2
+
+
+def randomise(net: ResNetV2, seed: int = 0, dtype: str = "float32") -> dict[str, np.ndarray]:
+    """Gives every parameter of `net` random values, statistics and gammas too; returns them."""
+    rng = np.random.RandomState(seed)
+    net.initialize()
+    net.cast(dtype)
+    values = {}
+    for name, parameter in sorted(net.collect_params().items()):
+        shape = parameter.shape
+        if name.endswith("weight"):
+            value = rng.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape)
+        elif name.endswith(("gamma", "moving_var")):
+            value = rng.uniform(0.5, 1.5, shape)
+        else:
+            value = rng.normal(0, 0.2, shape)
+        values[name] = value.astype(dtype)
+        parameter.set_data(mx.nd.array(values[name], dtype=dtype))
+    return values
+
+
+def relative(found, expected, floor: float = 1e-12) -> float:
+    """The norm of the difference over the norm of what is expected, or `floor` if that is more."""
+    found, expected = np.asarray(found), np.asarray(expected)
+    assert found.shape == expected.shape
+    return float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), floor))

@@ -1,0 +1,121 @@
+"""Our networks against tests/oracle.py: PyTorch, written from the papers without sight of ours."""
+
+from __future__ import annotations
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import autograd
+
+from gluon_resnetv2.net import ResNetV2
+from gluon_resnetv2.spec import ORDER, named
+from tests.common import randomise, relative
+
+torch = pytest.importorskip("torch", reason="the oracle needs PyTorch (extra 'oracle')")
+from tests import oracle  # noqa: E402
+
+NETWORKS = {
+    "preact20": named("preact20"),
+    "resnet20": named("resnet20"),
+    "preact29 bottleneck": named("preact29"),
+    "resnet29 bottleneck": named("resnet29"),
+    "preact29, stride on the 3x3": named("preact29", stride_on="3x3"),
+    "preact20, one layer a unit": named("preact20", unit="single"),
+    "resnet20, projected": named("resnet20", widening="B"),
+    "preact20, projected": named("preact20", widening="B"),
+    "preact20, projected everywhere": named("preact20", widening="C"),
+    "preact29, padded": named("preact29", widening="A"),
+    **{
+        f"{model}14, {shortcut}": named(f"{model}14", shortcut=shortcut)
+        for model in ("resnet", "preact")
+        for shortcut in (
+            "plain",
+            "scale:0.5,1",
+            "scale:0.5,0.5",
+            "gate:-1",
+            "exclusive-gate:-1",
+            "conv1x1",
+        )
+    },
+    "preact14, projected and gated": named("preact14", widening="B", shortcut="gate:0"),
+    **{f"{order}14": named("preact14", order=order) for order in ORDER},
+    **{f"{order}11": named("preact11", order=order) for order in ORDER},
+    "preact18 at 64x64": named("preact18", classes=20),
+    "preact50 at 64x64": named("preact50", classes=20),
+    "resnet50 at 64x64": named("resnet50", classes=20, stride_on="3x3"),
+}
+
+
+def as_oracle(spec) -> dict:
+    """The oracle's words for a network of ours."""
+    kind, _, tail = str(spec.shortcut).partition(":")
+    return {
+        "family": spec.stem,
+        "units": list(spec.stages),
+        "unit": spec.unit,
+        "order": spec.order,
+        "shortcut": [kind, *map(float, filter(None, tail.split(",")))],
+        "widening": spec.widening,
+        "stride_on": spec.stride_on,
+        "classes": spec.classes,
+    }
+
+
+def run_both(spec, images, weights, dtype, training):
+    """(logits, gradients by name) of ours and of the oracle, for the loss sum(logits * weights)."""
+    net = ResNetV2(spec)
+    values = randomise(net, dtype=dtype)
+    x = mx.nd.array(images, dtype=dtype)
+    x.attach_grad()
+    with autograd.record(train_mode=training):
+        ours = net(x)
+        loss = (ours * mx.nd.array(weights, dtype=dtype)).sum()
+    loss.backward(train_mode=training)
+    gradients = {
+        name: p.grad().asnumpy() for name, p in net.collect_params().items() if p.grad_req != "null"
+    }
+    gradients["data"] = x.grad.asnumpy()
+
+    tensors = {name: torch.tensor(value) for name, value in values.items()}
+    tensors["data"] = torch.tensor(images.astype(dtype))
+    for name in gradients:
+        tensors[name].requires_grad_()
+    theirs = oracle.logits(as_oracle(spec), tensors, tensors["data"], training)
+    (theirs * torch.tensor(weights.astype(dtype))).sum().backward()
+    expected = {name: tensors[name].grad.numpy() for name in gradients}
+    return (ours.asnumpy(), gradients), (theirs.detach().numpy(), expected)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_names_and_shapes(network):
+    shapes = {n: p.shape for n, p in ResNetV2(NETWORKS[network]).collect_params().items()}
+    assert shapes == oracle.parameter_shapes(as_oracle(NETWORKS[network]))
+
+
+# float64 leaves no room for an error to hide in; float32 is what runs in earnest.
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 1e-10)])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_logits_and_gradients(network, training, dtype, tolerance):
+    spec = NETWORKS[network]
+    rng = np.random.RandomState(1)
+    size = 64 if spec.stem == "imagenet" else 32
+    images = rng.normal(size=(4, 3, size, size))
+    weights = rng.normal(size=(4, spec.classes))
+    ours, theirs = run_both(spec, images, weights, dtype, training)
+    assert relative(ours[0], theirs[0]) < tolerance
+    # A shift right before a BN has no gradient but rounding: nothing to be relative to.
+    floor = 1e-3 * np.median([np.linalg.norm(gradient) for gradient in theirs[1].values()])
+    wrong = {
+        name: difference
+        for name, gradient in theirs[1].items()
+        if (difference := relative(ours[1][name], gradient, floor)) > tolerance
+    }
+    assert not wrong
+
+
+def test_dropout_shortcut_in_inference():
+    spec = named("resnet14", shortcut="dropout:0.5")
+    images = np.random.RandomState(2).normal(size=(3, 3, 32, 32))
+    ours, theirs = run_both(spec, images, np.ones((3, 10)), "float64", training=False)
+    assert relative(ours[0], theirs[0]) < 1e-10

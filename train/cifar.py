@@ -1,0 +1,51 @@
+"""Trains a residual network on CIFAR, or on the handwritten digits that come with the package.
+
+python train/cifar.py --model preact1001 --gpus 0,1,2,3
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, installed or not
+
+import gluon_resnetv2  # noqa: F401, I001  # prepares the runtime before MXNet loads
+import mxnet as mx
+
+from gluon_resnetv2 import cli, data
+from gluon_resnetv2.deploy.artifact import export_run
+from gluon_resnetv2.deploy.verify import report
+from gluon_resnetv2.net import ResNetV2, he
+from gluon_resnetv2.training.devices import contexts
+from gluon_resnetv2.training.loop import fit
+from gluon_resnetv2.training.recipe import Recipe, add_options
+from gluon_resnetv2.training.run import Run
+
+
+def main() -> int:
+    parser = cli.Parser(description=__doc__.splitlines()[0])
+    add_options(parser)
+    recipe = Recipe(**vars(parser.parse_args()))
+
+    devices = contexts(recipe.gpus, recipe.cpus)
+    folder = recipe.folder()
+    recipe.spec(classes=1)  # an impossible network is refused before anything is downloaded
+    dataset = data.load(
+        recipe.dataset, recipe.data_dir, image_size=recipe.image_size, coarse=recipe.coarse
+    )
+
+    mx.random.seed(recipe.seed)
+    net = ResNetV2(recipe.spec(len(dataset.classes)))
+    net.initialize(he(recipe.init), ctx=devices)
+    net.cast(recipe.dtype)
+    net.hybridize(static_alloc=True, static_shape=True)
+
+    run = Run(folder, recipe)
+    print(f"{recipe.model}, {net.spec.parameter_count():,} parameters, on {devices}; run: {folder}")
+    fit(net, dataset, recipe, devices, run)
+    return 0 if report(export_run(folder)) else 1
+
+
+if __name__ == "__main__":
+    cli.run(main)
