@@ -5,6 +5,7 @@ from __future__ import annotations
 import mxnet as mx
 import numpy as np
 
+from gluon_resnetv2.layers import BatchNorm
 from gluon_resnetv2.net import ResNetV2
 
 
@@ -25,6 +26,12 @@ def randomise(net: ResNetV2, seed: int = 0, dtype: str = "float32") -> dict[str,
         values[name] = value.astype(dtype)
         parameter.set_data(mx.nd.array(values[name], dtype=dtype))
     return values
+
+
+def use_moving_statistics(block) -> None:
+    """Has a batch normalisation use its moving statistics while training too; for `Block.apply`."""
+    if isinstance(block, BatchNorm):
+        block._kwargs["use_global_stats"] = True
 
 
 def relative(found, expected, floor: float = 1e-12) -> float:

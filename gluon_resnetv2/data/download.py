@@ -9,9 +9,9 @@ import os
 import sys
 from collections.abc import Iterator
 from http import HTTPStatus
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from tqdm import tqdm
@@ -87,35 +87,55 @@ def _complete(part: Path, url: str, checksum: str) -> None:
         raise UserError(f"{url} came with MD5 {found} instead of {checksum}; try again")
 
 
+class _BrokenOff(Exception):
+    """The connection failed, or was refused."""
+
+
 def _append(part: Path, url: str) -> None:
     """Writes what the server has beyond the end of `part`, once.
 
     Raises:
-        _BrokenOff: the connection failed; what came before is written.
+        _BrokenOff: no connection, or not for long enough; what came is written.
         OSError: `part` can't be written.
     """
     size = part.stat().st_size
-    request = Request(url, headers={"Range": f"bytes={size}-"} if size else {})
-    try:
-        with _network():
-            response = urlopen(request, timeout=TIMEOUT)
-    except _PastTheEnd:
+    response = _request(url, size)
+    if response is None:
         return
-    resumed = response.status == HTTPStatus.PARTIAL_CONTENT
-    length = response.headers["Content-Length"]
-    done = size if resumed else 0
-    with response, open(part, "ab" if resumed else "wb") as file, tqdm(
-        total=int(length) + done if length else None,
-        initial=done,
-        unit="B",
-        unit_scale=True,
-        leave=False,
-        disable=not sys.stderr.isatty(),
-    ) as progress:
-        while True:
-            with _network():
-                block = response.read(BLOCK)
-            if not block:
-                return
-            file.write(block)
-            progress.update(len(block))
+    with response:
+        if response.status != HTTPStatus.PARTIAL_CONTENT:
+            size = 0  # the server knows no ranges and sends all of it
+        length = response.headers["Content-Length"]
+        progress = tqdm(
+            total=size + int(length) if length else None,
+            initial=size,
+            unit="B",
+            unit_scale=True,
+            leave=False,
+            disable=not sys.stderr.isatty(),
+        )
+        with progress, open(part, "ab" if size else "wb") as file:
+            for block in _blocks(response):
+                file.write(block)
+                progress.update(len(block))
+
+
+def _request(url: str, start: int) -> HTTPResponse | None:
+    """The server's answer for the bytes from `start` on; None when there are none."""
+    headers = {"Range": f"bytes={start}-"} if start else {}
+    try:
+        return urlopen(Request(url, headers=headers), timeout=TIMEOUT)
+    except HTTPError as error:
+        with error:  # which is an open answer, too
+            if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                return None
+            raise _BrokenOff(error) from None
+    except (OSError, HTTPException) as error:
+        raise _BrokenOff(getattr(error, "reason", error)) from None
+
+
+def _blocks(response: HTTPResponse) -> Iterator[bytes]:
+    try:
+        yield from iter(lambda: response.read(BLOCK), b"")
+    except (OSError, HTTPException) as error:
+        raise _BrokenOff(error) from None

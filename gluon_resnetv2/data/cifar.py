@@ -1,0 +1,189 @@
+"""CIFAR-10 and CIFAR-100, from their binary archives (https://www.cs.toronto.edu/~kriz/cifar.html).
+
+An archive is read in one pass, and nothing of it is unpacked to disk.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from gluon_resnetv2.data.dataset import CHUNK, Dataset, Split, channel_statistics
+from gluon_resnetv2.data.download import download, md5
+from gluon_resnetv2.errors import UserError
+
+SIZE = 32  # height and width of every image, in pixels
+PIXELS = 3 * SIZE * SIZE  # bytes of an image: all of its red, then green, then blue
+
+
+@dataclass(frozen=True)
+class Source:
+    """An archive, and what is in it.
+
+    Attributes:
+        url: where it is downloaded from.
+        md5: of the archive, in hexadecimal.
+        folder: the one that all its files are in.
+        labels: a record's labels, one byte each, before the image: (file of the classes' names,
+            number of classes).
+        train, test: (file, number of records).
+    """
+
+    url: str
+    md5: str
+    folder: str
+    labels: tuple[tuple[str, int], ...]
+    train: tuple[tuple[str, int], ...]
+    test: tuple[tuple[str, int], ...]
+
+    @property
+    def archive(self) -> str:
+        return self.url.rsplit("/", 1)[-1]
+
+
+# Layout and MD5 as the data sets' page states them.
+SOURCES = {
+    "cifar10": Source(
+        url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+        md5="c32a1d4ab5d03f1284b67883e8d87530",
+        folder="cifar-10-batches-bin",
+        labels=(("batches.meta.txt", 10),),
+        train=tuple((f"data_batch_{i}.bin", 10_000) for i in range(1, 6)),
+        test=(("test_batch.bin", 10_000),),
+    ),
+    "cifar100": Source(
+        url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+        md5="03b5dce01913d631647c71ecec9e9cb8",
+        folder="cifar-100-binary",
+        labels=(("coarse_label_names.txt", 20), ("fine_label_names.txt", 100)),
+        train=(("train.bin", 50_000),),
+        test=(("test.bin", 10_000),),
+    ),
+}
+
+
+def load_cifar10(data_dir: str | os.PathLike | None = None) -> Dataset:
+    """CIFAR-10: 50000 training and 10000 test images, 32x32 pixels, 10 classes.
+
+    Args:
+        data_dir: has the archive or its unpacked folder, or receives the download; the user's cache
+            by default.
+
+    Raises:
+        UserError: it can't be downloaded, or what is there is damaged.
+    """
+    return _load("cifar10", data_dir, label=0)
+
+
+def load_cifar100(data_dir: str | os.PathLike | None = None, coarse: bool = False) -> Dataset:
+    """CIFAR-100: as CIFAR-10, with 100 fine classes or the 20 coarse ones that group them."""
+    return _load("cifar100", data_dir, label=0 if coarse else 1)
+
+
+def cache_folder() -> Path:
+    """Where downloads go unless told otherwise (XDG base directory specification)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gluon_resnetv2"
+
+
+def _load(name: str, data_dir: str | os.PathLike | None, label: int) -> Dataset:
+    source = SOURCES[name]
+    where = _find(source, Path(data_dir).expanduser() if data_dir else cache_folder())
+    classes, train, test = _read(source, where, label)
+    mean, std = channel_statistics(train.images)
+    return Dataset(
+        name=name,
+        train=train,
+        test=test,
+        classes=classes,
+        mean=mean,
+        std=std,
+        pad=4,  # [v2] appendix: "translation and flipping"; 4 pixels as in [v1] section 4.2
+        flip=True,
+        fill=mean,  # zero once normalised
+    )
+
+
+def _find(source: Source, data_dir: Path) -> Path:
+    """The unpacked folder, or else the archive, downloaded if need be and checked."""
+    folder, archive = data_dir / source.folder, data_dir / source.archive
+    if folder.is_dir():
+        return folder
+    if not archive.exists():
+        download(source.url, archive, source.md5)
+    elif (found := md5(archive)) != source.md5:
+        raise _damaged(archive, f"its MD5 is {found}, not {source.md5}")
+    return archive
+
+
+def _damaged(where: Path, what: str) -> UserError:
+    return UserError(f"{where} is damaged: {what}; remove it to have it downloaded again")
+
+
+def _read(source: Source, where: Path, label: int) -> tuple[tuple[str, ...], Split, Split]:
+    """The classes' names, the training and the test images, labelled by a record's byte `label`."""
+    train, train_parts = _allocate(source.train)
+    test, test_parts = _allocate(source.test)
+    parts = {**train_parts, **test_parts}
+    names_file, count = source.labels[label]
+    classes = None
+    for name, size, file in _files(source, where):
+        if name == names_file:
+            classes = tuple(file.read(1 << 16).decode("utf-8", "replace").split())
+            if len(classes) != count:
+                raise _damaged(where, f"{name} names {len(classes)} classes, not {count}")
+        elif name in parts:
+            part, header = parts.pop(name), len(source.labels)
+            expected = len(part.labels) * (header + PIXELS)
+            if size != expected:
+                raise _damaged(where, f"{name} has {size} bytes, not {expected}")
+            _read_records(file, part, header, label)
+            if part.labels.max() >= count:
+                what = f"{name} has label {part.labels.max()}, but only {count} classes"
+                raise _damaged(where, what)
+    missing = [*parts, *([] if classes else [names_file])]
+    if missing:
+        raise _damaged(where, f"{', '.join(missing)} missing")
+    return classes, train, test
+
+
+def _allocate(files: tuple[tuple[str, int], ...]) -> tuple[Split, dict[str, Split]]:
+    """Room for the images of all files, and each file's part of it."""
+    total = sum(records for _, records in files)
+    whole = Split(np.empty((total, SIZE, SIZE, 3), np.uint8), np.empty(total, np.int32))
+    parts, start = {}, 0
+    for name, records in files:
+        rows = slice(start, start + records)
+        parts[name] = Split(whole.images[rows], whole.labels[rows])
+        start += records
+    return whole, parts
+
+
+def _files(source: Source, where: Path) -> Iterator[tuple[str, int, BinaryIO]]:
+    """Name, size in bytes and content of each file, in whatever order they are stored."""
+    if where.is_dir():
+        for path in filter(Path.is_file, where.iterdir()):
+            with open(path, "rb") as file:
+                yield path.name, path.stat().st_size, file
+        return
+    with tarfile.open(where, "r|gz") as archive:
+        for member in archive:
+            if member.isfile():
+                yield Path(member.name).name, member.size, archive.extractfile(member)
+
+
+def _read_records(file: BinaryIO, part: Split, header: int, label: int) -> None:
+    """Fills `part` with records of `header` label bytes and an image each."""
+    length = header + PIXELS
+    for start in range(0, len(part.labels), CHUNK):
+        rows = slice(start, start + CHUNK)
+        count = len(part.labels[rows])
+        records = np.frombuffer(file.read(count * length), np.uint8).reshape(count, length)
+        part.labels[rows] = records[:, label]
+        colours = records[:, header:].reshape(count, 3, SIZE, SIZE)
+        part.images[rows] = colours.transpose(0, 2, 3, 1)

@@ -1,0 +1,446 @@
+"""Makes MXNet 1.9.1, of 2022, load and compute on today's Python, numpy, processors and GPUs.
+
+`prepare()` runs with `import gluon_resnetv2`. It imports nothing and changes nothing yet: it only
+sees to it that the first `import mxnet`, whoever writes it, finds what it needs (`_before`) and is
+mended once it is there (`_after`). Files of installed packages are never touched.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import functools
+import importlib.util
+import os
+import platform
+import re
+import sys
+import types
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from typing import NamedTuple
+
+from gluon_resnetv2.errors import UserError
+
+CPU_WHEEL = "mxnet"
+GPU_WHEEL = "mxnet-cu112"
+
+# What could no longer be done because MXNet was imported before us, one line each.
+too_late: list[str] = []
+
+# Whether oneDNN may use the AMX tiles of this processor; known once MXNet is imported.
+amx = "not asked for yet: MXNet is not imported"
+
+
+class CannotLoad(UserError, ImportError):
+    """MXNet cannot be imported here; the message says why, and the way out."""
+
+
+class NotInstalled(CannotLoad, ModuleNotFoundError):
+    """No MXNet is installed."""
+
+
+def prepare() -> None:
+    """Arranges that MXNet is prepared and mended when it is imported. Safe to call again.
+
+    Where MXNet was imported before, does what still can be done, and warns once of what cannot,
+    which is also kept in `too_late`.
+    """
+    if _Finder in sys.meta_path:
+        return
+    sys.meta_path.insert(0, _Finder)
+    sys.meta_path.append(_LastResort)
+    if "mxnet" in sys.modules:
+        _before()
+        _after(sys.modules["mxnet"])
+        if amx == "on":
+            too_late.append(
+                "AMX may stay off: MXNet was imported before gluon_resnetv2, and oneDNN keeps the "
+                "instruction sets that it had at its first operation; import gluon_resnetv2 first"
+            )
+        for line in too_late:
+            warnings.warn(line, RuntimeWarning, stacklevel=3)
+
+
+def wheels() -> list[str]:
+    """Which of MXNet's two wheels are installed: CPU_WHEEL, GPU_WHEEL, both or none."""
+    from importlib import metadata  # slow to import, and rarely needed
+
+    found = []
+    for name in (CPU_WHEEL, GPU_WHEEL):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            metadata.version(name)
+            found.append(name)
+    return found
+
+
+def require() -> None:
+    """Raises CannotLoad where MXNet cannot be imported for a reason that we know."""
+    if not (3, 9) <= sys.version_info[:2] <= (3, 12):
+        raise CannotLoad(
+            f"MXNet 1.9.1 runs on Python 3.9 to 3.12, and this is {platform.python_version()}: "
+            "make an environment with one of those"
+        )
+    if importlib.util.find_spec("mxnet") is None:
+        raise _not_installed()
+    installed = wheels()
+    if len(installed) > 1:
+        raise CannotLoad(
+            f"{CPU_WHEEL} and {GPU_WHEEL} are installed over each other: "
+            f"pip uninstall {CPU_WHEEL} {GPU_WHEEL}, then pip install '.[cpu]' or '.[cu112]'"
+        )
+    import numpy
+
+    if int(numpy.__version__.split(".")[0]) > 1:
+        raise CannotLoad(
+            f"MXNet 1.9.1 needs numpy 1.x, and numpy {numpy.__version__} is installed: "
+            "pip install 'numpy<2'"
+        )
+    if GPU_WHEEL in installed and _driver() is None:
+        raise CannotLoad(
+            f"{GPU_WHEEL} needs NVIDIA's driver, and libcuda.so.1 is not found: install the "
+            f"driver, or use the CPU: pip uninstall {GPU_WHEEL}, then pip install '.[cpu]'"
+        )
+
+
+def _not_installed() -> NotInstalled:
+    return NotInstalled(
+        "no MXNet is installed: pip install '.[cpu]', or '.[cu112]' for NVIDIA GPUs", name="mxnet"
+    )
+
+
+# The import hook
+
+
+class _Finder:
+    """Finds the modules of `_AROUND` where Python would, and has them executed within ours."""
+
+    @staticmethod
+    def find_spec(name: str, path=None, target=None) -> ModuleSpec | None:
+        around = _AROUND.get(name)
+        spec = around and PathFinder.find_spec(name, path, target)
+        if spec and spec.loader:
+            spec.loader.exec_module = functools.partial(_execute, spec.loader, around)
+        return spec or None
+
+
+class _LastResort:
+    """Asked after every other finder: says how to install MXNet instead of 'No module named'."""
+
+    @staticmethod
+    def find_spec(name: str, path=None, target=None) -> None:
+        if name == "mxnet":
+            raise _not_installed()
+
+
+def _execute(loader, around, module: types.ModuleType) -> None:
+    del loader.exec_module  # it shadowed the loader's own method; nothing of us stays behind
+    with around(module):
+        loader.exec_module(module)
+
+
+@contextlib.contextmanager
+def _quiet(_module=None) -> Iterator[None]:
+    """What old packages warn of while they load (deprecated numpy names) is no user's to mend."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+@contextlib.contextmanager
+def _around_mxnet(mxnet: types.ModuleType) -> Iterator[None]:
+    require()
+    with _quiet():
+        chosen = _before()
+        try:
+            yield
+        except OSError as error:  # the dynamic linker's
+            extra = "cu112" if GPU_WHEEL in wheels() else "cpu"
+            raise CannotLoad(
+                f"MXNet's library does not load ({error}): pip install '.[{extra}]' again"
+            ) from error
+    _after(mxnet)
+
+
+@contextlib.contextmanager
+def _around_gluoncv_check(check: types.ModuleType) -> Iterator[None]:
+    """GluonCV looks for PyTorch below 2.0; a newer one beside it must not stop its MXNet half."""
+    yield
+    require_pytorch = check._require_pytorch_version
+
+    def tolerant(*versions):
+        try:
+            require_pytorch(*versions)
+        except RuntimeError as error:
+            raise ImportError(str(error)) from error  # what GluonCV takes for "no PyTorch"
+
+    check._require_pytorch_version = tolerant
+
+
+_AROUND = {
+    "mxnet": _around_mxnet,
+    "gluoncv": _quiet,
+    "gluoncv.check": _around_gluoncv_check,
+}
+
+
+# Before MXNet is imported
+
+
+def _before() -> None:
+    _provide_numpy_names()
+    _provide_distutils()
+    if GPU_WHEEL in wheels():
+        _load_cuda()
+    _enable_amx()
+
+
+def _provide_numpy_names() -> None:
+    """MXNet uses numpy.bool, GluonCV numpy.float and numpy.int too; numpy 1.24 dropped them."""
+    import numpy
+
+    for python_type in (bool, float, int):
+        # Not hasattr, for which numpy has a FutureWarning in store.
+        vars(numpy).setdefault(python_type.__name__, python_type)
+
+
+def _provide_distutils() -> None:
+    """MXNet and GluonCV compare versions by distutils.version, which Python 3.12 dropped."""
+    with contextlib.suppress(ModuleNotFoundError):
+        import distutils.version  # Python's, or the one that setuptools brings
+
+        return
+    package, version = (
+        importlib.util.module_from_spec(ModuleSpec(name, None, is_package=True))
+        for name in ("distutils", "distutils.version")
+    )
+    package.version = version
+    version.LooseVersion = version.StrictVersion = _Version
+    sys.modules.update({"distutils": package, "distutils.version": version})
+
+
+@functools.total_ordering
+class _Version:
+    """A version that orders as its numbers do: 1.9 < 1.10. Words in it do not count."""
+
+    def __init__(self, text: str):
+        self.numbers = [int(number) for number in re.findall(r"\d+", text)]
+
+    def __eq__(self, other) -> bool:
+        return self.numbers == _Version._of(other).numbers
+
+    def __lt__(self, other) -> bool:
+        return self.numbers < _Version._of(other).numbers
+
+    __hash__ = None
+
+    @staticmethod
+    def _of(other) -> _Version:
+        return other if isinstance(other, _Version) else _Version(other)
+
+
+# What libmxnet.so of the GPU wheel links to, as folder and file of NVIDIA's wheels. What these
+# need themselves they find beside them.
+CUDA_LIBRARIES = {
+    "cuda_runtime": "libcudart.so.11.0",
+    "cublas": "libcublas.so.11",
+    "cufft": "libcufft.so.10",
+    "curand": "libcurand.so.10",
+    "cusolver": "libcusolver.so.11",
+    "cuda_nvrtc": "libnvrtc.so.11.2",
+    "nvtx": "libnvToolsExt.so.1",
+    "nccl": "libnccl.so.2",
+    "cudnn": "libcudnn.so.8",
+}
+
+
+def cuda_libraries() -> list[Path]:
+    """Those of CUDA_LIBRARIES that NVIDIA's wheels have brought."""
+    nvidia = importlib.util.find_spec("nvidia")
+    roots = nvidia.submodule_search_locations if nvidia else []
+    paths = (
+        Path(root, folder, "lib", file) for folder, file in CUDA_LIBRARIES.items() for root in roots
+    )
+    return [path for path in paths if path.exists()]
+
+
+def _load_cuda() -> None:
+    """The dynamic linker, which knows nothing of site-packages, takes what is already loaded."""
+    for path in cuda_libraries():
+        ctypes.CDLL(str(path))
+
+
+# The oneDNN 2.4.4 inside MXNet knows AMX but, being from before Linux did, does not ask Linux for
+# the tile registers, and so leaves AMX off unless told otherwise by this variable, which limits
+# every processor that has not all of _AMX_FLAGS. Told so without Linux's permission, its first
+# tile instruction kills the process (SIGILL).
+_ISA_VARIABLE = "DNNL_MAX_CPU_ISA"
+_AMX_ISA = "AVX512_CORE_AMX"
+_AMX_FLAGS = frozenset(
+    "avx512f avx512bw avx512vl avx512dq avx512_vnni avx512_bf16 "
+    "amx_tile amx_int8 amx_bf16".split()
+)
+
+
+def _enable_amx() -> None:
+    global amx
+    if not _cpu_flags() >= _AMX_FLAGS:
+        amx = "not on this processor"
+    elif not _tiles_granted():
+        amx = "refused by Linux"
+    elif _ISA_VARIABLE in os.environ:
+        amx = f"left to {_ISA_VARIABLE}={os.environ[_ISA_VARIABLE]}"
+    else:
+        os.environ[_ISA_VARIABLE] = _AMX_ISA
+        amx = "on"
+
+
+def _cpu_flags() -> frozenset[str]:
+    """The instruction sets of this processor in Linux's words; none elsewhere than on x86-64."""
+    if sys.platform == "linux" and platform.machine() == "x86_64":
+        with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith("flags"):
+                    return frozenset(line.split(":")[1].split())
+    return frozenset()
+
+
+def _tiles_granted() -> bool:
+    """Asks Linux to let this process, and those forked from it, use the AMX tile registers.
+
+    Source: Documentation/arch/x86/xstate.rst of Linux. Programs started from here ask for
+    themselves: permission ends with exec.
+    """
+    arch_prctl, req_xcomp_perm, xfeature_xtiledata = 158, 0x1023, 18
+    arguments = (ctypes.c_long(n) for n in (arch_prctl, req_xcomp_perm, xfeature_xtiledata))
+    return ctypes.CDLL(None).syscall(*arguments) == 0
+
+
+# After MXNet is imported
+
+
+def _after(mxnet: types.ModuleType) -> None:
+    mxnet.nd.NDArray.__array__ = _as_numpy
+    _mend_sparse(mxnet)
+    # A process that exits while custom operators wait for their turn hangs for ever.
+    atexit.unregister(_wait_for_all)
+    atexit.register(_wait_for_all)
+    if amx == "on":
+        _fix_instruction_sets(mxnet)
+
+
+def _as_numpy(array, dtype=None, copy=None):
+    """NDArray.__array__: without it numpy reads arrays element by element, and fails."""
+    if copy is False:
+        raise ValueError("an NDArray becomes a numpy array only by a copy")
+    values = array.asnumpy()
+    return values if dtype is None else values.astype(dtype, copy=False)
+
+
+def _mend_sparse(mxnet: types.ModuleType) -> None:
+    """`mx.nd.array` asks for scipy.sparse.csr.csr_matrix, deprecated in SciPy 1.8, gone in 2.0."""
+    sparse = mxnet.nd.utils.spsp
+    if isinstance(sparse, types.ModuleType):
+        mxnet.nd.utils.spsp = mxnet.nd.sparse.spsp = types.SimpleNamespace(
+            csr=sparse, csr_matrix=sparse.csr_matrix, coo_matrix=sparse.coo_matrix
+        )
+
+
+def _wait_for_all() -> None:
+    import mxnet
+
+    with contextlib.suppress(mxnet.MXNetError):  # of work whose result nobody wanted
+        mxnet.nd.waitall()
+
+
+def _fix_instruction_sets(mxnet: types.ModuleType) -> None:
+    """Has oneDNN read the variable, at its first operation, and takes it back.
+
+    A program started from here that uses MXNet without us would be told to use AMX as well, but
+    would not have asked Linux for it.
+    """
+    one = mxnet.nd.ones((1, 1, 1, 1))
+    mxnet.nd.Convolution(one, one, kernel=(1, 1), num_filter=1, no_bias=True).wait_to_read()
+    del os.environ[_ISA_VARIABLE]
+
+
+# GPUs
+
+
+class Gpu(NamedTuple):
+    """A GPU as the driver describes it."""
+
+    name: str
+    capability: tuple[int, int]  # compute capability: (8, 6) for an RTX 3090
+
+    @property
+    def supported(self) -> bool:
+        """Whether the GPU wheel has kernels for it.
+
+        The wheel holds machine code for 5.0, 6.0, 7.0, 8.0 and 8.6, which runs within the same
+        major version, and no PTX, which newer GPUs could translate.
+        """
+        return 5 <= self.capability[0] <= 8
+
+
+def gpus() -> list[Gpu]:
+    """The GPUs that NVIDIA's driver shows, in the order of their numbers. Needs no MXNet.
+
+    Raises UserError where there is no driver or it does not start.
+    """
+    cuda = _driver()
+    if cuda is None:
+        raise UserError("NVIDIA's driver is not installed (libcuda.so.1 is not found)")
+    no_device, name_length = 100, 256
+    status = cuda.cuInit(0)
+    if status == no_device:
+        return []
+    if status:
+        raise UserError(f"NVIDIA's driver does not start (cuInit answers {status}): reinstall it")
+    count, device, value = (ctypes.c_int() for _ in range(3))
+    name = ctypes.create_string_buffer(name_length)
+    cuda.cuDeviceGetCount(ctypes.byref(count))
+    found = []
+    for index in range(count.value):
+        cuda.cuDeviceGet(ctypes.byref(device), index)
+        cuda.cuDeviceGetName(name, name_length, device)
+        capability = []
+        for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+            cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+            capability.append(value.value)
+        found.append(Gpu(name.value.decode(), tuple(capability)))
+    return found
+
+
+def _driver() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+
+
+def check_gpus(ids: Sequence[int]) -> None:
+    """Raises UserError unless MXNet can compute on every GPU of `ids`, numbered from 0."""
+    if not ids:
+        return
+    installed = wheels()
+    if installed == [CPU_WHEEL]:
+        raise UserError(
+            f"GPU {ids[0]} cannot be used: the MXNet installed is the CPU wheel; "
+            f"pip uninstall {CPU_WHEEL}, then pip install '.[cu112]'"
+        )
+    found = gpus()
+    for index in ids:
+        if not 0 <= index < len(found):
+            there = f"{len(found)}, numbered from 0" if found else "none"
+            raise UserError(f"there is no GPU {index}: NVIDIA's driver shows {there}")
+        gpu = found[index]
+        if GPU_WHEEL in installed and not gpu.supported:
+            raise UserError(
+                f"GPU {index} ({gpu.name}) has compute capability "
+                f"{gpu.capability[0]}.{gpu.capability[1]}, and {GPU_WHEEL} 1.9.1 has kernels for "
+                "5.0 to 8.9 only: use another GPU, or the CPU"
+            )
