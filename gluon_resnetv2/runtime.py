@@ -35,7 +35,7 @@ too_late: list[str] = []
 amx = "not asked for yet: MXNet is not imported"
 
 
-class CannotLoad(UserError, ImportError):
+class CannotLoad(ImportError, UserError):
     """MXNet cannot be imported here; the message says why, and the way out."""
 
 
@@ -54,7 +54,8 @@ def prepare() -> None:
     sys.meta_path.insert(0, _Finder)
     sys.meta_path.append(_LastResort)
     if "mxnet" in sys.modules:
-        _before()
+        with _quiet():
+            _before()
         _after(sys.modules["mxnet"])
         if amx == "on":
             too_late.append(
@@ -107,9 +108,10 @@ def require() -> None:
 
 
 def _not_installed() -> NotInstalled:
-    return NotInstalled(
-        "no MXNet is installed: pip install '.[cpu]', or '.[cu112]' for NVIDIA GPUs", name="mxnet"
-    )
+    way_out = "pip install '.[cpu]', or '.[cu112]' for NVIDIA GPUs"
+    for wheel in wheels():  # as after uninstalling the one of two that lay over each other
+        way_out = f"{wheel} has lost its files: pip uninstall {wheel}, then {way_out}"
+    return NotInstalled(f"MXNet is not installed: {way_out}", name="mxnet")
 
 
 # The import hook
@@ -154,7 +156,7 @@ def _quiet(_module=None) -> Iterator[None]:
 def _around_mxnet(mxnet: types.ModuleType) -> Iterator[None]:
     require()
     with _quiet():
-        chosen = _before()
+        _before()
         try:
             yield
         except OSError as error:  # the dynamic linker's
@@ -195,7 +197,6 @@ def _before() -> None:
     _provide_distutils()
     if GPU_WHEEL in wheels():
         _load_cuda()
-    _enable_amx()
 
 
 def _provide_numpy_names() -> None:
@@ -210,8 +211,7 @@ def _provide_numpy_names() -> None:
 def _provide_distutils() -> None:
     """MXNet and GluonCV compare versions by distutils.version, which Python 3.12 dropped."""
     with contextlib.suppress(ModuleNotFoundError):
-        import distutils.version  # Python's, or the one that setuptools brings
-
+        importlib.import_module("distutils.version")  # Python's, or the one of setuptools
         return
     package, version = (
         importlib.util.module_from_spec(ModuleSpec(name, None, is_package=True))
@@ -234,8 +234,6 @@ class _Version:
 
     def __lt__(self, other) -> bool:
         return self.numbers < _Version._of(other).numbers
-
-    __hash__ = None
 
     @staticmethod
     def _of(other) -> _Version:
@@ -273,52 +271,6 @@ def _load_cuda() -> None:
         ctypes.CDLL(str(path))
 
 
-# The oneDNN 2.4.4 inside MXNet knows AMX but, being from before Linux did, does not ask Linux for
-# the tile registers, and so leaves AMX off unless told otherwise by this variable, which limits
-# every processor that has not all of _AMX_FLAGS. Told so without Linux's permission, its first
-# tile instruction kills the process (SIGILL).
-_ISA_VARIABLE = "DNNL_MAX_CPU_ISA"
-_AMX_ISA = "AVX512_CORE_AMX"
-_AMX_FLAGS = frozenset(
-    "avx512f avx512bw avx512vl avx512dq avx512_vnni avx512_bf16 "
-    "amx_tile amx_int8 amx_bf16".split()
-)
-
-
-def _enable_amx() -> None:
-    global amx
-    if not _cpu_flags() >= _AMX_FLAGS:
-        amx = "not on this processor"
-    elif not _tiles_granted():
-        amx = "refused by Linux"
-    elif _ISA_VARIABLE in os.environ:
-        amx = f"left to {_ISA_VARIABLE}={os.environ[_ISA_VARIABLE]}"
-    else:
-        os.environ[_ISA_VARIABLE] = _AMX_ISA
-        amx = "on"
-
-
-def _cpu_flags() -> frozenset[str]:
-    """The instruction sets of this processor in Linux's words; none elsewhere than on x86-64."""
-    if sys.platform == "linux" and platform.machine() == "x86_64":
-        with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
-            for line in lines:
-                if line.startswith("flags"):
-                    return frozenset(line.split(":")[1].split())
-    return frozenset()
-
-
-def _tiles_granted() -> bool:
-    """Asks Linux to let this process, and those forked from it, use the AMX tile registers.
-
-    Source: Documentation/arch/x86/xstate.rst of Linux. Programs started from here ask for
-    themselves: permission ends with exec.
-    """
-    arch_prctl, req_xcomp_perm, xfeature_xtiledata = 158, 0x1023, 18
-    arguments = (ctypes.c_long(n) for n in (arch_prctl, req_xcomp_perm, xfeature_xtiledata))
-    return ctypes.CDLL(None).syscall(*arguments) == 0
-
-
 # After MXNet is imported
 
 
@@ -328,8 +280,7 @@ def _after(mxnet: types.ModuleType) -> None:
     # A process that exits while custom operators wait for their turn hangs for ever.
     atexit.unregister(_wait_for_all)
     atexit.register(_wait_for_all)
-    if amx == "on":
-        _fix_instruction_sets(mxnet)
+    _enable_amx(mxnet)
 
 
 def _as_numpy(array, dtype=None, copy=None):
@@ -356,15 +307,56 @@ def _wait_for_all() -> None:
         mxnet.nd.waitall()
 
 
-def _fix_instruction_sets(mxnet: types.ModuleType) -> None:
-    """Has oneDNN read the variable, at its first operation, and takes it back.
+# The oneDNN 2.4.4 inside MXNet can use AMX, but leaves it off unless this variable says otherwise;
+# it is from before Linux gave out the tile registers on request only, and does not request them:
+# its first tile instruction would kill the process (SIGILL).
+_ISA_VARIABLE = "DNNL_MAX_CPU_ISA"
+_AMX_ISA = "AVX512_CORE_AMX"
+# All that the value allows. A processor without some of it might lose others by being limited.
+_AMX_FLAGS = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16"} | {
+    "amx_tile",
+    "amx_int8",
+    "amx_bf16",
+}
 
-    A program started from here that uses MXNet without us would be told to use AMX as well, but
-    would not have asked Linux for it.
+
+def _enable_amx(mxnet: types.ModuleType) -> None:
+    """Has oneDNN use AMX where the processor and Linux allow it; float32 is not affected."""
+    global amx
+    if not _cpu_flags() >= _AMX_FLAGS:
+        amx = "not on this processor"
+    elif not _tiles_granted():
+        amx = "refused by Linux"
+    elif _ISA_VARIABLE in os.environ:
+        amx = f"left to {_ISA_VARIABLE}={os.environ[_ISA_VARIABLE]}"
+    else:
+        amx = "on"
+        os.environ[_ISA_VARIABLE] = _AMX_ISA
+        # oneDNN reads the variable once, at its first operation, which is this one. Then it goes:
+        # a program started from here inherits it, but not the permission.
+        one = mxnet.nd.ones((1, 1, 1, 1))
+        mxnet.nd.Convolution(one, one, kernel=(1, 1), num_filter=1, no_bias=True).wait_to_read()
+        del os.environ[_ISA_VARIABLE]
+
+
+def _cpu_flags() -> frozenset[str]:
+    """The instruction sets of this processor in Linux's words; none elsewhere than on x86-64."""
+    if sys.platform == "linux" and platform.machine() == "x86_64":
+        with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith("flags"):
+                    return frozenset(line.split(":")[1].split())
+    return frozenset()
+
+
+def _tiles_granted() -> bool:
+    """Asks Linux to let this process, and those forked from it, use the AMX tile registers.
+
+    Source: Documentation/arch/x86/xstate.rst of Linux.
     """
-    one = mxnet.nd.ones((1, 1, 1, 1))
-    mxnet.nd.Convolution(one, one, kernel=(1, 1), num_filter=1, no_bias=True).wait_to_read()
-    del os.environ[_ISA_VARIABLE]
+    arch_prctl, req_xcomp_perm, xfeature_xtiledata = 158, 0x1023, 18
+    arguments = (ctypes.c_long(n) for n in (arch_prctl, req_xcomp_perm, xfeature_xtiledata))
+    return ctypes.CDLL(None).syscall(*arguments) == 0
 
 
 # GPUs
@@ -389,19 +381,23 @@ class Gpu(NamedTuple):
 def gpus() -> list[Gpu]:
     """The GPUs that NVIDIA's driver shows, in the order of their numbers. Needs no MXNet.
 
-    Raises UserError where there is no driver or it does not start.
+    Raises UserError where there is no driver, or it does not start or is too old for CUDA 11.
     """
     cuda = _driver()
     if cuda is None:
-        raise UserError("NVIDIA's driver is not installed (libcuda.so.1 is not found)")
+        raise UserError("NVIDIA's driver is not installed: libcuda.so.1 is not found")
     no_device, name_length = 100, 256
+    count, device, value = (ctypes.c_int() for _ in range(3))
+    name = ctypes.create_string_buffer(name_length)
     status = cuda.cuInit(0)
     if status == no_device:
         return []
     if status:
         raise UserError(f"NVIDIA's driver does not start (cuInit answers {status}): reinstall it")
-    count, device, value = (ctypes.c_int() for _ in range(3))
-    name = ctypes.create_string_buffer(name_length)
+    cuda.cuDriverGetVersion(ctypes.byref(value))
+    if value.value < 11000:
+        version = f"{value.value // 1000}.{value.value % 1000 // 10}"
+        raise UserError(f"NVIDIA's driver ends at CUDA {version}, and MXNet needs 11.0: update it")
     cuda.cuDeviceGetCount(ctypes.byref(count))
     found = []
     for index in range(count.value):

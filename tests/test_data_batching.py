@@ -76,9 +76,9 @@ def test_every_image_is_in_exactly_one_batch(count):
 
 
 def test_an_image_for_every_device_or_an_error_at_once():
-    with pytest.raises(UserError, match="a batch of 3 images can't be split over 4 devices"):
+    with pytest.raises(UserError, match="a batch of 3 images is too small: 4 device"):
         batches(numbered(10), 3, devices=4)
-    with pytest.raises(UserError, match="the data set of 3 images can't be split over 4 devices"):
+    with pytest.raises(UserError, match="the data set of 3 images is too small: 4 device"):
         num_batches(3, 8, 4)
 
 

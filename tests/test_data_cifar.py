@@ -16,6 +16,8 @@ import pytest
 from gluon_resnetv2.data import cifar, load
 from gluon_resnetv2.errors import UserError
 
+PUBLISHED = dict(cifar.SOURCES)
+
 
 def pixel(i, y, x, c):
     """What the fake image i holds; works on numbers and on arrays."""
@@ -184,6 +186,18 @@ def test_an_archive_with_another_checksum_is_refused_and_left_alone(monkeypatch,
         load("cifar10", tmp_path)
     assert f"{path} is damaged: its MD5 is {hashlib.md5(found).hexdigest()}" in one_line(raised)
     assert path.read_bytes() == found
+
+
+def test_the_table_agrees_with_the_data_sets_page():
+    """https://www.cs.toronto.edu/~kriz/cifar.html, where both counts and one size are stated."""
+    for source in PUBLISHED.values():
+        assert [sum(n for _, n in part) for part in (source.train, source.test)] == [50000, 10000]
+    ten, hundred = PUBLISHED["cifar10"], PUBLISHED["cifar100"]
+    assert {n * (len(ten.labels) + cifar.PIXELS) for _, n in ten.train + ten.test} == {30_730_000}
+    assert ten.md5 == "c32a1d4ab5d03f1284b67883e8d87530"
+    assert hundred.md5 == "03b5dce01913d631647c71ecec9e9cb8"
+    assert hundred.labels[0][1] == 20  # "<1 x coarse label><1 x fine label><3072 x pixel>"
+    assert hundred.labels[1][1] == 100
 
 
 def test_a_missing_archive_is_downloaded_into_the_users_cache(monkeypatch, tmp_path):

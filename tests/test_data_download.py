@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
-import os
+import random
 import resource
 import socket
 import threading
@@ -16,7 +16,7 @@ from gluon_resnetv2.data import download as module
 from gluon_resnetv2.data.download import download
 from gluon_resnetv2.errors import UserError
 
-PAYLOAD = os.urandom(300_000)
+PAYLOAD = random.Random(0).randbytes(300_000)
 MD5 = hashlib.md5(PAYLOAD).hexdigest()
 
 
@@ -118,21 +118,15 @@ def test_what_breaks_off_is_resumed_where_it_broke(server, path, tells_length):
 
 
 def test_a_later_call_resumes_what_an_earlier_one_left(server, path):
-    server.cuts = [70_000, 0]
-    server.payload = PAYLOAD[:70_000]  # nothing more to be had today ...
-    server.cuts = [50_000, 0]
-    with pytest.raises(UserError, match="came with MD5"):
-        download(server.url, path, MD5)
-    server.payload = PAYLOAD
+    path.parent.mkdir()
     path.with_name("file.part").write_bytes(PAYLOAD[:123_456])
-    server.asked.clear()
     download(server.url, path, MD5)
     assert server.asked == ["bytes=123456-"]
     assert path.read_bytes() == PAYLOAD
 
 
 def test_a_silent_server_is_given_up_and_what_came_is_kept(server, path, monkeypatch):
-    monkeypatch.setattr(module, "TIMEOUT", 0.1)
+    monkeypatch.setattr(module, "TIMEOUT", 0.5)
     server.cuts = [module.BLOCK + 10, 0]
     server.stall.clear()
     with pytest.raises(UserError) as raised:

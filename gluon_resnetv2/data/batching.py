@@ -28,8 +28,7 @@ def num_batches(count: int, batch_size: int, devices: int = 1) -> int:
     for images, what in ((batch_size, "a batch"), (count, "the data set")):
         if images < devices:
             raise UserError(
-                f"{what} of {images} images can't be split over {devices} devices; "
-                "every device needs at least one"
+                f"{what} of {images} images is too small: {devices} device(s) need one each"
             )
     whole, rest = divmod(count, batch_size)
     return whole + (rest >= devices)

@@ -15,7 +15,7 @@ def load(image_size: int | None = None) -> Dataset:
     C. Kaynak, UCI machine learning repository, 1998), 8x8 pixels of 17 grey levels.
 
     The split never changes: within each digit, in the order of the source, every fifth image is a
-    test image. The source is ordered by writer, so every writer is in both parts.
+    test image. As in a random split, the 13 people who wrote them are in both parts.
 
     Args:
         image_size: height and width that the images are brought to, in pixels; 32 by default.

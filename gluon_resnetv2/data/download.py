@@ -50,7 +50,7 @@ def download(url: str, path: Path, checksum: str) -> None:
                 os.replace(part, path)
     except OSError as error:
         raise UserError(
-            f"{error.filename or part} can't be written: {error.strerror}; "
+            f"{error.filename or part} can't be written: {error.strerror or error}; "
             "name another folder with --data-dir"
         ) from None
 

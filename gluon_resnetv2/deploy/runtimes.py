@@ -24,8 +24,9 @@ def symbol_block(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
 
 def fused_symbol_block(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
     """Gluon's SymbolBlock, optimised for oneDNN ("MKLDNN")."""
-    block = _imported(symbol, params)
-    return block.optimize_for(mx.nd.array(images), backend="MKLDNN").asnumpy()
+    block, images = _imported(symbol, params), mx.nd.array(images)
+    block.optimize_for(images, backend="MKLDNN")
+    return block(images).asnumpy()
 
 
 def _imported(symbol, params):

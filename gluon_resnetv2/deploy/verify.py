@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,10 +89,11 @@ def verify(artifacts: Sequence[Artifact], shape: tuple | None = None) -> list[li
                     "images": str(images),
                 }
             )
-        answers = {
-            runtime: _run(runtime, jobs, Path(folder) / str(index))
-            for index, runtime in enumerate(RUNTIMES)
-        }
+        folders = [Path(folder) / str(index) for index in range(len(RUNTIMES))]
+        with ThreadPoolExecutor(max_workers=2) as pool:  # starting up takes them most of the time
+            answers = dict(
+                zip(RUNTIMES, pool.map(lambda runtime, to: _run(runtime, jobs, to), RUNTIMES, folders))
+            )
     results = []
     for index, artifact in enumerate(artifacts):
         checks = []

@@ -38,8 +38,8 @@ def draw_curves(folder: str | Path) -> Path:
     left.set_yscale("log")
     left.set_ylabel("training loss")
     right.set_ylabel("error (%)")
-    right.set_ylim(bottom=0)
     last = column("test_error")[-1]
+    right.set_ylim(0, 20 if last < 20 else 100)  # the paper's range, which a failure leaves
     left.set_title(f"{Path(folder).resolve().name}: test error {last:.2f} %")
     left.legend(handles=lines, loc="upper right")
     below.step(epochs, column("lr"), "C2", where="mid", marker=marker)

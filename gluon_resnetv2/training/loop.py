@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections import deque
@@ -48,18 +49,32 @@ def train_step(net, trainer, images, labels):
     return losses, outputs
 
 
+def describe(net: gluon.Block, dataset: Dataset, recipe: Recipe) -> dict:
+    """What a checkpoint says besides the parameters, and what an export's manifest repeats."""
+    height, width = dataset.train.images.shape[1:3]
+    return {
+        "spec": net.spec.to_dict(),
+        "classes": dataset.classes,
+        "input": {
+            "shape": (net.spec.in_channels, height, width),
+            "mean": dataset.mean,
+            "std": dataset.std,
+            "crop": 1.0,  # the whole image: it is not cropped in evaluation either
+        },
+        "recipe": dataclasses.asdict(recipe),
+    }
+
+
 def fit(
     net: gluon.HybridBlock,
     dataset: Dataset,
     recipe: Recipe,
     devices: Sequence[mx.Context],
     run: Run,
-    state: dict,
 ) -> dict:
     """Trains `net`, already initialised on `devices`; returns the last epoch's record.
 
-    Every epoch ends with an evaluation, a line in metrics.jsonl, fresh curves and a checkpoint
-    that holds `state` besides.
+    Every epoch ends with an evaluation, a line in metrics.jsonl, fresh curves and a checkpoint.
 
     Raises:
         UserError: the loss is no longer finite.
@@ -68,6 +83,7 @@ def fit(
     trainer = make_trainer(net, recipe)
     steps = num_batches(len(dataset.train.labels), recipe.batch_size, len(devices))
     lr_at, step = recipe.schedule(steps), 0
+    description = describe(net, dataset, recipe)
     for epoch in range(recipe.num_epochs):
         meter, pending, started = Meter(), deque(), time.perf_counter()
         epoch_batches = prefetch(
@@ -117,7 +133,7 @@ def fit(
             "seconds": time.perf_counter() - started,
         }
         run.log(**record)
-        run.checkpoint(net, step, epoch=epoch + 1, metrics=record, **state)
+        run.checkpoint(net, step, metrics=record, **description)
         draw_curves(run.folder)
         print(
             f"epoch {epoch + 1:3d}/{recipe.num_epochs}  lr {record['lr']:<7.4g} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -11,6 +12,7 @@ import mxnet as mx
 from gluon_resnetv2.deploy.artifact import save_parameters
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import whole_folder, write_json
+from gluon_resnetv2.training.recipe import Recipe
 
 
 class Run:
@@ -20,11 +22,11 @@ class Run:
         OSError: the folder can't be made or written to; it is then not left behind empty.
     """
 
-    def __init__(self, folder: Path, recipe: dict):
+    def __init__(self, folder: Path, recipe: Recipe):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            write_json(self.folder / "recipe.json", recipe)
+            write_json(self.folder / "recipe.json", dataclasses.asdict(recipe))
         except OSError:
             self.folder.rmdir()
             raise
