@@ -19,9 +19,8 @@ class BatchNorm(HybridBlock):
         super().__init__(**kwargs)
         self._kwargs = {"eps": eps, "momentum": momentum, "axis": 1, "fix_gamma": not scale}
         shape = (channels,)
-        learned = {True: "write", False: "null"}
-        self.gamma = self.params.get("gamma", shape=shape, init="ones", grad_req=learned[scale])
-        self.beta = self.params.get("beta", shape=shape, init="zeros", grad_req=learned[center])
+        self.gamma = self.params.get("gamma", shape=shape, init="ones", **_learned(scale))
+        self.beta = self.params.get("beta", shape=shape, init="zeros", **_learned(center))
         self.moving_mean = self.params.get(
             "moving_mean", shape=shape, init="zeros", differentiable=False
         )
@@ -35,6 +34,11 @@ class BatchNorm(HybridBlock):
     def cast(self, dtype):
         # Statistics of 16-bit activations are kept in 32 bits, as the operator requires.
         super().cast("float32" if str(dtype) in ("float16", "bfloat16") else dtype)
+
+
+def _learned(yes: bool) -> dict:
+    # The multiplier is for Module, which would let weight decay shrink what has no gradient.
+    return {"grad_req": "write" if yes else "null", "wd_mult": float(yes)}
 
 
 class PadChannels(HybridBlock):

@@ -80,11 +80,7 @@ def wheels() -> list[str]:
 
 def require() -> None:
     """Raises CannotLoad where MXNet cannot be imported for a reason that we know."""
-    if not (3, 9) <= sys.version_info[:2] <= (3, 12):
-        raise CannotLoad(
-            f"MXNet 1.9.1 runs on Python 3.9 to 3.12, and this is {platform.python_version()}: "
-            "make an environment with one of those"
-        )
+    _require_python()
     if importlib.util.find_spec("mxnet") is None:
         raise _not_installed()
     installed = wheels()
@@ -104,6 +100,14 @@ def require() -> None:
         raise CannotLoad(
             f"{GPU_WHEEL} needs NVIDIA's driver, and libcuda.so.1 is not found: install the "
             f"driver, or use the CPU: pip uninstall {GPU_WHEEL}, then pip install '.[cpu]'"
+        )
+
+
+def _require_python() -> None:
+    if not (3, 9) <= sys.version_info[:2] <= (3, 12):
+        raise CannotLoad(
+            f"MXNet 1.9.1 runs on Python 3.9 to 3.12, and this is {platform.python_version()}: "
+            "make an environment with one of those"
         )
 
 
@@ -135,6 +139,7 @@ class _LastResort:
     @staticmethod
     def find_spec(name: str, path=None, target=None) -> None:
         if name == "mxnet":
+            _require_python()
             raise _not_installed()
 
 

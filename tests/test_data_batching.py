@@ -239,6 +239,25 @@ def test_prefetch_ends_its_thread_and_lets_go_of_the_source_when_the_consumer_st
     assert wait_for(lambda: not threads() and alive() is None)
 
 
+def test_prefetch_makes_nothing_more_once_the_consumer_stopped():
+    made, gate = [], threading.Event()
+
+    def source():
+        for i in range(100):
+            made.append(i)
+            if i == 1:
+                gate.wait(10)
+            yield i
+
+    items = prefetch(source(), depth=3)
+    assert next(items) == 0
+    assert wait_for(lambda: made == [0, 1])
+    items.close()  # returns although 1 is still being made
+    gate.set()
+    assert wait_for(lambda: not threads())
+    assert made == [0, 1]
+
+
 def test_prefetch_does_not_delay_the_end_of_the_interpreter():
     program = """
 import itertools, time

@@ -30,6 +30,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}/file"
         self.payload = PAYLOAD
         self.knows_ranges = True
+        self.claims_ranges = False  # answers 206 and sends all of it
         self.tells_length = True
         self.cuts = []  # after how many bytes the next answers break off
         self.stall = threading.Event()  # what a broken-off answer waits for before it closes
@@ -56,7 +57,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.send_error(416)
                 return
         body = server.payload[start:]
-        self.send_response(206 if asked and server.knows_ranges else 200)
+        partial = asked and (server.knows_ranges or server.claims_ranges)
+        self.send_response(206 if partial else 200)
+        if partial:
+            end, size = start + len(body) - 1, len(server.payload)
+            self.send_header("Content-Range", f"bytes {start}-{end}/{size}")
         if server.tells_length:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -140,9 +145,10 @@ def test_a_silent_server_is_given_up_and_what_came_is_kept(server, path, monkeyp
     assert server.asked[-1] == f"bytes={module.BLOCK}-"
 
 
+@pytest.mark.parametrize("claims_ranges", [False, True])
 @pytest.mark.parametrize("before", [PAYLOAD[:123_456], b"rubbish"])
-def test_a_server_that_ignores_ranges_sends_all_of_it(server, path, before):
-    server.knows_ranges = False
+def test_a_server_that_ignores_ranges_sends_all_of_it(server, path, before, claims_ranges):
+    server.knows_ranges, server.claims_ranges = False, claims_ranges
     path.parent.mkdir()
     path.with_name("file.part").write_bytes(before)
     download(server.url, path, MD5)

@@ -103,7 +103,7 @@ def _load(name: str, data_dir: str | os.PathLike | None, label: int) -> Dataset:
         classes=classes,
         mean=mean,
         std=std,
-        pad=4,  # [v2] appendix: "translation and flipping"; 4 pixels as in [v1] section 4.2
+        pad=4,  # with flipping, the augmentation of [v1] section 4.2 and [v2] appendix
         flip=True,
         fill=mean,  # zero once normalised
     )
@@ -132,7 +132,7 @@ def _read(source: Source, where: Path, label: int) -> tuple[tuple[str, ...], Spl
     parts = {**train_parts, **test_parts}
     names_file, count = source.labels[label]
     classes = None
-    for name, size, file in _files(source, where):
+    for name, size, file in _files(where):
         if name == names_file:
             classes = tuple(file.read(1 << 16).decode("utf-8", "replace").split())
             if len(classes) != count:
@@ -164,7 +164,7 @@ def _allocate(files: tuple[tuple[str, int], ...]) -> tuple[Split, dict[str, Spli
     return whole, parts
 
 
-def _files(source: Source, where: Path) -> Iterator[tuple[str, int, BinaryIO]]:
+def _files(where: Path) -> Iterator[tuple[str, int, BinaryIO]]:
     """Name, size in bytes and content of each file, in whatever order they are stored."""
     if where.is_dir():
         for path in filter(Path.is_file, where.iterdir()):

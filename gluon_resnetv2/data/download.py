@@ -103,8 +103,8 @@ def _append(part: Path, url: str) -> None:
     if response is None:
         return
     with response:
-        if response.status != HTTPStatus.PARTIAL_CONTENT:
-            size = 0  # the server knows no ranges and sends all of it
+        if not (response.headers["Content-Range"] or "").startswith(f"bytes {size}-"):
+            size = 0  # all of it comes: nothing was there, or the server knows no ranges
         length = response.headers["Content-Length"]
         progress = tqdm(
             total=size + int(length) if length else None,

@@ -7,6 +7,7 @@ import numpy as np
 
 from gluon_resnetv2.deploy.artifact import Artifact
 from gluon_resnetv2.deploy.images import read_image
+from gluon_resnetv2.deploy.runtimes import import_block
 from gluon_resnetv2.errors import UserError
 
 
@@ -24,9 +25,7 @@ class Predictor:
             )
         self.classes = artifact.manifest["classes"]
         self._input = artifact.manifest["input"]
-        self._block = mx.gluon.SymbolBlock.imports(
-            str(artifact.symbol), [self._input["name"]], str(artifact.params)
-        )
+        self._block = import_block(str(artifact.symbol), str(artifact.params))
         self._block.hybridize(static_alloc=True)
 
     def read(self, path) -> np.ndarray:

@@ -17,22 +17,23 @@ import numpy as np
 
 def symbol_block(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
     """Gluon's SymbolBlock, hybridized with static memory."""
-    block = _imported(symbol, params)
+    block = import_block(symbol, params)
     block.hybridize(static_alloc=True, static_shape=True)
     return block(mx.nd.array(images)).asnumpy()
 
 
 def fused_symbol_block(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
     """Gluon's SymbolBlock, optimised for oneDNN ("MKLDNN")."""
-    block, images = _imported(symbol, params), mx.nd.array(images)
+    block, images = import_block(symbol, params), mx.nd.array(images)
     block.optimize_for(images, backend="MKLDNN")
     return block(images).asnumpy()
 
 
-def _imported(symbol, params):
-    # As SymbolBlock.imports, which cannot hand on labels and warns of what an input is.
+def import_block(symbol: str, params: str) -> mx.gluon.SymbolBlock:
+    """The pair as a block, as `SymbolBlock.imports`, which needs to be told the inputs and warns
+    that it does not know their type."""
     loaded = mx.sym.load(symbol)
-    inputs = [mx.sym.var(name) for name in _inputs(loaded, params)]
+    inputs = [mx.sym.var(name, dtype="float32") for name in _inputs(loaded, params)]
     block = mx.gluon.SymbolBlock(loaded, inputs)
     block.collect_params().load(params, ctx=mx.cpu())
     return block

@@ -92,7 +92,10 @@ def verify(artifacts: Sequence[Artifact], shape: tuple | None = None) -> list[li
         folders = [Path(folder) / str(index) for index in range(len(RUNTIMES))]
         with ThreadPoolExecutor(max_workers=2) as pool:  # starting up takes them most of the time
             answers = dict(
-                zip(RUNTIMES, pool.map(lambda runtime, to: _run(runtime, jobs, to), RUNTIMES, folders))
+                zip(
+                    RUNTIMES,
+                    pool.map(lambda runtime, to: _run(runtime, jobs, to), RUNTIMES, folders),
+                )
             )
     results = []
     for index, artifact in enumerate(artifacts):
