@@ -171,7 +171,7 @@ def _gpus() -> Iterator[Row]:
         brought, needed = len(runtime.cuda_libraries()), len(runtime.CUDA_LIBRARIES)
         yield row("CUDA libraries", f"{brought} of {needed} from NVIDIA's wheels")
     elif runtime.CPU_WHEEL in installed:
-        yield row("MXNet", "the CPU wheel uses none; that of '.[cu112]' does")
+        yield row("wheel", "for CPUs only; that of '.[cu112]' is for GPUs")
     try:
         gpus = runtime.gpus()
     except UserError as error:
@@ -193,7 +193,7 @@ def _hazards(found: dict) -> Iterator[Row]:
     for line in runtime.too_late:
         yield row("imported too late", ACTIVE, line)
 
-    # What a convolution computes
+    # Wrong answers
     yield row(
         "fused convolution",
         HANDLED if os.environ.get("MXNET_SUBGRAPH_BACKEND") == "NONE" else ACTIVE,

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 
-import gluon_resnetv2  # noqa: F401, I001  # prepares the runtime before MXNet loads
 import mxnet as mx
 
+import gluon_resnetv2  # noqa: F401  # prepares the runtime before MXNet loads
 from gluon_resnetv2 import spec as specs
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2

@@ -1,0 +1,309 @@
+"""What is served is what was trained: exports, their verification, and predictions."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import autograd
+from PIL import Image, ImageFile
+
+from gluon_resnetv2.deploy import verify as verification
+from gluon_resnetv2.deploy.artifact import export, load, load_parameters, save_parameters
+from gluon_resnetv2.deploy.images import read_image
+from gluon_resnetv2.deploy.predictor import Predictor
+from gluon_resnetv2.deploy.verify import PLAIN, RUNTIMES, explain, report, verify
+from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.net import ResNetV2, get_model
+from gluon_resnetv2.spec import named
+from tests.common import randomise
+from tests.test_net import VARIANTS, variant
+
+INPUT = {"mean": (120.0, 110.0, 100.0), "std": (60.0, 50.0, 40.0), "crop": 1.0}
+CLASSES = [f"class {i}" for i in range(10)]
+
+
+def exported(spec, folder, size=16):
+    net = ResNetV2(spec)
+    randomise(net)
+    return export(net, folder, (3, size, size), input=INPUT, classes=CLASSES)
+
+
+SPECS = {
+    **{
+        f"{order}, {shortcut}, {unit}": (variant(order, shortcut, unit), 16)
+        for order, shortcut, unit in VARIANTS
+    },
+    **{
+        f"preact14, widening {option}": (named("preact14", widening=option), 16) for option in "ABC"
+    },
+    "preact20": (named("preact20"), 32),
+    "resnet29": (named("resnet29"), 32),
+    "input BN": (named("preact8", unit="basic", input_bn="shift"), 16),
+    "both activations": (named("preact18", first_activation="both", project_first=True), 64),
+    "preact18": (named("preact18"), 64),
+    "preact50": (named("preact50"), 64),
+}
+
+
+@pytest.fixture(scope="module")
+def checks(tmp_path_factory):
+    """The checks of every export, by name."""
+    folder = tmp_path_factory.mktemp("exports")
+    artifacts = [
+        exported(spec, folder / str(index), size)
+        for index, (spec, size) in enumerate(SPECS.values())
+    ]
+    return dict(zip(SPECS, verify(artifacts)))
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_every_runtime_gives_what_the_training_graph_gives(checks, name):
+    assert [check.runtime for check in checks[name]][1:] == [
+        f"{way}, no fusion" if backend else way for way, backend in RUNTIMES
+    ]
+    assert not [str(check) for check in checks[name] if not check.passed]
+    assert max(check.difference for check in checks[name]) <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        *((f"{f}{d}", 32) for f in ("preact", "resnet", "plain") for d in (32, 44, 56, 110)),
+        *((f"{family}{d}", 32) for family in ("preact", "resnet") for d in (164, 1001, 1202)),
+        *((f"{family}{d}", 224) for family in ("preact", "resnet") for d in (34, 101, 152, 200)),
+        ("preact269", 224),
+    ],
+)
+def test_every_named_network_is_verified(tmp_path, name, size):
+    (found,) = verify([exported(named(name, classes=10), tmp_path / "export", size)])
+    assert not [str(check) for check in found if not check.passed]
+
+
+@pytest.fixture(scope="module")
+def gluoncv_export(tmp_path_factory):
+    """GluonCV's cifar_resnet20_v2 with statistics of a few batches, exported its own way."""
+    model_zoo = pytest.importorskip("gluoncv.model_zoo")
+    net = model_zoo.get_model("cifar_resnet20_v2", classes=10)
+    mx.random.seed(0)
+    net.initialize(mx.init.Xavier())
+    net.hybridize()
+    for _ in range(3):
+        with autograd.record():
+            net(mx.nd.random.normal(shape=(16, 3, 32, 32))).backward()
+    mx.nd.waitall()
+    net.export(str(tmp_path_factory.mktemp("gluoncv") / "cifar_resnet20_v2"))
+    return load(tmp_path_factory.getbasetemp() / "gluoncv0")
+
+
+def test_the_gluoncv_export_that_mxnet_computes_wrongly_is_caught(gluoncv_export, capsys):
+    assert not report(gluoncv_export)
+    printed = capsys.readouterr().out
+    assert "NOT verified" in printed
+    assert "folds" in printed
+    assert "MXNET_SUBGRAPH_BACKEND=NONE" in printed
+    failed = {line.split("  ")[2] for line in printed.splitlines() if "FAILED" in line}
+    fused = {"Module", "simple_bind", "C predict API"}
+    assert failed == fused
+
+
+def test_the_cause_is_named_only_where_it_is_there(gluoncv_export, tmp_path):
+    assert "conv0" in explain(gluoncv_export)
+    assert explain(exported(named("preact20"), tmp_path / "export")) == ""
+
+
+@pytest.fixture
+def small(tmp_path):
+    return exported(named("preact8", unit="basic"), tmp_path / "export")
+
+
+@pytest.fixture
+def one_runtime(monkeypatch):
+    monkeypatch.setattr(verification, "RUNTIMES", [("simple_bind", PLAIN)])
+
+
+def test_other_parameters_than_those_exported_are_found_out(small, one_runtime):
+    """Even with a manifest that fits the files: the recorded logits do not."""
+    net = get_model("preact8", unit="basic")
+    randomise(net, seed=1)
+    save_parameters(net, small.params)
+    (found,) = verify([small])
+    assert [check.passed for check in found] == [False, True]
+
+
+def test_a_runtime_that_gives_no_answer_fails(small, one_runtime):
+    small.symbol.write_text("{}")
+    (found,) = verify([dataclasses.replace(small)])
+    assert [check.passed for check in found] == [True, False]
+    assert "FAILED" in str(found[1])
+
+
+def test_the_verdict_is_in_the_manifest(small, one_runtime):
+    assert report(small)
+    (entry,) = [e for e in load(small.folder).manifest["verification"] if e["tolerance"] == 1e-5]
+    assert entry["runtime"] == "simple_bind, no fusion"
+    assert entry["passed"]
+    assert entry["difference"] < 1e-5
+
+
+def test_a_manifest_says_what_a_server_needs(small):
+    manifest = small.manifest
+    assert manifest["classes"] == CLASSES
+    assert manifest["output"] == "logits"
+    assert manifest["input"]["shape"] == [3, 16, 16]
+    assert manifest["input"]["mean"] == [120, 110, 100]
+    assert manifest["spec"]["order"] == "full_preact"
+    assert set(manifest["sha256"]) == {"preact8-symbol.json", "preact8-0000.params"}
+
+
+@pytest.mark.parametrize("file", ["preact8-0000.params", "preact8-symbol.json"])
+def test_a_changed_byte_is_refused(small, file):
+    content = bytearray((small.folder / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (small.folder / file).write_bytes(content)
+    with pytest.raises(UserError, match=file):
+        load(small.folder)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"sha256": {}}', '{"sha256": 3}'])
+def test_a_damaged_manifest_is_refused(small, content):
+    (small.folder / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        load(small.folder)
+
+
+def test_what_is_no_export_is_refused(small, tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        load(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="symbol"):
+        load(tmp_path / "empty")
+    small.params.unlink()
+    with pytest.raises(UserError, match="params"):
+        load(small.folder)
+
+
+def test_an_export_replaces_the_one_before_whole(small):
+    before = small.params.read_bytes()
+    net = get_model("preact8", unit="basic")
+    randomise(net, seed=2)
+    again = export(net, small.folder, (3, 16, 16))
+    assert again.params.read_bytes() != before
+    assert sorted(path.name for path in small.folder.parent.iterdir()) == ["export"]
+
+
+def test_parameters_of_another_network_are_refused(small, tmp_path):
+    with pytest.raises(UserError, match="stage1_unit2"):
+        load_parameters(get_model("preact14"), small.params)
+    with pytest.raises(UserError, match="shape"):
+        load_parameters(get_model("preact8", unit="basic", classes=11), small.params)
+    (tmp_path / "text").write_text("no parameters")
+    with pytest.raises(UserError, match="not an MXNet parameter file"):
+        load_parameters(get_model("preact8", unit="basic"), tmp_path / "text")
+
+
+# -- Images and predictions ------------------------------------------------------------------------
+
+
+def picture(path, size=(16, 16)):
+    pixels = np.random.RandomState(0).randint(0, 256, (*size, 3), dtype="uint8")
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_probabilities_are_the_softmax_of_the_networks_logits(small, tmp_path):
+    pixels = np.random.RandomState(0).randint(0, 256, (5, 3, 16, 16))
+    net = ResNetV2(named("preact8", unit="basic"))
+    randomise(net)
+    mean, std = (np.array(INPUT[key]).reshape(3, 1, 1) for key in ("mean", "std"))
+    logits = net(mx.nd.array((pixels - mean) / std)).asnumpy().astype("float64")
+    expected = np.exp(logits - logits.max(1, keepdims=True))
+    expected /= expected.sum(1, keepdims=True)
+    predictor = Predictor(small)
+    np.testing.assert_allclose(predictor.probabilities(pixels), expected, atol=1e-5)
+    likeliest = [row[0][0] for row in predictor.top(pixels)]
+    assert likeliest == [CLASSES[i] for i in expected.argmax(1)]
+
+
+def test_an_image_of_the_right_size_is_read_as_it_is(tmp_path):
+    path = picture(tmp_path / "image.png")
+    expected = np.asarray(Image.open(path)).transpose(2, 0, 1)
+    assert (read_image(path, (3, 16, 16)) == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("a.png", "RGBA"),
+        ("a.png", "P"),
+        ("a.png", "L"),
+        ("a.png", "LA"),
+        ("a.png", "1"),
+        ("a.png", "I;16"),
+        ("a.jpg", "CMYK"),
+        ("a.jpg", "L"),
+        ("a.tiff", "F"),
+    ],
+)
+def test_any_mode_and_size_is_read(tmp_path, name, mode):
+    grey = Image.new("L", (37, 50), 200)
+    image = {
+        "1": lambda: grey.convert("1", dither=Image.Dither.NONE),
+        "I;16": lambda: Image.fromarray(np.full((50, 37), 200 * 257, "uint16")),
+        "P": lambda: grey.convert("P", palette=Image.Palette.ADAPTIVE),
+    }.get(mode, lambda: grey.convert(mode if mode == "L" else "RGB").convert(mode))()
+    image.save(tmp_path / name)
+    pixels = read_image(tmp_path / name, (3, 16, 24))
+    assert pixels.shape == (3, 16, 24)
+    expected = 255 if mode == "1" else 200
+    assert np.abs(pixels - expected).max() <= 3  # what JPEG may change
+
+
+def test_transparency_shows_white(tmp_path):
+    Image.new("RGBA", (8, 8), (10, 20, 30, 0)).save(tmp_path / "clear.png")
+    assert (read_image(tmp_path / "clear.png", (3, 8, 8)) == 255).all()
+
+
+def test_the_centre_is_kept(tmp_path):
+    pixels = np.zeros((64, 128, 3), "uint8")
+    pixels[16:48, 48:80] = 255
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    assert (read_image(tmp_path / "wide.png", (1, 32, 32), crop=0.5) > 250).all()
+    assert read_image(tmp_path / "wide.png", (1, 32, 32)).mean() < 100
+
+
+def test_files_that_are_no_images_are_named(tmp_path, monkeypatch):
+    # GluonCV, which other tests import, has Pillow tolerate truncated files.
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
+    path = picture(tmp_path / "cut.png", size=(64, 64))
+    path.write_bytes(path.read_bytes()[:3000])
+    (tmp_path / "text.jpg").write_text("not an image")
+    (tmp_path / "folder").mkdir()
+    for name in ("cut.png", "text.jpg", "missing.png", "folder"):
+        with pytest.raises(UserError, match=name):
+            read_image(tmp_path / name, (3, 8, 8))
+
+
+def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
+    path = picture(tmp_path / "bomb.png", size=(100, 100))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UserError, match="more pixels"):
+        read_image(path, (3, 8, 8))
+
+
+def test_a_pair_without_manifest_is_not_predicted_with(small):
+    (small.folder / "manifest.json").unlink()
+    with pytest.raises(UserError, match="manifest"):
+        Predictor(load(small.folder))
+
+
+def test_a_run_is_as_good_as_its_export(small, tmp_path):
+    shutil.copytree(small.folder, tmp_path / "run" / "export")
+    (tmp_path / "run" / "recipe.json").write_text("{}")
+    assert load(tmp_path / "run").params.read_bytes() == small.params.read_bytes()
+    assert json.loads((small.folder / "manifest.json").read_text())["name"] == "preact8"

@@ -1,0 +1,523 @@
+"""MXNet as a user meets it after `import gluon_resnetv2`, mostly in processes of their own."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+
+import fake_driver
+import mxnet as mx
+import numpy as np
+import pytest
+
+from gluon_resnetv2 import runtime
+from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.runtime import CPU_WHEEL, GPU_WHEEL, CannotLoad
+
+ROOT = Path(__file__).parents[1]
+
+needs_gpu_wheel = pytest.mark.skipif(
+    GPU_WHEEL not in runtime.wheels(), reason=f"{GPU_WHEEL} is not installed"
+)
+needs_gluoncv = pytest.mark.skipif(
+    importlib.util.find_spec("gluoncv") is None, reason="GluonCV is not installed"
+)
+
+
+def python(code: str, *, path: Path | None = None, **environment: str):
+    """Runs `code` in a new Python with warnings as errors; what is in `path` hides all others."""
+    folders = [*([path] if path else []), ROOT, os.environ.get("PYTHONPATH", "")]
+    environment = {"PYTHONPATH": os.pathsep.join(map(str, folders)), **environment}
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def output(*arguments, **settings) -> str:
+    """What such a Python prints; it must end well."""
+    done = python(*arguments, **settings)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def last_line(*arguments, **settings) -> str:
+    """The last line of the traceback that such a Python ends with."""
+    done = python(*arguments, **settings)
+    assert done.returncode == 1
+    return done.stderr.splitlines()[-1]
+
+
+# The import
+
+
+def test_importing_the_package_imports_neither_mxnet_nor_numpy():
+    code = "import sys, gluon_resnetv2; print({'mxnet', 'numpy'} & set(sys.modules))"
+    assert output(code) == "set()"
+
+
+def test_mxnet_is_imported_and_used_without_a_warning():
+    code = """
+import gluon_resnetv2
+import mxnet as mx
+import numpy as np
+values = np.arange(6, dtype="float32").reshape(2, 3)
+assert np.array_equal(np.asarray(mx.nd.array(values)), values)
+net = mx.gluon.nn.Dense(2)
+net.initialize()
+loader = mx.gluon.data.DataLoader(mx.gluon.data.ArrayDataset(values), batch_size=2)
+print([net(batch).shape for batch in loader])
+"""
+    assert output(code) == "[(2, 2)]"
+
+
+def test_mxnet_that_failed_to_be_imported_before_is_imported():
+    code = """
+import warnings
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    try:
+        import mxnet
+    except AttributeError as error:
+        print(str(error).splitlines()[0])
+import gluon_resnetv2, mxnet
+print(mxnet.nd.array([[1, 2]]).shape)
+"""
+    expected = ["module 'numpy' has no attribute 'bool'.", "(1, 2)"]
+    numpy_has_bool = tuple(map(int, np.__version__.split(".")[:2])) < (1, 24)
+    assert output(code).splitlines() == expected[numpy_has_bool:]
+
+
+@needs_gluoncv
+def test_gluoncv_is_imported_beside_a_pytorch_that_it_refuses(tmp_path):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/__init__.py").write_text("__version__ = '2.13.0+cpu'\n")
+    code = """
+import gluon_resnetv2, gluoncv
+print(gluoncv.model_zoo.get_model("cifar_resnet20_v2").features.__class__.__name__)
+"""
+    assert output(code, path=tmp_path) == "HybridSequential"
+
+
+def test_nothing_of_the_hook_stays_behind():
+    assert type(mx.__spec__.loader) is SourceFileLoader
+    assert set(vars(mx.__spec__.loader)) == set(vars(SourceFileLoader("name", "path")))
+    found = importlib.util.find_spec("mxnet.gluon")
+    assert found.origin == mx.gluon.__file__
+
+
+def test_finding_mxnet_does_not_import_it():
+    code = """
+import sys, importlib.util, gluon_resnetv2
+spec = importlib.util.find_spec("mxnet")
+print(spec.name, spec.origin.endswith("__init__.py"), spec.loader.is_package("mxnet"))
+print("mxnet" in sys.modules, importlib.util.find_spec("no_such_package"))
+"""
+    assert output(code).splitlines() == ["mxnet True True", "False None"]
+
+
+def test_mxnet_can_be_reloaded():
+    array_of = mx.nd.NDArray
+    assert importlib.reload(mx) is mx
+    assert mx.nd.NDArray is array_of
+    assert np.asarray(mx.nd.ones((2,))).tolist() == [1, 1]
+
+
+def test_preparing_again_changes_nothing():
+    before = list(sys.meta_path)
+    runtime.prepare()
+    assert sys.meta_path == before
+
+
+# What is mended
+
+
+def test_arrays_become_numpy_arrays():
+    values = np.array([[1.5, 2.5], [3.5, 0]], "float32")
+    for array in (mx.nd.array(values), mx.np.array(values), mx.nd.array(values).tostype("csr")):
+        found = np.asarray(array)
+        assert type(found) is np.ndarray
+        assert found.dtype == np.float32
+        assert np.array_equal(found, values)
+    assert np.array([mx.nd.array(values)] * 2).shape == (2, 2, 2)
+    assert np.asarray(mx.nd.array(3.0)).shape == ()
+
+
+def test_the_dtype_asked_for_is_given():
+    array = mx.nd.array([1.5, 2.5], dtype="float16")
+    assert np.asarray(array).dtype == np.float16
+    found = np.asarray(array, dtype="int64")
+    assert found.dtype == np.int64
+    assert found.tolist() == [1, 2]
+
+
+def test_a_numpy_array_is_always_a_copy():
+    array = mx.nd.ones((2,))
+    np.asarray(array)[:] = 5
+    assert array.asnumpy().tolist() == [1, 1]
+    assert array.__array__(copy=True).tolist() == [1, 1]
+    with pytest.raises(ValueError, match="only by a copy"):
+        array.__array__(copy=False)
+
+
+def test_scipy_matrices_are_still_taken():
+    scipy_sparse = pytest.importorskip("scipy.sparse")
+    values = np.array([[0, 1.0], [2.0, 0]], "float32")
+    array = mx.nd.sparse.array(scipy_sparse.csr_matrix(values))
+    assert array.stype == "csr"
+    assert array.asnumpy().tolist() == values.tolist()
+    assert array.asscipy().toarray().tolist() == values.tolist()
+
+
+def test_exit_waits_for_pending_custom_operators():
+    code = """
+import time
+import gluon_resnetv2
+import mxnet as mx
+
+class Slow(mx.operator.CustomOp):
+    def forward(self, is_train, req, in_data, out_data, aux):
+        time.sleep(0.05)
+        self.assign(out_data[0], req[0], in_data[0] + 1)
+
+@mx.operator.register("slow")
+class SlowProp(mx.operator.CustomOpProp):
+    def create_operator(self, context, shapes, dtypes):
+        return Slow()
+
+array = mx.nd.zeros((1,))
+for _ in range(10):
+    array = mx.nd.Custom(array, op_type="slow")
+print("end")
+"""
+    assert output(code) == "end"  # or the time-out of `python`
+
+
+BLOCKED_DISTUTILS = """
+import sys
+
+class Blocked:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] == "distutils":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Blocked)
+from gluon_resnetv2 import runtime
+runtime._provide_distutils()
+"""
+
+
+def test_distutils_has_a_stand_in_where_there_is_none():
+    code = """
+import importlib.util
+from distutils.version import LooseVersion, StrictVersion
+print(LooseVersion("1.10.0") > LooseVersion("1.9.1"), LooseVersion("1.9.1") < "1.10.0")
+print(LooseVersion("2.13.0+cpu") >= LooseVersion("2.0.0"), StrictVersion("1.26.4") == "1.26.4")
+print(importlib.util.find_spec("distutils").name)
+"""
+    assert output(BLOCKED_DISTUTILS + code).split() == ["True"] * 4 + ["distutils"]
+
+
+# AMX, which few processors have: the processor and Linux are simulated
+
+
+@pytest.fixture
+def processor(monkeypatch):
+    """Gives this machine the instruction sets and the answer of Linux that a test asks for."""
+
+    def simulate(flags, granted):
+        monkeypatch.setattr(runtime, "_cpu_flags", lambda: frozenset(flags))
+        monkeypatch.setattr(runtime, "_tiles_granted", lambda: granted)
+
+    monkeypatch.setattr(runtime, "amx", runtime.amx)
+    monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
+    return simulate
+
+
+WITH_AVX512 = ["fpu", "sse2", "avx2", "avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512_vnni"]
+SAPPHIRE_RAPIDS = [*WITH_AVX512, "avx_vnni", "avx512_bf16", "amx_bf16", "amx_tile", "amx_int8"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "granted", "expected"),
+    [
+        ([], True, "not on this processor"),
+        (WITH_AVX512, True, "not on this processor"),
+        (SAPPHIRE_RAPIDS[:-1], True, "not on this processor"),
+        (SAPPHIRE_RAPIDS, False, "refused by Linux"),
+    ],
+)
+def test_without_amx_onednn_is_left_alone(processor, flags, granted, expected):
+    processor(flags, granted)
+    runtime._enable_amx(None)  # must not use MXNet
+    assert runtime.amx == expected
+    assert "DNNL_MAX_CPU_ISA" not in os.environ
+
+
+def test_the_instruction_sets_that_the_user_chose_stay(processor, monkeypatch):
+    monkeypatch.setenv("DNNL_MAX_CPU_ISA", "AVX2")
+    processor(SAPPHIRE_RAPIDS, True)
+    runtime._enable_amx(None)
+    assert runtime.amx == "left to DNNL_MAX_CPU_ISA=AVX2"
+    assert os.environ["DNNL_MAX_CPU_ISA"] == "AVX2"
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="instruction sets of x86-64")
+def test_onednn_takes_the_instruction_sets_it_is_told_and_children_are_not_told():
+    code = """
+import os
+from gluon_resnetv2 import runtime
+runtime._cpu_flags = lambda: runtime._AMX_FLAGS
+runtime._tiles_granted = lambda: True
+runtime._AMX_ISA = "SSE41"  # lower than what any processor of today has
+import mxnet
+assert runtime.amx == "on" and "DNNL_MAX_CPU_ISA" not in os.environ
+"""
+    header = [line for line in output(code, DNNL_VERBOSE="1").splitlines() if "cpu,isa:" in line]
+    assert header == ["dnnl_verbose,info,cpu,isa:Intel SSE4.1"]
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64", reason="a system call of Linux"
+)
+def test_linux_grants_the_tiles_where_it_supports_them():
+    supported = ctypes.c_uint64()
+    arch_get_xcomp_supp = 0x1021
+    ctypes.CDLL(None).syscall(158, arch_get_xcomp_supp, ctypes.byref(supported))
+    granted = output("from gluon_resnetv2 import runtime; print(runtime._tiles_granted())")
+    assert granted == str(bool(supported.value >> 18 & 1))
+
+
+def test_mxnet_imported_before_us_is_mended_and_what_is_lost_is_said(processor, monkeypatch):
+    processor(SAPPHIRE_RAPIDS, True)
+    monkeypatch.setattr(runtime, "_AMX_ISA", "ALL")
+    monkeypatch.setattr(runtime, "too_late", [])
+    finders = (runtime._Finder, runtime._LastResort)
+    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if f not in finders])
+    monkeypatch.delattr(mx.nd.NDArray, "__array__")
+    with pytest.warns(RuntimeWarning, match="AMX may stay off: MXNet was imported before") as told:
+        runtime.prepare()
+    runtime.prepare()
+    assert runtime.too_late == [str(told[0].message)]
+    assert len(told) == 1
+    assert np.asarray(mx.nd.ones((2,))).tolist() == [1, 1]
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="MXNet without us needs distutils")
+def test_mxnet_imported_before_us_is_mended_without_a_word_if_nothing_is_lost():
+    code = """
+import warnings
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import numpy as np
+    np.bool = bool
+    import mxnet as mx
+from gluon_resnetv2 import runtime
+print(np.asarray(mx.nd.array([1, 2])), runtime.too_late)
+"""
+    assert output(code, DNNL_MAX_CPU_ISA="ALL") == "[1. 2.] []"
+
+
+# What cannot be loaded
+
+
+def installed(folder: Path, *packages: str) -> None:
+    """Makes pip's records of `packages`, and nothing of the packages themselves."""
+    for package in packages:
+        record = folder / f"{package.replace('-', '_')}-1.9.1.dist-info"
+        record.mkdir()
+        (record / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.9.1\n"
+        )
+
+
+BARE = "import sys; sys.path = [p for p in sys.path if 'site-packages' not in p]; "
+
+
+def test_without_mxnet_the_way_out_is_named():
+    code = BARE + "import gluon_resnetv2, mxnet"
+    assert last_line(code) == (
+        "gluon_resnetv2.runtime.NotInstalled: MXNet is not installed: "
+        "pip install '.[cpu]', or '.[cu112]' for NVIDIA GPUs"
+    )
+    code = BARE + (
+        "import gluon_resnetv2\n"
+        "try: import mxnet\n"
+        "except ModuleNotFoundError as error: print(error.name)"
+    )
+    assert output(code) == "mxnet"
+
+
+def test_of_an_mxnet_without_files_the_record_must_go_first(tmp_path):
+    installed(tmp_path, "mxnet")
+    line = last_line(BARE + "import gluon_resnetv2, mxnet", path=tmp_path)
+    assert "mxnet has lost its files: pip uninstall mxnet, then pip install '.[cpu]'" in line
+
+
+def test_two_wheels_over_each_other_are_refused(tmp_path):
+    installed(tmp_path, {CPU_WHEEL: GPU_WHEEL, GPU_WHEEL: CPU_WHEEL}[runtime.wheels()[0]])
+    line = last_line("import gluon_resnetv2, mxnet", path=tmp_path)
+    assert "mxnet and mxnet-cu112 are installed over each other: pip uninstall" in line
+
+
+@pytest.mark.parametrize(
+    ("where", "what", "value", "expected"),
+    [
+        ("numpy", "__version__", "2.1.0", "needs numpy 1.x, and numpy 2.1.0 is installed"),
+        ("sys", "version_info", (3, 13, 0), "runs on Python 3.9 to 3.12, and this is"),
+        ("sys", "version_info", (3, 8, 18), "runs on Python 3.9 to 3.12, and this is"),
+    ],
+)
+def test_a_python_or_numpy_that_mxnet_does_not_know_is_refused(
+    monkeypatch, where, what, value, expected
+):
+    monkeypatch.setattr(sys.modules[where], what, value)
+    with pytest.raises(CannotLoad, match=expected) as caught:
+        runtime.require()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_driver_is_named(monkeypatch):
+    monkeypatch.setattr(runtime, "wheels", lambda: [GPU_WHEEL])
+    monkeypatch.setattr(runtime, "_driver", lambda: None)
+    with pytest.raises(CannotLoad, match=r"needs NVIDIA's driver, and libcuda\.so\.1 is not found"):
+        runtime.require()
+
+
+def test_what_cannot_be_loaded_is_a_mistake_of_the_user_and_an_import_error():
+    assert issubclass(CannotLoad, UserError)
+    assert issubclass(CannotLoad, ImportError)
+    assert str(runtime.NotInstalled("why", name="mxnet")) == "why"
+
+
+FAKE_MXNET = "import ctypes, os; ctypes.CDLL(os.path.dirname(__file__) + '/libmxnet.so')\n"
+WITH_FAKE_MXNET = """
+from gluon_resnetv2 import runtime
+runtime.wheels = lambda: [runtime.GPU_WHEEL]
+runtime.CUDA_LIBRARIES = {"fake": "libfake.so.1"}
+runtime._driver = lambda: "there"
+runtime._after = lambda mxnet: None
+import mxnet
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a dynamic linker like Linux's")
+def test_libraries_of_nvidias_wheels_are_found_by_the_linker(tmp_path):
+    library = tmp_path / "nvidia/fake/lib/libfake.so.1"
+    (tmp_path / "mxnet").mkdir()
+    library.parent.mkdir(parents=True)
+    (tmp_path / "nvidia/__init__.py").write_text("")
+    source = tmp_path / "empty.c"
+    source.write_text("")
+    fake_driver.shared(library, f"-Wl,-soname,{library.name}", str(source))
+    needs_it = ("-Wl,--no-as-needed", str(library))
+    fake_driver.shared(tmp_path / "mxnet/libmxnet.so", str(source), *needs_it)
+    (tmp_path / "mxnet/__init__.py").write_text(FAKE_MXNET)
+
+    assert output(WITH_FAKE_MXNET + "print('loaded')", path=tmp_path) == "loaded"
+
+    library.unlink()
+    line = last_line(WITH_FAKE_MXNET, path=tmp_path)
+    assert "CannotLoad: MXNet's library does not load (libfake.so.1: cannot open" in line
+    assert line.endswith("pip install '.[cu112]' again")
+
+
+# GPUs
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory) -> Path:
+    return fake_driver.build(tmp_path_factory.mktemp("driver"))
+
+
+@pytest.fixture
+def gpu_machine(driver, monkeypatch):
+    """A machine with the GPU wheel and the fake driver, which shows what a test asks for."""
+
+    def simulate(**settings):
+        for name, value in settings.items():
+            monkeypatch.setenv(f"FAKE_{name}", value)
+
+    monkeypatch.setattr(runtime, "wheels", lambda: [GPU_WHEEL])
+    monkeypatch.setattr(runtime, "_driver", lambda: ctypes.CDLL(str(driver)))
+    return simulate
+
+
+@pytest.mark.parametrize("capability", ["5.0", "6.1", "7.5", "8.6", "8.9"])
+def test_gpus_that_the_wheel_has_kernels_for_pass(gpu_machine, capability):
+    gpu_machine(GPUS="2", CAPABILITY=capability)
+    runtime.check_gpus([1, 0])
+    assert [gpu.name for gpu in runtime.gpus()] == ["Fake GPU 0", "Fake GPU 1"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "ids", "expected"),
+    [
+        ({}, [0], "there is no GPU 0: NVIDIA's driver shows none"),
+        ({"GPUS": "2"}, [0, 2], "there is no GPU 2: NVIDIA's driver shows 2, numbered from 0"),
+        ({"GPUS": "2"}, [-1], "there is no GPU -1"),
+        ({"GPUS": "1", "CAPABILITY": "9.0"}, [0], "compute capability 9.0, and mxnet-cu112 1.9.1"),
+        ({"GPUS": "1", "CAPABILITY": "12.0"}, [0], "has kernels for 5.0 to 8.9 only"),
+        ({"GPUS": "1", "CAPABILITY": "3.7"}, [0], "compute capability 3.7"),
+        ({"GPUS": "1", "CUDA": "10020"}, [0], "driver ends at CUDA 10.2, and MXNet needs 11.0"),
+        ({"ERROR": "803"}, [0], r"driver does not start \(cuInit answers 803\)"),
+    ],
+)
+def test_gpus_that_cannot_be_used_are_refused(gpu_machine, settings, ids, expected):
+    gpu_machine(**settings)
+    with pytest.raises(UserError, match=expected) as caught:
+        runtime.check_gpus(ids)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_cpu_wheel_uses_no_gpu(monkeypatch):
+    monkeypatch.setattr(runtime, "wheels", lambda: [CPU_WHEEL])
+    with pytest.raises(UserError, match="GPU 3 cannot be used: the MXNet installed is the CPU"):
+        runtime.check_gpus([3])
+    runtime.check_gpus([])
+
+
+def test_gpus_without_a_driver_are_refused(monkeypatch):
+    monkeypatch.setattr(runtime, "wheels", lambda: [GPU_WHEEL])
+    monkeypatch.setattr(runtime, "_driver", lambda: None)
+    with pytest.raises(UserError, match=r"NVIDIA's driver is not installed: libcuda\.so\.1"):
+        runtime.check_gpus([0])
+
+
+def test_the_driver_is_found_where_the_linker_finds_it(driver):
+    code = "from gluon_resnetv2 import runtime; print(runtime.gpus())"
+    found = output(code, LD_LIBRARY_PATH=str(driver.parent), FAKE_GPUS="1")
+    assert found == "[Gpu(name='Fake GPU 0', capability=(8, 6))]"
+
+
+@needs_gpu_wheel
+def test_the_gpu_wheel_computes_on_the_cpu_without_a_gpu(driver):
+    code = """
+from gluon_resnetv2 import runtime
+import mxnet as mx
+one = mx.nd.ones((1, 1, 2, 2))
+print(mx.context.num_gpus(), (one + one).sum().asscalar())
+runtime.check_gpus([0])
+"""
+    done = python(code, LD_LIBRARY_PATH=str(driver.parent))
+    assert done.stdout.split() == ["0", "8.0"]
+    assert done.stderr.splitlines()[-1].endswith("there is no GPU 0: NVIDIA's driver shows none")
+
+
+@needs_gpu_wheel
+@pytest.mark.skipif(
+    Path("/proc/driver/nvidia/version").exists(), reason="NVIDIA's driver is installed"
+)
+def test_the_gpu_wheel_without_a_driver_says_so():
+    line = last_line("import gluon_resnetv2, mxnet", LD_LIBRARY_PATH="")
+    assert "mxnet-cu112 needs NVIDIA's driver, and libcuda.so.1 is not found" in line
