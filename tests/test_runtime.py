@@ -80,6 +80,7 @@ print([net(batch).shape for batch in loader])
     assert output(code) == "[(2, 2)]"
 
 
+@pytest.mark.skipif(np.__version__ < "1.24", reason="has numpy.bool, so that it does not fail")
 def test_mxnet_that_failed_to_be_imported_before_is_imported():
     code = """
 import warnings
@@ -87,14 +88,12 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     try:
         import mxnet
-    except AttributeError as error:
-        print(str(error).splitlines()[0])
+    except (AttributeError, OSError):  # numpy.bool, or CUDA's libraries
+        print("failed")
 import gluon_resnetv2, mxnet
 print(mxnet.nd.array([[1, 2]]).shape)
 """
-    expected = ["module 'numpy' has no attribute 'bool'.", "(1, 2)"]
-    numpy_has_bool = tuple(map(int, np.__version__.split(".")[:2])) < (1, 24)
-    assert output(code).splitlines() == expected[numpy_has_bool:]
+    assert output(code).split("\n", 1) == ["failed", "(1, 2)"]
 
 
 @needs_gluoncv
@@ -313,7 +312,10 @@ def test_mxnet_imported_before_us_is_mended_and_what_is_lost_is_said(processor, 
     assert np.asarray(mx.nd.ones((2,))).tolist() == [1, 1]
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 12), reason="MXNet without us needs distutils")
+@pytest.mark.skipif(
+    sys.version_info >= (3, 12) or GPU_WHEEL in runtime.wheels(),
+    reason="MXNet is not imported without us where it needs distutils or CUDA's libraries",
+)
 def test_mxnet_imported_before_us_is_mended_without_a_word_if_nothing_is_lost():
     code = """
 import warnings

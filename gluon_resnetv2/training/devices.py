@@ -8,6 +8,7 @@ import mxnet as mx
 import numpy as np
 
 from gluon_resnetv2 import runtime
+from gluon_resnetv2.layers import is_statistic
 
 
 def contexts(gpus: Sequence[int] | None, cpus: int = 1) -> list[mx.Context]:
@@ -37,7 +38,8 @@ def average_statistics(net: mx.gluon.Block) -> None:
     their mean.
     """
     for name, parameter in net.collect_params().items():
-        if name.endswith(("moving_mean", "moving_var")):
-            copies = [copy.as_in_context(mx.cpu()) for copy in parameter.list_data()]
-            if len(copies) > 1:
-                parameter.set_data(mx.nd.add_n(*copies) / len(copies))
+        if is_statistic(name):
+            copies = parameter.list_data()
+            mean = mx.nd.add_n(*(copy.as_in_context(mx.cpu()) for copy in copies)) / len(copies)
+            for copy in copies:  # set_data would have the Trainer forget all momentum
+                mean.copyto(copy)

@@ -22,7 +22,7 @@ class Meter:
         """Adds one list entry per device: losses (n,), outputs (n, classes), labels (n,)."""
         for loss, output, label in zip(losses, outputs, labels):
             wrong = output.argmax(axis=1).astype(label.dtype) != label
-            sums = mx.nd.stack(loss.sum().astype("float32"), wrong.sum().astype("float32"))
+            sums = mx.nd.concat(loss.sum(), wrong.sum().astype(loss.dtype), dim=0)
             device = loss.ctx
             self._sums[device] = sums + self._sums[device] if device in self._sums else sums
             self.count += len(label)

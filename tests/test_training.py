@@ -1,0 +1,265 @@
+"""The training loop: what it counts, what it computes on several devices, what it leaves behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import mxnet as mx
+import numpy as np
+import pytest
+from PIL import Image
+
+from gluon_resnetv2 import data
+from gluon_resnetv2.deploy.artifact import export_run, load_parameters
+from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.net import ResNetV2, get_model, he
+from gluon_resnetv2.spec import named
+from gluon_resnetv2.training.curves import draw_curves
+from gluon_resnetv2.training.devices import average_statistics, contexts, split
+from gluon_resnetv2.training.evaluate import evaluate
+from gluon_resnetv2.training.loop import fit, make_trainer, train_step
+from gluon_resnetv2.training.recipe import Recipe
+from gluon_resnetv2.training.run import Run, check_finite, checkpoints, read_metrics
+from gluon_resnetv2.training.schedule import StepSchedule
+from tests.common import randomise, relative, use_moving_statistics
+
+TINY = Recipe(
+    model="preact8",
+    unit="basic",
+    dataset="synthetic",
+    image_size=8,
+    batch_size=24,
+    num_epochs=2,
+    lr_step_epochs=(1.0,),
+    warmup_steps=3,
+)
+
+
+def train(folder, recipe=TINY, prepare=lambda net: None, dataset=None):
+    """Runs `recipe` in `folder`; returns the parameters by name."""
+    devices = contexts(recipe.gpus, recipe.cpus)
+    dataset = dataset or data.load(recipe.dataset, image_size=recipe.image_size)
+    mx.random.seed(recipe.seed)
+    net = ResNetV2(recipe.spec(len(dataset.classes)))
+    net.initialize(he(recipe.init), ctx=devices)
+    net.cast(recipe.dtype)
+    prepare(net)
+    net.hybridize(static_alloc=True, static_shape=True)
+    fit(net, dataset, recipe, devices, Run(folder, recipe))
+    return {n: p.data(devices[0]).asnumpy() for n, p in net.collect_params().items()}
+
+
+def test_the_papers_learning_rate_at_its_boundaries():
+    lr_at = StepSchedule(0.1, (32000, 48000), 0.1, warmup_lr=0.01, warmup_steps=400)
+    expected = {0: 0.01, 399: 0.01, 400: 0.1, 31999: 0.1, 32000: 0.01, 47999: 0.01, 48000: 0.001}
+    assert {step: pytest.approx(lr_at(step)) for step in expected} == expected
+
+
+def test_epochs_of_the_recipe_become_steps():
+    lr_at = dataclasses.replace(TINY, lr=1.0, lr_step_epochs=(1.0, 1.5)).schedule(10)
+    assert [lr_at(step) for step in (2, 3, 9, 10, 14, 15)] == pytest.approx(
+        [0.01, 1, 1, 0.1, 0.1, 0.01]
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_same_seed_gives_the_same_bits(tmp_path, dtype):
+    recipe = dataclasses.replace(TINY, dtype=dtype, shortcut="dropout:0.5", order="original")
+    first, second = (train(tmp_path / name, recipe) for name in "ab")
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    other = train(tmp_path / "c", dataclasses.replace(recipe, seed=1))
+    weights = [name for name in first if name.endswith("weight")]
+    assert all(np.any(first[name] != other[name]) for name in weights)
+    assert first["conv0_weight"].dtype == dtype
+
+
+@pytest.mark.parametrize("kv_store", ["device", "local"])
+@pytest.mark.parametrize("devices", [2, 3])
+def test_devices_share_a_batch_without_changing_the_result(tmp_path, devices, kv_store):
+    """20 steps on ragged batches, with moving statistics in place of each device's own."""
+    recipe = dataclasses.replace(
+        TINY, num_epochs=2, batch_size=26, kv_store=kv_store, dtype="float64"
+    )
+    many = dataclasses.replace(recipe, cpus=devices)
+    freeze = lambda net: net.apply(use_moving_statistics)  # noqa: E731
+    one, several = train(tmp_path / "1", recipe, freeze), train(tmp_path / "n", many, freeze)
+    assert read_metrics(tmp_path / "n")[-1]["step"] == 20
+    assert {name: relative(several[name], one[name]) for name in one} == {
+        name: pytest.approx(0, abs=1e-9) for name in one
+    }
+
+
+def test_two_devices_in_float32(tmp_path):
+    freeze = lambda net: net.apply(use_moving_statistics)  # noqa: E731
+    recipe = dataclasses.replace(TINY, batch_size=26)
+    one = train(tmp_path / "1", recipe, freeze)
+    two = train(tmp_path / "2", dataclasses.replace(recipe, cpus=2), freeze)
+    assert max(relative(two[name], one[name], floor=1e-3) for name in one) < 1e-4
+
+
+def test_a_step_is_sgd_with_momentum_on_the_mean_gradient():
+    """Against the update written out, with a batch that two devices share unevenly."""
+    devices = contexts(None, 2)
+    recipe = dataclasses.replace(TINY, cpus=2, lr=0.5, mom=0.9, wd=0.01, dtype="float64")
+    net, alone = (get_model("preact8", unit="basic") for _ in range(2))
+    values = randomise(alone, dtype="float64")
+    net.initialize(ctx=devices)
+    net.cast("float64")
+    for name, parameter in net.collect_params().items():
+        parameter.set_data(mx.nd.array(values[name], dtype="float64"))
+    for block in (net, alone):
+        block.apply(use_moving_statistics)
+    images = np.random.RandomState(0).normal(size=(7, 3, 8, 8))
+    labels = np.arange(7) % 3
+    trainer = make_trainer(net, recipe)
+    learned = {n: v for n, v in values.items() if not n.endswith(("moving_mean", "moving_var"))}
+    momentum = dict.fromkeys(learned, 0.0)
+    for _ in range(2):
+        train_step(net, trainer, split(images, devices), split(labels, devices))
+        x, y = mx.nd.array(images, dtype="float64"), mx.nd.array(labels)
+        with mx.autograd.record():
+            logits = alone(x)
+            mean_loss = -(mx.nd.log_softmax(logits).pick(y)).mean()
+        mean_loss.backward()
+        for name in learned:
+            parameter = alone.collect_params()[name]
+            gradient = parameter.grad().asnumpy() + 0.01 * learned[name]
+            momentum[name] = 0.9 * momentum[name] - 0.5 * gradient
+            learned[name] = learned[name] + momentum[name]
+            parameter.set_data(mx.nd.array(learned[name], dtype="float64"))
+    for name in learned:
+        for device in devices:
+            found = net.collect_params()[name].data(device).asnumpy()
+            assert relative(found, learned[name]) < 1e-6, name  # MXNet rounds 0.9 to float32
+
+
+@pytest.mark.parametrize(("batch_size", "devices"), [(64, 1), (7, 1), (10, 3), (63, 3), (1, 1)])
+def test_evaluation_counts_every_image_once(batch_size, devices):
+    dataset = data.load("synthetic", image_size=8, test_count=64)
+    net = get_model("preact8", unit="basic")
+    values = randomise(net)
+    expected_loss = expected_errors = 0
+    for image, label in zip(dataset.test.images, dataset.test.labels):
+        pixels = (image.astype("float64") - dataset.mean) / dataset.std
+        scores = net(mx.nd.array(pixels.transpose(2, 0, 1)[None])).asnumpy()[0].astype("float64")
+        expected_loss += np.log(np.exp(scores - scores.max()).sum()) + scores.max() - scores[label]
+        expected_errors += scores.argmax() != label
+    where = contexts(None, devices)
+    net.initialize(ctx=where, force_reinit=True)
+    for name, parameter in net.collect_params().items():
+        parameter.set_data(mx.nd.array(values[name]))
+    found = evaluate(net, data.batches(dataset, batch_size), where)
+    assert found["error"] == pytest.approx(100 * expected_errors / 64)
+    assert found["loss"] == pytest.approx(expected_loss / 64, rel=1e-4)
+
+
+def test_training_counts_every_image_once(tmp_path, monkeypatch):
+    dataset = data.load("synthetic", image_size=8, train_count=50)
+    counted = []
+
+    def counting(net, trainer, images, labels):
+        counted.append(sum(len(part) for part in labels))
+        return train_step(net, trainer, images, labels)
+
+    monkeypatch.setattr("gluon_resnetv2.training.loop.train_step", counting)
+    train(tmp_path / "run", dataclasses.replace(TINY, cpus=3, num_epochs=1), dataset=dataset)
+    assert counted == [24, 26]  # two images would leave a device of three without one
+
+
+def test_statistics_are_averaged_over_devices():
+    devices = contexts(None, 2)
+    net = get_model("preact8", unit="basic")
+    net.initialize(ctx=devices)
+    mean = net.collect_params()["bn0_moving_mean"]
+    mean.data(devices[0])[:] = 1
+    mean.data(devices[1])[:] = 4
+    average_statistics(net)
+    assert [set(mean.data(device).asnumpy()) for device in devices] == [{2.5}, {2.5}]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "tiny"
+    train(folder)
+    return folder
+
+
+def test_what_a_run_leaves_behind(run):
+    assert sorted(path.name for path in run.iterdir()) == [
+        "checkpoints",
+        "curves.png",
+        "metrics.jsonl",
+        "recipe.json",
+    ]
+    recipe = json.loads((run / "recipe.json").read_text())
+    assert Recipe(**{**recipe, "lr_step_epochs": tuple(recipe["lr_step_epochs"])}) == TINY
+    records = read_metrics(run)
+    assert [record["epoch"] for record in records] == [1, 2]
+    assert [record["lr"] for record in records] == pytest.approx([0.1, 0.01])
+    assert [path.name for path in checkpoints(run)] == ["step-00000022"]
+    with Image.open(draw_curves(run)) as picture:
+        assert picture.size == (840, 600)
+
+
+def test_a_checkpoint_is_the_network_that_was_evaluated(run):
+    net = ResNetV2(named("preact8", unit="basic"))
+    load_parameters(net, checkpoints(run)[-1] / "net.params")
+    dataset = data.load("synthetic", image_size=8)
+    found = evaluate(net, data.batches(dataset, 64), [mx.cpu()])
+    assert found["error"] == read_metrics(run)[-1]["test_error"]
+    assert found["loss"] == pytest.approx(read_metrics(run)[-1]["test_loss"], rel=1e-5)
+
+
+def test_an_export_says_how_images_are_prepared(run, tmp_path):
+    dataset = data.load("synthetic", image_size=8)
+    manifest = export_run(run, tmp_path / "export").manifest
+    assert manifest["input"]["shape"] == [3, 8, 8]
+    assert manifest["input"]["mean"] == list(dataset.mean)
+    assert manifest["input"]["std"] == list(dataset.std)
+    assert manifest["classes"] == list(dataset.classes)
+    assert manifest["recipe"]["model"] == "preact8"
+    assert manifest["metrics"]["epoch"] == 2
+
+
+def test_export_wants_a_run(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint"):
+        export_run(tmp_path)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    with pytest.raises(UserError, match=r"step \d+ with learning rate 1e\+30"):
+        train(tmp_path / "run", dataclasses.replace(TINY, lr=1e30, warmup_steps=0))
+    check_finite(1.0, 0, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"batch_size": 0}, "batch-size"),
+        ({"batch_size": 2, "cpus": 3}, "smaller than the number of devices"),
+        ({"gpus": (0, 0)}, "differ"),
+        ({"gpus": ()}, "--gpus"),
+        ({"gpus": (0,), "cpus": 2}, "exclude"),
+        ({"kv_store": "nccl"}, "nccl"),
+        ({"lr": -1.0}, "--lr"),
+        ({"wd": float("nan")}, "--wd"),
+    ],
+)
+def test_impossible_recipes_are_refused(change, says):
+    with pytest.raises(UserError, match=says):
+        dataclasses.replace(TINY, **change)
+
+
+def test_a_run_never_takes_anothers_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe(dataset="digits", model="preact20")
+    assert str(recipe.folder()) == "runs/digits-preact20"
+    (tmp_path / "runs/digits-preact20").mkdir(parents=True)
+    assert str(recipe.folder()) == "runs/digits-preact20-2"
+    (tmp_path / "mine").mkdir()
+    named_folder = dataclasses.replace(recipe, output="mine")
+    assert str(named_folder.folder()) == "mine"
+    (tmp_path / "mine" / "recipe.json").touch()
+    with pytest.raises(UserError, match="exists already"):
+        named_folder.folder()
