@@ -134,7 +134,10 @@ class _Finder:
 
 
 class _LastResort:
-    """Asked after every other finder: says how to install MXNet instead of 'No module named'."""
+    """Asked after every other finder: says how to install MXNet instead of 'No module named'.
+
+    importlib.util.find_spec("mxnet") then raises as well, rather than return None.
+    """
 
     @staticmethod
     def find_spec(name: str, path=None, target=None) -> None:
@@ -161,8 +164,8 @@ def _quiet(_module=None) -> Iterator[None]:
 def _around_mxnet(mxnet: types.ModuleType) -> Iterator[None]:
     require()
     with _quiet():
-        _before()
         try:
+            _before()
             yield
         except OSError as error:  # the dynamic linker's
             extra = "cu112" if GPU_WHEEL in wheels() else "cpu"
@@ -318,11 +321,8 @@ def _wait_for_all() -> None:
 _ISA_VARIABLE = "DNNL_MAX_CPU_ISA"
 _AMX_ISA = "AVX512_CORE_AMX"
 # All that the value allows. A processor without some of it might lose others by being limited.
-_AMX_FLAGS = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16"} | {
-    "amx_tile",
-    "amx_int8",
-    "amx_bf16",
-}
+_AVX512_FLAGS = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16"}
+_AMX_FLAGS = _AVX512_FLAGS | {"amx_tile", "amx_int8", "amx_bf16"}
 
 
 def _enable_amx(mxnet: types.ModuleType) -> None:

@@ -39,7 +39,7 @@ def python(code: str, *, path: Path | None = None, **environment: str):
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=60,
     )
 
 

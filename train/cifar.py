@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, in
 import gluon_resnetv2  # noqa: F401, I001  # prepares the runtime before MXNet loads
 import mxnet as mx
 
-from gluon_resnetv2 import cli, data
+from gluon_resnetv2 import cli
 from gluon_resnetv2.deploy.artifact import export_run
 from gluon_resnetv2.deploy.verify import report
 from gluon_resnetv2.net import ResNetV2, he
@@ -31,9 +31,7 @@ def main() -> int:
     devices = contexts(recipe.gpus, recipe.cpus)
     folder = recipe.folder()
     recipe.spec(classes=1)  # an impossible network is refused before anything is downloaded
-    dataset = data.load(
-        recipe.dataset, recipe.data_dir, image_size=recipe.image_size, coarse=recipe.coarse
-    )
+    dataset = recipe.load_data()
 
     mx.random.seed(recipe.seed)
     net = ResNetV2(recipe.spec(len(dataset.classes)))

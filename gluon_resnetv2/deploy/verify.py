@@ -200,6 +200,7 @@ def _run(runtime, jobs, folder):
     """[(logits, None) or (None, failure)] of each job, from a process of its own."""
     way, backend = runtime
     environment = {k: v for k, v in os.environ.items() if k != "MXNET_SUBGRAPH_BACKEND"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)  # this package, installed or not
     if backend:
         environment["MXNET_SUBGRAPH_BACKEND"] = backend
     folder.mkdir()

@@ -7,7 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from gluon_resnetv2.data import NAMES
+from gluon_resnetv2.data import NAMES, Dataset, load
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.spec import FAMILIES, ORDER, SHORTCUT_HELP, STEM, UNIT, Spec, named
 from gluon_resnetv2.training.schedule import StepSchedule
@@ -55,7 +55,9 @@ class Recipe:
     coarse: bool = _option(False, "CIFAR-100's 20 coarse classes instead of 100", flag=True)
     # Optimisation
     batch_size: int = _option(128, "images per step, over all devices")
-    num_epochs: int = _option(164, "passes over the training images")
+    num_epochs: int = _option(
+        None, "passes over the training images; default: 164, or 1 for synthetic images"
+    )
     lr: float = _option(0.1, "learning rate")
     lr_step_epochs: tuple = _option(
         (82.0, 123.0), "epochs at which the learning rate is reduced", type=_numbers(float)
@@ -76,6 +78,8 @@ class Recipe:
     output: str = _option(None, "the run's folder; default: a new one in runs/")
 
     def __post_init__(self):
+        if self.num_epochs is None:
+            object.__setattr__(self, "num_epochs", 1 if self.dataset == "synthetic" else 164)
         for name in ("batch_size", "num_epochs", "cpus"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{_flag(name)} must be at least 1, not {getattr(self, name)}")
@@ -99,6 +103,19 @@ class Recipe:
     @property
     def devices(self) -> int:
         return len(self.gpus) if self.gpus else self.cpus
+
+    def load_data(self) -> Dataset:
+        """The images to train on: of the synthetic ones two batches, one for testing.
+
+        Raises:
+            UserError: they can't be had.
+        """
+        counts = {}
+        if self.dataset == "synthetic":
+            counts = {"train_count": 2 * self.batch_size, "test_count": self.batch_size}
+        return load(
+            self.dataset, self.data_dir, image_size=self.image_size, coarse=self.coarse, **counts
+        )
 
     def spec(self, classes: int) -> Spec:
         """The network for so many classes.

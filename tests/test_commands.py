@@ -1,0 +1,176 @@
+"""The commands as a user types them: what they print, leave behind and answer to mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = (
+    *("--dataset", "synthetic", "--image-size", "8", "--model", "preact8"),
+    *("--batch-size", "64", "--num-epochs", "1"),
+)
+
+
+def run(monkeypatch, capsys, *command):
+    """Runs `train/cifar.py` or `-m gluon_resnetv2` here; returns its status, stdout and stderr."""
+    monkeypatch.setattr(sys, "argv", [str(word) for word in command])
+    start, target = (
+        (runpy.run_module, "gluon_resnetv2")
+        if command[0] == "gluon_resnetv2"
+        else (runpy.run_path, str(ROOT / command[0]))
+    )
+    with pytest.raises(SystemExit) as exited:
+        start(target, run_name="__main__")
+    return exited.value.code, *capsys.readouterr()
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: run(monkeypatch, capsys, *words)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a run, and what the script that made it printed."""
+    folder = tmp_path_factory.mktemp("trained") / "tiny"
+    script = [sys.executable, "-W", "error", str(ROOT / "train/cifar.py"), *TINY]
+    done = subprocess.run(
+        [*script, "--output", str(folder)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_training_ends_with_a_verified_export(trained):
+    folder, printed = trained
+    assert "epoch   1/1" in printed
+    assert "verified" in printed.splitlines()[-1]
+    assert sorted(path.name for path in (folder / "export").iterdir()) == [
+        "manifest.json",
+        "preact8-0000.params",
+        "preact8-symbol.json",
+    ]
+    manifest = json.loads((folder / "export" / "manifest.json").read_text())
+    assert len(manifest["verification"]) == 8
+    assert all(entry["passed"] for entry in manifest["verification"])
+
+
+def test_export_verify_and_predict(trained, command):
+    folder, _ = trained
+    before = (folder / "export" / "preact8-0000.params").read_bytes()
+    assert command("gluon_resnetv2", "export", folder, "--output", "again")[0] == 0
+    assert Path("again/preact8-0000.params").read_bytes() == before
+    status, printed, _ = command("gluon_resnetv2", "verify", "again")
+    assert (status, printed.splitlines()[-1][:8]) == (0, "verified")
+    Image.new("L", (50, 40), 128).save("grey.png")
+    status, printed, _ = command("gluon_resnetv2", "predict", folder, "grey.png", "grey.png")
+    assert status == 0
+    assert printed.count("grey.png") == 2
+    assert printed.count(" %  class") == 10
+
+
+def test_models_lists_the_papers_networks(command):
+    status, printed, _ = command("gluon_resnetv2", "models")
+    rows = [line.split() for line in printed.splitlines()]
+    assert status == 0
+    (row,) = [row for row in rows if row[0] == "preact164" and "CIFAR-10" in row]
+    assert row[1:4] == ["full_preact", "identity", "bottleneck"]
+    assert row[4:9] == ["164", "1.70", "M", "0.245", "G"]
+    rows = [" ".join(row) for row in rows]
+    assert any("exclusive-gate:-6" in row and " 8.70 " in row for row in rows)
+
+
+def test_help_names_every_option(command):
+    status, printed, _ = command("train/cifar.py", "--help")
+    assert status == 0
+    assert "--lr-step-epochs" in printed
+    assert "(default: 82,123)" in " ".join(printed.split())
+    assert "None" not in printed
+
+
+CIFAR = "train/cifar.py"
+MISTAKES = {
+    "unknown option": ((CIFAR, "--modle", "preact20"), "did you mean --model?"),
+    "abbreviation": ((CIFAR, "--mod", "preact20"), "--mod"),
+    "no number": ((CIFAR, "--lr", "fast"), "--lr"),
+    "unknown choice": ((CIFAR, "--dataset", "mnist"), "mnist"),
+    "impossible depth": ((CIFAR, "--model", "preact21"), "6n+2"),
+    "impossible unit": ((CIFAR, "--model", "preact32", "--unit", "bottleneck"), "9n+2"),
+    "unknown shortcut": ((CIFAR, "--shortcut", "gate"), "gate:BIAS"),
+    "batch smaller than devices": ((CIFAR, "--batch-size", "3", "--cpus", "4"), "devices"),
+    "no data": ((CIFAR, *TINY, "--data-dir", "here"), "data_dir"),
+    "taken folder": ((CIFAR, *TINY, "--output", "."), "exists"),
+    "folder that can't be made": ((CIFAR, *TINY, "--output", "/proc/run"), "/proc/run"),
+    "no run": (("gluon_resnetv2", "export", "nowhere"), "nowhere"),
+    "no export": (("gluon_resnetv2", "verify", "nowhere"), "nowhere"),
+    "no shape": (("gluon_resnetv2", "verify", "x", "--shape", "3"), "--shape"),
+    "unknown verb": (("gluon_resnetv2", "train"), "train"),
+    "no verb": (("gluon_resnetv2",), "VERB"),
+    "no image": (("gluon_resnetv2", "predict", "nowhere"), "image"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_one_line(command, tmp_path, mistake):
+    (tmp_path / "taken").touch()
+    words, says = MISTAKES[mistake]
+    status, printed, line = command(*words)
+    assert status == 2
+    assert printed == ""
+    assert says in line
+    assert line.count("\n") == 1
+    assert os.listdir(tmp_path) == ["taken"]
+
+
+def test_gpus_are_refused_where_there_is_none(command, tmp_path):
+    mx = pytest.importorskip("mxnet")
+    if mx.context.num_gpus():
+        pytest.skip("this machine has a GPU")
+    status, _, line = command(CIFAR, *TINY, "--gpus", "0")
+    assert status == 2
+    assert "GPU" in line
+    assert line.count("\n") == 1
+    assert not os.listdir(tmp_path)
+
+
+def test_wrong_images_and_damaged_exports_get_one_line(trained, command, tmp_path):
+    folder, _ = trained
+    Path("text.png").write_text("no image")
+    status, printed, line = command("gluon_resnetv2", "predict", folder, "text.png")
+    assert (status, printed, line.count("\n")) == (2, "", 1)
+    assert "text.png" in line
+    assert command("gluon_resnetv2", "export", folder, "--output", "again")[0] == 0
+    params = Path("again/preact8-0000.params")
+    params.write_bytes(params.read_bytes()[:-1])
+    for verb in (("verify", "again"), ("predict", "again", "text.png")):
+        status, printed, line = command("gluon_resnetv2", *verb)
+        assert (status, printed, line.count("\n")) == (2, "", 1)
+        assert "preact8-0000.params" in line
+
+
+@pytest.mark.parametrize("room", [100, 20_000])
+def test_a_full_disk_gets_one_line_and_nothing_half_written(tmp_path, room):
+    """Files larger than `room` bytes can't be written: the recipe, or the parameters."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train/cifar.py"), *TINY, "--output", "run"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
+    )
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert left == ([] if room == 100 else ["run/metrics.jsonl", "run/recipe.json"])
