@@ -15,8 +15,9 @@ from gluon_resnetv2.deploy.artifact import export_run, load_parameters
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2, get_model, he
 from gluon_resnetv2.spec import named
+from gluon_resnetv2.training import statistics
 from gluon_resnetv2.training.curves import draw_curves
-from gluon_resnetv2.training.devices import average_statistics, contexts, split
+from gluon_resnetv2.training.devices import contexts, split
 from gluon_resnetv2.training.evaluate import evaluate
 from gluon_resnetv2.training.loop import fit, make_trainer, train_step
 from gluon_resnetv2.training.recipe import Recipe
@@ -174,8 +175,32 @@ def test_statistics_are_averaged_over_devices():
     mean = net.collect_params()["bn0_moving_mean"]
     mean.data(devices[0])[:] = 1
     mean.data(devices[1])[:] = 4
-    average_statistics(net)
+    statistics.average(net)
     assert [set(mean.data(device).asnumpy()) for device in devices] == [{2.5}, {2.5}]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_recalibrated_statistics_are_those_of_the_batches(count):
+    devices = contexts(None, count)
+    net = get_model("preact8", unit="basic", bn_momentum=0.8)
+    net.initialize(ctx=devices)
+    batches = [
+        (np.random.RandomState(seed).normal(2, 3, size=(8, 3, 8, 8)).astype("float32"), None)
+        for seed in range(3)
+    ]
+    stems = [
+        net.features[0](mx.nd.array(part)).asnumpy()
+        for images, _ in batches
+        for part in np.split(images, count)
+    ]
+    statistics.recalibrate(net, batches, devices)
+    for name, expected in (
+        ("mean", np.mean([stem.mean(axis=(0, 2, 3)) for stem in stems], axis=0)),
+        ("var", np.mean([stem.var(axis=(0, 2, 3)) for stem in stems], axis=0)),
+    ):
+        for device in devices:
+            found = net.collect_params()[f"bn0_moving_{name}"].data(device).asnumpy()
+            assert relative(found, expected) < 1e-5
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 import time
 from collections import deque
@@ -13,8 +14,9 @@ from mxnet import autograd, gluon
 from tqdm import tqdm
 
 from gluon_resnetv2.data import Dataset, batches, num_batches, prefetch
+from gluon_resnetv2.training import statistics
 from gluon_resnetv2.training.curves import draw_curves
-from gluon_resnetv2.training.devices import average_statistics, split
+from gluon_resnetv2.training.devices import split
 from gluon_resnetv2.training.evaluate import Meter, evaluate
 from gluon_resnetv2.training.recipe import Recipe
 from gluon_resnetv2.training.run import Run, check_finite
@@ -22,6 +24,10 @@ from gluon_resnetv2.training.run import Run, check_finite
 # How many steps Python may be ahead of the devices: enough to keep them busy, and few enough that
 # the queued batches do not fill the memory.
 STEPS_AHEAD = 2
+
+# For so many steps moving statistics are not to be evaluated with: 0.9^50 is half a percent.
+STEPS_UNSETTLED = 50
+STATISTICS_BATCHES = 10  # what takes their place is the mean over so many batches
 
 
 def make_trainer(net: gluon.Block, recipe: Recipe) -> gluon.Trainer:
@@ -84,20 +90,21 @@ def fit(
     steps = num_batches(len(dataset.train.labels), recipe.batch_size, len(devices))
     lr_at, step = recipe.schedule(steps), 0
     description = describe(net, dataset, recipe)
+
+    def epoch_batches(epoch):
+        return batches(
+            dataset,
+            recipe.batch_size,
+            train=True,
+            seed=recipe.seed,
+            epoch=epoch,
+            devices=len(devices),
+        )
+
     for epoch in range(recipe.num_epochs):
         meter, pending, started = Meter(), deque(), time.perf_counter()
-        epoch_batches = prefetch(
-            batches(
-                dataset,
-                recipe.batch_size,
-                train=True,
-                seed=recipe.seed,
-                epoch=epoch,
-                devices=len(devices),
-            )
-        )
         progress = tqdm(
-            epoch_batches,
+            prefetch(epoch_batches(epoch)),
             f"epoch {epoch + 1}/{recipe.num_epochs}",
             total=steps,
             unit="step",
@@ -119,7 +126,11 @@ def fit(
         trained = meter.read()
         check_finite(trained["loss"], step - 1, lr_at(step - 1))
         seconds = time.perf_counter() - started
-        average_statistics(net)
+        if step < STEPS_UNSETTLED:
+            few = itertools.islice(epoch_batches(epoch), STATISTICS_BATCHES)
+            statistics.recalibrate(net, few, devices, recipe.dtype)
+        else:
+            statistics.average(net)
         tested = evaluate(net, batches(dataset, recipe.batch_size), devices, recipe.dtype)
         record = {
             "epoch": epoch + 1,
