@@ -6,4 +6,15 @@ not import MXNet itself.
 
 from gluon_resnetv2 import runtime
 
+__version__ = "0.1.0"
+
 runtime.prepare()
+
+
+def __getattr__(name: str):
+    # The public names, brought in when they are used: they need MXNet, which takes seconds.
+    if name in ("ResNetV2", "get_model", "he"):
+        from gluon_resnetv2 import net
+
+        return getattr(net, name)
+    raise AttributeError(f"module 'gluon_resnetv2' has no attribute '{name}'")

@@ -17,7 +17,6 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from importlib import metadata
-from pathlib import Path
 from typing import NamedTuple
 
 from gluon_resnetv2 import runtime
@@ -127,7 +126,7 @@ def _ask_here() -> dict:
         "converts": np.array_equal(np.asarray(one), np.ones((1, 1, 1, 1))),
     }
     with contextlib.suppress(OSError):  # MXNet for macOS brings another OpenMP
-        found["threads"] = ctypes.CDLL("libgomp.so.1").omp_get_max_threads()
+        found["threads"] = str(ctypes.CDLL("libgomp.so.1").omp_get_max_threads())
     return found
 
 
@@ -154,10 +153,9 @@ def _processor(found: dict) -> Iterator[Row]:
     def row(name, text):
         return Row("Processor", name, text)
 
-    yield row("CPUs", f"{_cpus()} usable of {os.cpu_count()}")
+    yield row("CPUs", f"{runtime.cpus()} usable of {os.cpu_count()}")
     if "threads" in found:
-        setting = _threads_setting() or "OMP_NUM_THREADS is not set"
-        yield row("OpenMP threads", f"{found['threads']} ({setting})")
+        yield row("OpenMP threads", found["threads"])
     if "isa" in found:
         yield row("oneDNN uses", found["isa"])
 
@@ -247,14 +245,12 @@ def _hazards(found: dict) -> Iterator[Row]:
             {"on": HANDLED, "not on this processor": ABSENT}.get(found["amx"], ACTIVE),
             f"is off unless Linux is asked and oneDNN is told; here: {found['amx']}",
         )
-    if "threads" in found:
-        halved = found["threads"] < _cpus() and not _threads_setting() and not _hyper_threads()
-        yield row(
-            "half of the CPUs",
-            ACTIVE if halved else ABSENT,
-            "is left to hyper-threading even where there is none: set OMP_NUM_THREADS to their "
-            "number, unless other programs compute here too",
-        )
+    yield row(
+        "half of the CPUs",
+        ABSENT if runtime.hyper_threads() else HANDLED,
+        "is left to hyper-threading even where there is none: MXNet is told to use all, unless "
+        "OMP_NUM_THREADS is set",
+    )
 
     # What MXNet does unasked
     yield row(
@@ -283,6 +279,11 @@ def _hazards(found: dict) -> Iterator[Row]:
         "gives old BatchNorm statistics while work is pending: call mx.nd.waitall() first",
     )
     yield row(
+        "max pooling",
+        ACTIVE,
+        "has wrong gradients under autograd.record(train_mode=False) in float32 on CPUs",
+    )
+    yield row(
         "Trainer.load_states",
         ACTIVE,
         "unpickles, which runs code: only of files that you trust",
@@ -301,23 +302,3 @@ def _version(package: str) -> str | None:
 
 def _release(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
-
-
-def _cpus() -> int:
-    """The CPUs that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _threads_setting() -> str:
-    """What the environment says of MXNet's threads; empty if nothing."""
-    names = ("OMP_NUM_THREADS", "MXNET_OMP_MAX_THREADS")
-    return ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
-
-
-def _hyper_threads() -> bool:
-    """Whether CPUs may share a core, as far as Linux tells."""
-    with contextlib.suppress(OSError):
-        return Path("/sys/devices/system/cpu/smt/active").read_text().strip() != "0"
-    return True

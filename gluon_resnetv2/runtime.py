@@ -54,6 +54,11 @@ def prepare() -> None:
     sys.meta_path.insert(0, _Finder)
     sys.meta_path.append(_LastResort)
     if "mxnet" in sys.modules:
+        if _use_every_core():
+            too_late.append(
+                "MXNet computes on half of the CPUs: it was imported before gluon_resnetv2; import "
+                "gluon_resnetv2 first, or set OMP_NUM_THREADS"
+            )
         with _quiet():
             _before()
         _after(sys.modules["mxnet"])
@@ -203,6 +208,7 @@ _AROUND = {
 def _before() -> None:
     _provide_numpy_names()
     _provide_distutils()
+    _use_every_core()
     if GPU_WHEEL in wheels():
         _load_cuda()
 
@@ -246,6 +252,34 @@ class _Version:
     @staticmethod
     def _of(other) -> _Version:
         return other if isinstance(other, _Version) else _Version(other)
+
+
+_THREADS_VARIABLES = ("OMP_NUM_THREADS", "MXNET_OMP_MAX_THREADS")
+
+
+def cpus() -> int:
+    """The CPUs that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def hyper_threads() -> bool:
+    """Whether CPUs may share a core, as far as Linux tells."""
+    with contextlib.suppress(OSError):
+        return Path("/sys/devices/system/cpu/smt/active").read_text().strip() != "0"
+    return True
+
+
+def _use_every_core() -> bool:
+    """MXNet leaves half of the CPUs to hyper-threading, even where there is none: tells it not to.
+
+    Returns whether there was something to tell.
+    """
+    if cpus() == 1 or hyper_threads() or any(name in os.environ for name in _THREADS_VARIABLES):
+        return False
+    os.environ[_THREADS_VARIABLES[1]] = str(cpus())  # MXNet's own: it concerns nobody else
+    return True
 
 
 # What libmxnet.so of the GPU wheel links to, as folder and file of NVIDIA's wheels. What these

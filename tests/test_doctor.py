@@ -5,13 +5,13 @@ from __future__ import annotations
 import ctypes
 import platform
 
-import fake_driver
 import mxnet as mx
 import numpy as np
 import pytest
 
 from gluon_resnetv2 import doctor, runtime
 from gluon_resnetv2.doctor import ABSENT, ACTIVE, BROKEN, HANDLED, Row
+from tests import fake_driver
 
 
 @pytest.fixture(scope="module")
@@ -168,18 +168,10 @@ def test_the_state_of_amx_is_the_runtimes(amx, expected):
     assert hazards(amx=amx)["AMX"] == expected
 
 
-def test_half_of_the_cpus_is_missed_only_without_hyper_threads_and_settings(monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.delenv("MXNET_OMP_MAX_THREADS", raising=False)
-    monkeypatch.setattr(doctor, "_cpus", lambda: 8)
-    monkeypatch.setattr(doctor, "_hyper_threads", lambda: False)
-    assert hazards(threads=4)["half of the CPUs"] == ACTIVE
-    assert hazards(threads=8)["half of the CPUs"] == ABSENT
-    monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    assert hazards(threads=4)["half of the CPUs"] == ABSENT
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr(doctor, "_hyper_threads", lambda: True)
-    assert hazards(threads=4)["half of the CPUs"] == ABSENT
+@pytest.mark.parametrize(("shared", "expected"), [(True, ABSENT), (False, HANDLED)])
+def test_half_of_the_cpus_is_missed_only_without_hyper_threads(monkeypatch, shared, expected):
+    monkeypatch.setattr(runtime, "hyper_threads", lambda: shared)
+    assert hazards()["half of the CPUs"] == expected
 
 
 def test_what_came_too_late_is_repeated(monkeypatch):

@@ -11,7 +11,6 @@ import sys
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
-import fake_driver
 import mxnet as mx
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ import pytest
 from gluon_resnetv2 import runtime
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.runtime import CPU_WHEEL, GPU_WHEEL, CannotLoad
+from tests import fake_driver
 
 ROOT = Path(__file__).parents[1]
 
@@ -300,6 +300,7 @@ def test_linux_grants_the_tiles_where_it_supports_them():
 def test_mxnet_imported_before_us_is_mended_and_what_is_lost_is_said(processor, monkeypatch):
     processor(SAPPHIRE_RAPIDS, True)
     monkeypatch.setattr(runtime, "_AMX_ISA", "ALL")
+    monkeypatch.setattr(runtime, "hyper_threads", lambda: True)
     monkeypatch.setattr(runtime, "too_late", [])
     finders = (runtime._Finder, runtime._LastResort)
     monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if f not in finders])
@@ -327,7 +328,44 @@ with warnings.catch_warnings():
 from gluon_resnetv2 import runtime
 print(np.asarray(mx.nd.array([1, 2])), runtime.too_late)
 """
-    assert output(code, DNNL_MAX_CPU_ISA="ALL") == "[1. 2.] []"
+    assert output(code, DNNL_MAX_CPU_ISA="ALL", OMP_NUM_THREADS="1") == "[1. 2.] []"
+
+
+# Threads
+
+
+@pytest.mark.parametrize(
+    ("shared", "setting", "expected"),
+    [
+        (False, {}, {"MXNET_OMP_MAX_THREADS": "8"}),
+        (True, {}, {}),
+        (False, {"OMP_NUM_THREADS": "3"}, {"OMP_NUM_THREADS": "3"}),
+        (False, {"MXNET_OMP_MAX_THREADS": "3"}, {"MXNET_OMP_MAX_THREADS": "3"}),
+    ],
+)
+def test_every_core_is_used_unless_told_otherwise(monkeypatch, shared, setting, expected):
+    monkeypatch.setattr(os, "environ", dict(setting))
+    monkeypatch.setattr(runtime, "cpus", lambda: 8)
+    monkeypatch.setattr(runtime, "hyper_threads", lambda: shared)
+    assert runtime._use_every_core() == (setting != expected)
+    assert not runtime._use_every_core()
+    assert os.environ == expected
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or runtime.cpus() == 1, reason="needs Linux and two CPUs"
+)
+def test_mxnet_takes_the_threads_it_is_told():
+    code = """
+import ctypes, os
+for name in ("OMP_NUM_THREADS", "MXNET_OMP_MAX_THREADS"):
+    os.environ.pop(name, None)
+from gluon_resnetv2 import runtime
+runtime.hyper_threads = lambda: False
+import mxnet
+print(ctypes.CDLL("libgomp.so.1").omp_get_max_threads())
+"""
+    assert output(code) == str(runtime.cpus())
 
 
 # What cannot be loaded
