@@ -1,5 +1,6 @@
 """Packaging. `pip install .[cpu]` or `.[cu112]`, never both: they own the same folder."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -29,11 +30,13 @@ EXTRAS = {
     "oracle": ["torch==2.13.0; python_version >= '3.10'"],
 }
 
+HERE = Path(__file__).parent
+
 setup(
     name="gluon_resnetv2",
-    version="0.1.0",
+    version=re.search('__version__ = "(.*)"', (HERE / "gluon_resnetv2/__init__.py").read_text())[1],
     description="Identity Mappings in Deep Residual Networks (ResNet v2) for MXNet Gluon",
-    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.9,<3.13",  # numpy 1.x, which MXNet 1.9.1 needs, has no wheel for 3.13
