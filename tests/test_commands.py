@@ -54,7 +54,9 @@ def trained(tmp_path_factory):
 def test_training_ends_with_a_verified_export(trained):
     folder, printed = trained
     assert "epoch   1/1" in printed
-    assert "verified" in printed.splitlines()[-1]
+    assert "verified: " in printed
+    error = json.loads((folder / "metrics.jsonl").read_text())["test_error"]
+    assert f"test accuracy {100 - error:.2f} %" in printed
     assert sorted(path.name for path in (folder / "export").iterdir()) == [
         "manifest.json",
         "preact8-0000.params",

@@ -41,8 +41,11 @@ def main() -> int:
 
     run = Run(folder, recipe)
     print(f"{recipe.model}, {net.spec.parameter_count():,} parameters, on {devices}; run: {folder}")
-    fit(net, dataset, recipe, devices, run)
-    return 0 if report(export_run(folder)) else 1
+    last = fit(net, dataset, recipe, devices, run)
+    verified = report(export_run(folder))
+    print(f"test accuracy {100 - last['test_error']:.2f} %; learning curves: {folder}/curves.png")
+    print(f"try: python -m gluon_resnetv2 predict {folder} IMAGE")
+    return 0 if verified else 1
 
 
 if __name__ == "__main__":
