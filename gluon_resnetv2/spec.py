@@ -475,13 +475,15 @@ def imagenet(depth: int, **switches) -> Spec:
     """A four-stage network of the depths in `IMAGENET` ([v1] Table 1).
 
     Raises:
-        UserError: another depth.
+        UserError: another depth, or another unit than belongs to it.
     """
     if depth not in IMAGENET:
         raise UserError(
             f"depth {depth} is impossible: ImageNet networks have {', '.join(map(str, IMAGENET))}"
         )
     unit, stages = IMAGENET[depth]
+    if switches.get("unit", unit) != unit:
+        raise UserError(f"depth {depth} of ImageNet networks has {unit} units only")
     defaults = {"name": f"depth{depth}", "classes": 1000, "unit": unit}
     return Spec(
         stem="imagenet",

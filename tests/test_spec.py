@@ -199,6 +199,12 @@ def test_impossible_networks_are_refused_with_the_rule(arguments, says):
         named(*arguments)
 
 
+def test_a_unit_that_would_change_an_imagenet_depth_is_refused():
+    with pytest.raises(UserError, match="bottleneck units only"):
+        named("preact50", unit="basic")
+    assert named("preact50", unit="bottleneck") == named("preact50")
+
+
 @pytest.mark.parametrize(
     "switch", [{"order": "preact"}, {"widening": "D"}, {"unit": "wide"}, {"stride_on": "1x1"}]
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import mxnet as mx
@@ -43,9 +44,7 @@ class Run:
             save_parameters(net, temporary / "net.params")
             write_json(temporary / "state.json", {"step": step, **state})
         for older in checkpoints(self.folder)[:-1]:
-            for file in older.iterdir():
-                file.unlink()
-            older.rmdir()
+            shutil.rmtree(older)
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
@@ -66,8 +65,10 @@ def read_metrics(folder: str | Path) -> list[dict]:
 
 
 def check_finite(loss: float, step: int, lr: float) -> None:
-    """Raises:
-    UserError: the loss is not a number or infinite.
+    """Lets a finite loss pass.
+
+    Raises:
+        UserError: it is not a number, or infinite.
     """
     if not math.isfinite(loss):
         raise UserError(
