@@ -24,8 +24,13 @@ EXTRAS = {
     ],
     # The model zoo and detection pipelines that our exports load into.
     "gluoncv": ["gluoncv==0.10.5.post0"],
-    # What the tests need: the runner, the linter, the peer that `verify` must catch.
-    "dev": ["pytest>=8", "ruff==0.17.6", "gluoncv==0.10.5.post0"],
+    # What the tests need.
+    "dev": [
+        "pytest>=8",  # the runner
+        "ruff==0.17.6",  # the linter, pinned because each release formats a little differently
+        "gluoncv==0.10.5.post0",  # the peer whose export `verify` must catch
+        "pyparsing<3.3; python_version < '3.10'",  # newer ones warn in matplotlib for Python 3.9
+    ],
     # The other framework that the tests hold our arithmetic against.
     "oracle": ["torch==2.13.0; python_version >= '3.10'"],
 }
