@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from gluon_resnetv2.errors import UserError
 
@@ -38,12 +40,20 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
 
 
-def run(main: Callable[[], int | None]) -> None:
-    """Runs `main` and exits: 0 or what it returns; 2 and one line for a mistake; 130 for Ctrl-C."""
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the program with status 2 and one line where the block meets a mistake of the user's.
+
+    Status 130 and a line for Ctrl-C; a reader that went away ends it without a word.
+    """
     try:
-        sys.exit(main())
+        yield
+        return
     except UserError as error:
         message = str(error)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        sys.exit(1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         message = f"{where}{error.strerror or error}"
@@ -52,3 +62,11 @@ def run(main: Callable[[], int | None]) -> None:
         sys.exit(130)
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Runs `main` within `one_line_errors` and exits with what it returns."""
+    with one_line_errors():
+        status = main()
+        sys.stdout.flush()  # here rather than at exit, where a full disk would be a traceback
+    sys.exit(status)

@@ -10,17 +10,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, installed or not
 
-import gluon_resnetv2  # noqa: F401, I001  # prepares the runtime before MXNet loads
-import mxnet as mx
-
 from gluon_resnetv2 import cli
-from gluon_resnetv2.deploy.artifact import export_run
-from gluon_resnetv2.deploy.verify import report
-from gluon_resnetv2.net import ResNetV2, he
-from gluon_resnetv2.training.devices import contexts
-from gluon_resnetv2.training.loop import fit
-from gluon_resnetv2.training.recipe import Recipe, add_options
-from gluon_resnetv2.training.run import Run
+
+with cli.one_line_errors():  # of an MXNet that is missing or can't be loaded, too
+    import mxnet as mx
+
+    from gluon_resnetv2.deploy.artifact import export_run
+    from gluon_resnetv2.deploy.verify import report
+    from gluon_resnetv2.net import ResNetV2, he
+    from gluon_resnetv2.training.devices import contexts
+    from gluon_resnetv2.training.loop import fit
+    from gluon_resnetv2.training.recipe import Recipe, add_options
+    from gluon_resnetv2.training.run import Run
 
 
 def main() -> int:
