@@ -33,14 +33,12 @@ def verify(options) -> int:
 
 
 def predict(options) -> None:
-    import numpy as np
-
     from gluon_resnetv2.deploy.artifact import load
     from gluon_resnetv2.deploy.predictor import Predictor
 
     predictor = Predictor(load(options.export))
-    images = np.stack([predictor.read(path) for path in options.images])
-    for path, classes in zip(options.images, predictor.top(images)):
+    for path in options.images:
+        (classes,) = predictor.top(predictor.read(path)[None])
         print(path)
         for name, probability in classes:
             print(f"  {100 * probability:6.2f} %  {name}")
@@ -49,6 +47,9 @@ def predict(options) -> None:
 def _shape(text: str) -> tuple:
     channels, height, width = (int(size) for size in text.split(","))
     return channels, height, width
+
+
+_shape.__name__ = "C,H,W"  # argparse names it in its message
 
 
 def main() -> int:

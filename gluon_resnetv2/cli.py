@@ -16,7 +16,8 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
     """Shows each option's default where there is one to show."""
 
     def _get_help_string(self, action):
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        nothing = action.default is None or action.default is False
+        return action.help if nothing else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):

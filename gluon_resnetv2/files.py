@@ -40,19 +40,24 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    before = temporary.with_name(f"{temporary.name}.before")
     try:
         temporary.chmod(0o755)  # mkdtemp's folders are private
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with open(file, "rb") as handle:
-                    os.fsync(handle.fileno())
+        for file in temporary.iterdir():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
         if path.exists():
-            os.replace(path, temporary.with_suffix(".old"))
-        os.replace(temporary, path)
+            os.replace(path, before)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if before.exists():
+                os.replace(before, path)
+            raise
+        shutil.rmtree(before, ignore_errors=True)
     finally:
-        for leftover in (temporary, temporary.with_suffix(".old")):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_json(path: str | os.PathLike, value) -> None:

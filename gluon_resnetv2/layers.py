@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from mxnet import initializer
 from mxnet.gluon import HybridBlock, nn
 
@@ -33,7 +34,7 @@ class BatchNorm(HybridBlock):
 
     def cast(self, dtype):
         # Statistics of 16-bit activations are kept in 32 bits, as the operator requires.
-        super().cast("float32" if str(dtype) in ("float16", "bfloat16") else dtype)
+        super().cast("float32" if dtype == "bfloat16" or np.dtype(dtype).itemsize == 2 else dtype)
 
 
 def _learned(yes: bool) -> dict:

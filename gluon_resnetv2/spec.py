@@ -12,6 +12,7 @@ all that building or counting a network needs.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass
 from typing import Union
@@ -54,6 +55,9 @@ class Scale:
     on_shortcut: float
     on_residual: float = 1.0
 
+    def __post_init__(self):
+        _check_finite(self.on_shortcut, self.on_residual)
+
     def __str__(self):
         return f"scale:{self.on_shortcut:g},{self.on_residual:g}"
 
@@ -68,6 +72,9 @@ class Gate:
 
     bias: float
     exclusive: bool = False
+
+    def __post_init__(self):
+        _check_finite(self.bias)
 
     def __str__(self):
         return f"{'exclusive-gate' if self.exclusive else 'gate'}:{self.bias:g}"
@@ -87,11 +94,21 @@ class Dropout:
 
     p: float = 0.5
 
+    def __post_init__(self):
+        if not 0 <= self.p < 1:
+            raise UserError(f"dropout ratio {self.p:g} is not in [0, 1)")
+
     def __str__(self):
         return f"dropout:{self.p:g}"
 
 
-Shortcut = Union[Identity, Scale, Gate, Conv1x1, Dropout]
+def _check_finite(*numbers):
+    if not all(map(math.isfinite, numbers)):
+        raise UserError("a shortcut needs finite numbers")
+
+
+SHORTCUTS = (Identity, Scale, Gate, Conv1x1, Dropout)
+Shortcut = Union[SHORTCUTS]
 
 SHORTCUT_HELP = (
     "identity, plain, scale:A,B (A on the shortcut, B on F), gate:BIAS, exclusive-gate:BIAS, "
@@ -119,14 +136,10 @@ def parse_shortcut(text: str) -> Shortcut:
     }
     try:
         numbers = [float(number) for number in tail.split(",")] if tail else []
-        shortcut = makers[kind, len(numbers)](*numbers)
+        make = makers[kind, len(numbers)]
     except (KeyError, ValueError):
         raise UserError(f"unknown shortcut '{text}'; choose {SHORTCUT_HELP}") from None
-    if isinstance(shortcut, Dropout) and not 0 <= shortcut.p < 1:
-        raise UserError(f"dropout ratio {shortcut.p:g} is not in [0, 1)")
-    if any(number != number or abs(number) == float("inf") for number in numbers):
-        raise UserError(f"shortcut '{text}' needs finite numbers")
-    return shortcut
+    return make(*numbers)
 
 
 # -- One unit, spelled out -------------------------------------------------------------------------
@@ -213,7 +226,7 @@ class Spec:
     channels: tuple[int, ...]  # of the stem and of each stage's 3x3 convolutions
     unit: str = "basic"
     order: str = "full_preact"
-    shortcut: Shortcut = dataclasses.field(default_factory=Identity)
+    shortcut: Shortcut = Identity()  # or its text, as `parse_shortcut` reads it
     # Where a unit changes shape: "A" subsamples and pads with zero channels, "B" projects; "C"
     # projects in every unit ([v1] section 3.3, 4.1). The same as B with the shortcut Conv1x1.
     widening: str = "B"
@@ -250,6 +263,10 @@ class Spec:
                 raise UserError(
                     f"{field} '{getattr(self, field)}' is unknown; choose {', '.join(allowed)}"
                 )
+        if isinstance(self.shortcut, str):
+            object.__setattr__(self, "shortcut", parse_shortcut(self.shortcut))
+        if not isinstance(self.shortcut, SHORTCUTS):
+            raise UserError(f"shortcut {self.shortcut!r} is unknown; choose {SHORTCUT_HELP}")
         if len(self.stages) != len(self.channels) or min(self.stages + self.channels) < 1:
             raise UserError("stages and channels need one positive number for each stage")
         if self.classes < 1 or self.in_channels < 1:
@@ -401,11 +418,11 @@ class Spec:
             UserError: a field is missing, unknown or out of range.
         """
         try:
-            values = {**values, "shortcut": parse_shortcut(values["shortcut"])}
-            values["stages"] = tuple(int(n) for n in values["stages"])
-            values["channels"] = tuple(int(n) for n in values["channels"])
-            return cls(**values)
-        except (KeyError, TypeError) as error:
+            sizes = {name: tuple(map(int, values[name])) for name in ("stages", "channels")}
+            return cls(**{**values, **sizes})
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
             raise UserError(f"not the description of a network: {error}") from None
 
 
@@ -500,7 +517,7 @@ def named(name: str, stem: str | None = None, **switches) -> Spec:
         name: family and depth, as in "preact110". A depth of `IMAGENET` means that network, any
             other a CIFAR network.
         stem: "cifar" or "imagenet", where the depth alone says something else.
-        switches: other fields of `Spec`, or `shortcut` as text. None means the default.
+        switches: other fields of `Spec` but those that the depth says. None means the default.
 
     Raises:
         UserError: the name or its depth means no network.
@@ -514,8 +531,10 @@ def named(name: str, stem: str | None = None, **switches) -> Spec:
     depth = int(match[2])
     order, shortcut = FAMILIES[match[1]]
     switches = {key: value for key, value in switches.items() if value is not None}
-    if isinstance(switches.get("shortcut"), str):
-        switches["shortcut"] = parse_shortcut(switches["shortcut"])
+    fields = {field.name for field in dataclasses.fields(Spec)} - {"stages", "channels"}
+    unknown = set(switches) - fields
+    if unknown:
+        raise UserError(f"networks have no switch '{min(unknown)}'")
     if stem not in (None, *STEM):
         raise UserError(f"stem '{stem}' is unknown; choose {', '.join(STEM)}")
     build = imagenet if stem == "imagenet" or (stem is None and depth in IMAGENET) else cifar

@@ -17,7 +17,7 @@ class ResidualUnit(HybridBlock):
     def __init__(self, unit: Unit, spec: Spec):
         super().__init__(prefix=f"{unit.name}_")
         self.unit = unit
-        self._kind = spec.shortcut
+        self.shortcut = spec.shortcut
         with self.name_scope():
             blocks = {conv.name: convolution(conv, spec) for conv in unit.convs}
             for op in unit.pre + unit.body + unit.after:
@@ -31,8 +31,8 @@ class ResidualUnit(HybridBlock):
             self.widen = chain(self._widening(spec))
             if unit.gate:
                 self.gate = convolution(unit.gate, spec)
-            if isinstance(self._kind, Dropout):
-                self.dropout = nn.Dropout(self._kind.p, prefix="dropout_")
+            if isinstance(self.shortcut, Dropout):
+                self.dropout = nn.Dropout(self.shortcut.p, prefix="dropout_")
 
     def _widening(self, spec):
         """What fits the shortcut to the shape of F(x): nothing where it fits already."""
@@ -54,7 +54,7 @@ class ResidualUnit(HybridBlock):
 
     def _join(self, F, residual, split):
         """h(split) + residual, each weighed as Table 1 says."""
-        kind = self._kind
+        kind = self.shortcut
         if isinstance(kind, Scale):
             residual = residual if kind.on_residual == 1 else residual * kind.on_residual
             if kind.on_shortcut == 0:

@@ -70,6 +70,10 @@ def get_symbol(
     net.cast(dtype)
     data = mx.sym.var("data")
     logits = net(data if dtype == "float32" else mx.sym.Cast(data, dtype=dtype))
+    # Module decays weights and gammas; what Gluon's trace says would add biases and betas.
+    for variable in logits.get_internals():
+        if variable.name.endswith(("_bias", "_beta")):
+            variable._set_attr(__wd_mult__="0.0")
     if dtype != "float32":
         logits = mx.sym.Cast(logits, dtype="float32")
     return mx.sym.SoftmaxOutput(logits, name="softmax")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+from importlib import import_module
+from pathlib import Path
 
 import mxnet as mx
 import numpy as np
@@ -12,12 +15,14 @@ import pytest
 from mxnet import autograd
 from PIL import Image, ImageFile
 
+from gluon_resnetv2.checkpoint import load_parameters, save_parameters
 from gluon_resnetv2.deploy import verify as verification
-from gluon_resnetv2.deploy.artifact import export, load, load_parameters, save_parameters
+from gluon_resnetv2.deploy.artifact import export, load
 from gluon_resnetv2.deploy.images import read_image
 from gluon_resnetv2.deploy.predictor import Predictor
 from gluon_resnetv2.deploy.verify import PLAIN, RUNTIMES, explain, report, verify
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.files import whole_folder
 from gluon_resnetv2.net import ResNetV2, get_model
 from gluon_resnetv2.spec import named
 from tests.common import randomise
@@ -30,7 +35,7 @@ CLASSES = [f"class {i}" for i in range(10)]
 def exported(spec, folder, size=16):
     net = ResNetV2(spec)
     randomise(net)
-    return export(net, folder, (3, size, size), input=INPUT, classes=CLASSES)
+    return export(net, folder, (3, size, size), classes=CLASSES, **INPUT)
 
 
 SPECS = {
@@ -127,13 +132,15 @@ def one_runtime(monkeypatch):
     monkeypatch.setattr(verification, "RUNTIMES", [("simple_bind", PLAIN)])
 
 
-def test_other_parameters_than_those_exported_are_found_out(small, one_runtime):
+def test_other_parameters_than_those_exported_are_found_out(small, one_runtime, capsys):
     """Even with a manifest that fits the files: the recorded logits do not."""
     net = get_model("preact8", unit="basic")
     randomise(net, seed=1)
     save_parameters(net, small.params)
     (found,) = verify([small])
     assert [check.passed for check in found] == [False, True]
+    assert not report(small)
+    assert "not those that were exported" in capsys.readouterr().out
 
 
 def test_a_runtime_that_gives_no_answer_fails(small, one_runtime):
@@ -192,9 +199,66 @@ def test_an_export_replaces_the_one_before_whole(small):
     before = small.params.read_bytes()
     net = get_model("preact8", unit="basic")
     randomise(net, seed=2)
-    again = export(net, small.folder, (3, 16, 16))
+    again = export(net, small.folder, (3, 16, 16), classes=CLASSES, **INPUT)
     assert again.params.read_bytes() != before
     assert sorted(path.name for path in small.folder.parent.iterdir()) == ["export"]
+
+
+def test_what_is_no_export_is_never_replaced(small, tmp_path):
+    net = get_model("preact8", unit="basic")
+    randomise(net)
+    (small.folder / "thesis.txt").write_text("mine")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "data.params").touch()
+    (tmp_path / "file").touch()
+    for taken in (small.folder, tmp_path / "mine", tmp_path / "file"):
+        with pytest.raises(UserError, match="no export of ours"):
+            export(net, taken, (3, 16, 16), classes=CLASSES, **INPUT)
+    assert (small.folder / "thesis.txt").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    assert export(net, tmp_path / "empty", (3, 16, 16), classes=CLASSES, **INPUT).manifest
+
+
+def test_a_folder_that_cannot_be_replaced_stays(small, tmp_path, monkeypatch):
+    before, replace = small.params.read_bytes(), os.replace
+
+    def failing(source, target):
+        if Path(target) == small.folder and ".before" not in str(source):
+            raise OSError("no")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(OSError, match="no"), whole_folder(small.folder) as temporary:
+        (temporary / "new").touch()
+    assert small.params.read_bytes() == before
+    assert os.listdir(tmp_path) == ["export"]
+
+
+def test_the_parameters_are_those_of_the_same_name(small):
+    longer = small.folder / "preact8-v2-0001.params"
+    shutil.copy(small.params, longer)
+    assert load(small.symbol).params == small.params
+
+
+def test_a_module_checkpoint_is_verified_too(tmp_path, one_runtime, monkeypatch):
+    monkeypatch.setattr(verification, "RUNTIMES", RUNTIMES)
+    symbol = import_module("symbols.resnetv2").get_symbol(10, 8, "3,32,32")
+    module = mx.mod.Module(symbol)
+    module.bind([("data", (2, 3, 32, 32))], [("softmax_label", (2,))])
+    module.init_params(mx.init.MSRAPrelu("in", 0))
+    module.save_checkpoint(str(tmp_path / "net"), 3)
+    (found,) = verify([load(tmp_path)])
+    assert [check.runtime for check in found if not check.passed] == []
+    assert len(found) == len(RUNTIMES)
+
+
+@pytest.mark.parametrize("what", ["symbol", "params"])
+def test_a_damaged_pair_without_manifest_is_named(small, what):
+    (small.folder / "manifest.json").unlink()
+    path = getattr(small, what)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="can't be read"):
+        verify([load(small.folder)])
 
 
 def test_parameters_of_another_network_are_refused(small, tmp_path):
@@ -262,6 +326,17 @@ def test_any_mode_and_size_is_read(tmp_path, name, mode):
     assert pixels.shape == (3, 16, 24)
     expected = 255 if mode == "1" else 200
     assert np.abs(pixels - expected).max() <= 3  # what JPEG may change
+
+
+def test_sixteen_bits_are_scaled_alike_whatever_they_show(tmp_path):
+    for value in (100, 300, 65535):
+        Image.fromarray(np.full((8, 8), value, "uint16")).save(tmp_path / "deep.png")
+        assert (read_image(tmp_path / "deep.png", (1, 8, 8)) == value // 257).all()
+
+
+def test_other_channels_than_grey_and_colour_are_refused(tmp_path):
+    with pytest.raises(UserError, match="1 or 3 channels"):
+        read_image(picture(tmp_path / "image.png"), (4, 16, 16))
 
 
 def test_transparency_shows_white(tmp_path):

@@ -116,6 +116,21 @@ def test_moving_statistics_follow_the_batches():
     assert relative(variance, 0.9 + 0.1 * stem.var(axis=(0, 2, 3))) < 1e-5
 
 
+def test_dropout_is_on_the_shortcut():
+    p = 0.25
+    unit = get_model("preact20", shortcut=f"dropout:{p}").units[1]
+    unit.initialize()
+    unit.body[-1].weight.set_data(mx.nd.zeros((16, 16, 3, 3)))
+    mx.random.seed(0)
+    x = mx.nd.random.normal(shape=(4, 16, 16, 16))
+    assert (unit(x).asnumpy() == x.asnumpy()).all()
+    with autograd.train_mode():
+        y = unit(x).asnumpy()
+    kept = y != 0
+    assert kept.mean() == pytest.approx(1 - p, abs=0.02)
+    assert y[kept] == pytest.approx(x.asnumpy()[kept] / (1 - p), rel=1e-6)
+
+
 # -- The equations ---------------------------------------------------------------------------------
 
 

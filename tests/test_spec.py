@@ -131,6 +131,37 @@ def test_multiply_adds_of_resnet20_by_hand():
     assert named("resnet20").multiply_adds(32) == stem + stage1 + stage2 + stage3 + classifier
 
 
+def hand_count_bottleneck_cost(stages: tuple[int, ...]) -> int:
+    """Multiply-adds of bottlenecks that stride on their first convolution, over w^2 * size^2.
+
+    A stage halves the map's size as it doubles the width w of its 3x3 convolutions, so that this
+    product is one for all stages. A unit costs 4 + 9 + 4 of it; a stage's first one also has a
+    projection, and reads w channels in the first stage, 2w in the others.
+    """
+    first, others = 1 + 9 + 4 + 4, 2 + 9 + 4 + 8
+    return first + others * (len(stages) - 1) + (4 + 9 + 4) * (sum(stages) - len(stages))
+
+
+@pytest.mark.parametrize(
+    ("depth", "stages", "published"),
+    # [v1] Table 1, in 1e9; 50's is cut, not rounded.
+    [(50, (3, 4, 6, 3), 3.8), (101, (3, 4, 23, 3), 7.6), (152, (3, 8, 36, 3), 11.3)],
+)
+def test_multiply_adds_of_imagenet_networks_by_hand(depth, stages, published):
+    stem, classifier = 49 * 3 * 64 * 112**2, 2048 * 1000
+    expected = stem + hand_count_bottleneck_cost(stages) * 64**2 * 56**2 + classifier
+    for family in ("resnet", "preact"):
+        assert named(f"{family}{depth}").multiply_adds(224) == expected
+    assert expected / 1e9 == pytest.approx(published, abs=0.06)
+
+
+@pytest.mark.parametrize(("depth", "units"), [(164, 18), (1001, 111)])
+def test_multiply_adds_of_cifar_bottlenecks_by_hand(depth, units):
+    stem, classifier = 27 * 16 * 32**2, 256 * 10
+    expected = stem + hand_count_bottleneck_cost((units,) * 3) * 16**2 * 32**2 + classifier
+    assert named(f"preact{depth}").multiply_adds(32) == expected
+
+
 def test_gates_and_projections_are_counted():
     plain = named("resnet20").parameter_count()
     changes = 16 * 32 + 32 * 64
@@ -238,6 +269,52 @@ def test_shortcuts_are_read_and_written_as_text(text, shortcut):
 def test_other_shortcuts_are_refused(text):
     with pytest.raises(UserError, match=r"shortcut|dropout"):
         parse_shortcut(text)
+
+
+def test_a_spec_reads_its_shortcut_as_text():
+    spec = cifar(8, unit="basic", shortcut="gate:-6")
+    assert spec.shortcut == Gate(-6)
+    assert all(unit.gate for unit in spec.units())
+    direct = Spec("x", "cifar", (1,), (16,), shortcut="gate:-6")
+    assert direct.shortcut == Gate(-6)
+    assert direct.units()[0].gate
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Dropout(1.5), "1.5"),
+        (lambda: Dropout(-0.1), "-0.1"),
+        (lambda: Dropout(float("nan")), "nan"),
+        (lambda: Gate(float("nan")), "finite"),
+        (lambda: Scale(1, float("inf")), "finite"),
+        (lambda: Spec("x", "cifar", (1,), (16,), shortcut=3), "shortcut 3"),
+        (lambda: named("preact20", ordr="x"), "ordr"),
+    ],
+)
+def test_mistakes_in_code_are_refused_as_those_in_text(make, says):
+    with pytest.raises(UserError, match=says):
+        make()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stages": "abc"},
+        {"stages": 3},
+        {"stages": [1, None, 1]},
+        {"stages": [1, 1]},
+        {"stages": []},
+        {"channels": [16, -32, 64]},
+        {"shortcut": 3},
+        {"shortcut": None},
+        {"shortcut": ["identity"]},
+    ],
+    ids=str,
+)
+def test_damaged_descriptions_are_refused(change):
+    with pytest.raises(UserError, match=r"stages|shortcut|description"):
+        Spec.from_dict({**cifar(20).to_dict(), **change})
 
 
 def test_specs_survive_json():

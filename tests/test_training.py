@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import mxnet as mx
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 from PIL import Image
 
 from gluon_resnetv2 import data
-from gluon_resnetv2.deploy.artifact import export_run, load_parameters
+from gluon_resnetv2.checkpoint import checkpoints, load_parameters
+from gluon_resnetv2.deploy.artifact import export_run
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2, get_model, he
 from gluon_resnetv2.spec import named
@@ -19,9 +21,9 @@ from gluon_resnetv2.training import statistics
 from gluon_resnetv2.training.curves import draw_curves
 from gluon_resnetv2.training.devices import contexts, split
 from gluon_resnetv2.training.evaluate import evaluate
-from gluon_resnetv2.training.loop import fit, make_trainer, train_step
+from gluon_resnetv2.training.loop import check_finite, fit, make_trainer, train_step
 from gluon_resnetv2.training.recipe import Recipe
-from gluon_resnetv2.training.run import Run, check_finite, checkpoints, read_metrics
+from gluon_resnetv2.training.run import Run, read_metrics
 from gluon_resnetv2.training.schedule import StepSchedule
 from tests.common import randomise, relative, use_moving_statistics
 
@@ -39,6 +41,7 @@ TINY = Recipe(
 
 def train(folder, recipe=TINY, prepare=lambda net: None, dataset=None):
     """Runs `recipe` in `folder`; returns the parameters by name."""
+    recipe = dataclasses.replace(recipe, output=str(folder))
     devices = contexts(recipe.gpus, recipe.cpus)
     dataset = dataset or data.load("synthetic", image_size=8)
     mx.random.seed(recipe.seed)
@@ -47,7 +50,7 @@ def train(folder, recipe=TINY, prepare=lambda net: None, dataset=None):
     net.cast(recipe.dtype)
     prepare(net)
     net.hybridize(static_alloc=True, static_shape=True)
-    fit(net, dataset, recipe, devices, Run(folder, recipe))
+    fit(net, dataset, recipe, devices, Run(recipe))
     return {n: p.data(devices[0]).asnumpy() for n, p in net.collect_params().items()}
 
 
@@ -77,12 +80,15 @@ def test_the_same_seed_gives_the_same_bits(tmp_path, dtype):
 
 @pytest.mark.parametrize("kv_store", ["device", "local"])
 @pytest.mark.parametrize("devices", [2, 3])
-def test_devices_share_a_batch_without_changing_the_result(tmp_path, devices, kv_store):
+def test_devices_share_a_batch_without_changing_the_result(
+    tmp_path, monkeypatch, devices, kv_store
+):
     """20 steps on ragged batches, with moving statistics in place of each device's own."""
     recipe = dataclasses.replace(
         TINY, num_epochs=2, batch_size=26, kv_store=kv_store, dtype="float64"
     )
     many = dataclasses.replace(recipe, cpus=devices)
+    monkeypatch.setattr("gluon_resnetv2.training.loop.STEPS_UNSETTLED", 0)
     freeze = lambda net: net.apply(use_moving_statistics)  # noqa: E731
     one, several = train(tmp_path / "1", recipe, freeze), train(tmp_path / "n", many, freeze)
     assert read_metrics(tmp_path / "n")[-1]["step"] == 20
@@ -92,7 +98,8 @@ def test_devices_share_a_batch_without_changing_the_result(tmp_path, devices, kv
 
 
 @pytest.mark.parametrize("devices", [2, 3])
-def test_devices_share_a_batch_in_float32(tmp_path, devices):
+def test_devices_share_a_batch_in_float32(tmp_path, monkeypatch, devices):
+    monkeypatch.setattr("gluon_resnetv2.training.loop.STEPS_UNSETTLED", 0)
     freeze = lambda net: net.apply(use_moving_statistics)  # noqa: E731
     # At the recipe's learning rate 20 steps without normalisation magnify rounding.
     recipe = dataclasses.replace(TINY, batch_size=26, lr=0.03, warmup_lr=0.003)
@@ -157,17 +164,61 @@ def test_evaluation_counts_every_image_once(batch_size, devices):
     assert found["loss"] == pytest.approx(expected_loss / 64, rel=1e-4)
 
 
-def test_training_counts_every_image_once(tmp_path, monkeypatch):
-    dataset = data.load("synthetic", image_size=8, train_count=50)
-    counted = []
+@pytest.fixture
+def steps(monkeypatch):
+    """What every step of a training is given: images, labels and learning rate."""
+    taken = []
 
-    def counting(net, trainer, images, labels):
-        counted.append(sum(len(part) for part in labels))
+    def recording(net, trainer, images, labels):
+        joined = [np.concatenate([part.asnumpy() for part in parts]) for parts in (images, labels)]
+        taken.append((*joined, trainer.learning_rate))
         return train_step(net, trainer, images, labels)
 
-    monkeypatch.setattr("gluon_resnetv2.training.loop.train_step", counting)
+    monkeypatch.setattr("gluon_resnetv2.training.loop.train_step", recording)
+    return taken
+
+
+def test_training_counts_every_image_once(tmp_path, steps):
+    dataset = data.load("synthetic", image_size=8, train_count=50)
     train(tmp_path / "run", dataclasses.replace(TINY, cpus=3, num_epochs=1), dataset=dataset)
-    assert counted == [24, 26]  # two images would leave a device of three without one
+    # Two images would leave a device of three without one.
+    assert [len(labels) for _, labels, _ in steps] == [24, 26]
+    counted = np.bincount(np.concatenate([labels for _, labels, _ in steps]))
+    assert list(counted) == list(np.bincount(dataset.train.labels))
+
+
+def test_every_step_has_its_learning_rate(tmp_path, steps):
+    train(tmp_path / "run")
+    expected = [0.01] * 3 + [0.1] * 8 + [0.01] * 11
+    assert [lr for _, _, lr in steps] == pytest.approx(expected)
+
+
+def test_the_seed_orders_the_images(tmp_path, steps):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(tmp_path / name, dataclasses.replace(TINY, seed=seed, num_epochs=1))
+    first, again, other = ([images for images, _, _ in steps[i : i + 11]] for i in (0, 11, 22))
+    assert all(map(np.array_equal, first, again))
+    assert not any(map(np.array_equal, first, other))
+
+
+def test_the_devices_statistics_are_averaged_before_they_are_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr("gluon_resnetv2.training.loop.STEPS_UNSETTLED", 0)
+    seen = {}
+
+    def remembering(net):
+        mx.nd.waitall()
+        copies = net.collect_params()["bn1_moving_var"].list_data()
+        seen["var"] = [copy.asnumpy() for copy in copies]
+        average(net)
+
+    average = statistics.average
+    monkeypatch.setattr(statistics, "average", remembering)
+    train(tmp_path / "run", dataclasses.replace(TINY, cpus=2))
+    net = ResNetV2(named("preact8", unit="basic"))
+    load_parameters(net, checkpoints(tmp_path / "run")[-1] / "net.params")
+    assert relative(seen["var"][0], seen["var"][1]) > 1e-3
+    saved = net.collect_params()["bn1_moving_var"].data().asnumpy()
+    assert relative(saved, np.mean(seen["var"], axis=0)) < 1e-6
 
 
 def test_statistics_are_averaged_over_devices():
@@ -186,8 +237,9 @@ def test_recalibrated_statistics_are_those_of_the_batches(count):
     devices = contexts(None, count)
     net = get_model("preact8", unit="basic", bn_momentum=0.8)
     net.initialize(ctx=devices)
+    # Next to nothing varies: what is small beside 1 must not be lost.
     batches = [
-        (np.random.RandomState(seed).normal(2, 3, size=(8, 3, 8, 8)).astype("float32"), None)
+        (np.random.RandomState(seed).normal(2e-3, 1e-4, (8, 3, 8, 8)).astype("float32"), None)
         for seed in range(3)
     ]
     stems = [
@@ -220,7 +272,8 @@ def test_what_a_run_leaves_behind(run):
         "recipe.json",
     ]
     recipe = json.loads((run / "recipe.json").read_text())
-    assert Recipe(**{**recipe, "lr_step_epochs": tuple(recipe["lr_step_epochs"])}) == TINY
+    recipe["lr_step_epochs"] = tuple(recipe["lr_step_epochs"])
+    assert Recipe(**{**recipe, "output": None}) == TINY
     records = read_metrics(run)
     assert [record["epoch"] for record in records] == [1, 2]
     assert [record["lr"] for record in records] == pytest.approx([0.1, 0.01])
@@ -249,9 +302,16 @@ def test_an_export_says_how_images_are_prepared(run, tmp_path):
     assert manifest["metrics"]["epoch"] == 2
 
 
-def test_export_wants_a_run(tmp_path):
+def test_export_wants_a_run(run, tmp_path):
     with pytest.raises(UserError, match="no checkpoint"):
         export_run(tmp_path)
+    with pytest.raises(UserError, match="no export of ours"):
+        export_run(run, run)
+    for content in ("{", "{}", '{"spec": {}}'):
+        damaged = shutil.copytree(run, tmp_path / f"damaged{len(content)}")
+        (checkpoints(damaged)[-1] / "state.json").write_text(content)
+        with pytest.raises(UserError, match=r"state\.json|network"):
+            export_run(damaged)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
@@ -271,6 +331,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
         ({"kv_store": "nccl"}, "nccl"),
         ({"lr": -1.0}, "--lr"),
         ({"wd": float("nan")}, "--wd"),
+        ({"seed": 2**31}, "--seed"),
+        ({"lr_step_epochs": (2.0, 1.0)}, "--lr-step-epochs"),
+        ({"lr_step_epochs": (float("nan"),)}, "--lr-step-epochs"),
     ],
 )
 def test_impossible_recipes_are_refused(change, says):
@@ -281,12 +344,13 @@ def test_impossible_recipes_are_refused(change, says):
 def test_a_run_never_takes_anothers_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = Recipe(dataset="digits", model="preact20")
-    assert str(recipe.folder()) == "runs/digits-preact20"
-    (tmp_path / "runs/digits-preact20").mkdir(parents=True)
-    assert str(recipe.folder()) == "runs/digits-preact20-2"
+    assert [str(Run(recipe).folder) for _ in range(3)] == [
+        "runs/digits-preact20",
+        "runs/digits-preact20-2",
+        "runs/digits-preact20-3",
+    ]
+    mine = dataclasses.replace(recipe, output="mine")
     (tmp_path / "mine").mkdir()
-    named_folder = dataclasses.replace(recipe, output="mine")
-    assert str(named_folder.folder()) == "mine"
-    (tmp_path / "mine" / "recipe.json").touch()
+    assert str(Run(mine).folder) == "mine"
     with pytest.raises(UserError, match="exists already"):
-        named_folder.folder()
+        Run(mine)

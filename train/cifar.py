@@ -21,7 +21,7 @@ with cli.one_line_errors():  # of an MXNet that is missing or can't be loaded, t
     from gluon_resnetv2.training.devices import contexts
     from gluon_resnetv2.training.loop import fit
     from gluon_resnetv2.training.recipe import Recipe, add_options
-    from gluon_resnetv2.training.run import Run
+    from gluon_resnetv2.training.run import Run, check_folder
 
 
 def main() -> int:
@@ -30,7 +30,7 @@ def main() -> int:
     recipe = Recipe(**vars(parser.parse_args()))
 
     devices = contexts(recipe.gpus, recipe.cpus)
-    folder = recipe.folder()
+    check_folder(recipe)
     recipe.spec(classes=1)  # an impossible network is refused before anything is downloaded
     dataset = recipe.load_data()
 
@@ -40,12 +40,14 @@ def main() -> int:
     net.cast(recipe.dtype)
     net.hybridize(static_alloc=True, static_shape=True)
 
-    run = Run(folder, recipe)
-    print(f"{recipe.model}, {net.spec.parameter_count():,} parameters, on {devices}; run: {folder}")
+    run = Run(recipe)
+    print(f"{net.spec.name}, {net.spec.parameter_count():,} parameters, on {devices}: {run.folder}")
     last = fit(net, dataset, recipe, devices, run)
-    verified = report(export_run(folder))
-    print(f"test accuracy {100 - last['test_error']:.2f} %; learning curves: {folder}/curves.png")
-    print(f"try: python -m gluon_resnetv2 predict {folder} IMAGE")
+    verified = report(export_run(run.folder))
+    print(
+        f"test accuracy {100 - last['test_error']:.2f} %; learning curves: {run.folder}/curves.png"
+    )
+    print(f"try: python -m gluon_resnetv2 predict {run.folder} IMAGE")
     return 0 if verified else 1
 
 

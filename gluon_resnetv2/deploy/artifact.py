@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import platform
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,59 +13,13 @@ import mxnet as mx
 import numpy as np
 
 from gluon_resnetv2 import __version__
+from gluon_resnetv2.checkpoint import checkpoints, load_parameters, read_state, save_parameters
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import sha256, whole_folder, write_json
-from gluon_resnetv2.layers import is_statistic
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import Spec
 
-
-def save_parameters(net: ResNetV2, path: str | Path) -> None:
-    """Writes every parameter in MXNet's format, as "arg:NAME" or "aux:NAME", in float32.
-
-    Raises:
-        OSError: the file can't be written, or not whole.
-    """
-    mx.nd.waitall()  # moving statistics are still being written otherwise
-    values = {
-        f"{'aux' if is_statistic(name) else 'arg'}:{name}": parameter.data(
-            parameter.list_ctx()[0]
-        ).astype("float32")
-        for name, parameter in net.collect_params().items()
-    }
-    try:
-        mx.nd.save(str(path), values)
-        # MXNet's writer does not notice a full disk; its reader does.
-        whole = set(mx.nd.load(str(path))) == set(values)
-    except mx.MXNetError:
-        whole = False
-    if not whole:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-
-
-def load_parameters(net: ResNetV2, path: str | Path) -> None:
-    """Initialises `net` on the CPU from what `save_parameters` wrote.
-
-    Raises:
-        UserError: the file is no parameter file, or does not fit the network.
-    """
-    try:
-        values = mx.nd.load(str(path))
-        values = {name.partition(":")[2]: value for name, value in values.items()}
-    except (mx.MXNetError, ValueError, AttributeError):
-        raise UserError(f"{path} is not an MXNet parameter file") from None
-    parameters = net.collect_params()
-    for name in sorted(set(parameters) ^ set(values)):
-        side = "is missing in" if name in parameters else "is not this network's, but in"
-        raise UserError(f"parameter {name} {side} {path}")
-    for name, parameter in parameters.items():
-        if values[name].shape != parameter.shape:
-            raise UserError(
-                f"parameter {name} in {path} has shape {values[name].shape}, not {parameter.shape}"
-            )
-    net.initialize(ctx=mx.cpu(), force_reinit=True)
-    for name, parameter in parameters.items():
-        parameter.set_data(values[name])
+FORMAT = 1  # of manifest.json
 
 
 @dataclass(frozen=True)
@@ -90,7 +44,17 @@ class Artifact:
         return tuple(self.manifest["input"]["shape"])
 
 
-def export(net: ResNetV2, folder: str | Path, image_shape: tuple, **details) -> Artifact:
+def export(
+    net: ResNetV2,
+    folder: str | Path,
+    image_shape: tuple,
+    *,
+    classes: Sequence[str],
+    mean: Sequence[float],
+    std: Sequence[float],
+    crop: float = 1.0,
+    **details,
+) -> Artifact:
     """Writes `net`, initialised on the CPU, as an export whose output is the logits.
 
     The manifest also holds logits that the network itself, not the exported pair, gives for the
@@ -98,30 +62,38 @@ def export(net: ResNetV2, folder: str | Path, image_shape: tuple, **details) -> 
 
     Args:
         folder: what takes the export; an export already there is replaced.
-        image_shape: (channels, height, width) that the manifest tells servers.
-        details: more entries of the manifest; `input` adds to the input's description.
+        image_shape: (channels, height, width) of the images that it is for.
+        classes: a name for each logit.
+        mean, std: of each channel, 0 to 255: the network is fed (image - mean) / std.
+        crop: the part of an image's shorter side that is used.
+        details: more entries of the manifest.
 
     Raises:
+        UserError: `folder` holds something else than an export.
         OSError: the folder can't be written to; what it held is still there.
     """
     name, image_shape = net.spec.name, tuple(image_shape)
+    _refuse_to_replace(Path(folder))
     with whole_folder(folder) as temporary:
         symbol = temporary / f"{name}-symbol.json"
         params = temporary / f"{name}-0000.params"
         symbol.write_text(net(mx.sym.var("data")).tojson(), encoding="utf-8")
         save_parameters(net, params)
         manifest = {
-            "format": 1,
+            "format": FORMAT,
             "name": name,
             "output": "logits",
-            **details,
+            "classes": list(classes),
             "input": {
                 "name": "data",
                 "shape": image_shape,
                 "layout": "NCHW",
                 "colour": "RGB",
-                **details.get("input", {}),
+                "mean": mean,
+                "std": std,
+                "crop": crop,
             },
+            **details,
             "spec": net.spec.to_dict(),
             "reference": {"logits": net(mx.nd.array(reference_images(image_shape))).asnumpy()},
             "versions": {
@@ -136,22 +108,37 @@ def export(net: ResNetV2, folder: str | Path, image_shape: tuple, **details) -> 
     return load(folder)
 
 
+def _refuse_to_replace(folder: Path) -> None:
+    """Lets a folder be replaced that is missing, empty, or an export and nothing else."""
+    if not folder.exists():
+        return
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    export = {name for name in names if name.endswith(("-symbol.json", ".params"))}
+    others = names - export - {"manifest.json"}
+    if others or (names and "manifest.json" not in names):
+        raise UserError(f"{folder} exists and is no export of ours; name a new folder")
+
+
 def export_run(run: str | Path, folder: str | Path | None = None) -> Artifact:
     """Exports a run's last checkpoint to `folder`, by default RUN/export.
 
     Raises:
-        UserError: `run` holds no checkpoint.
+        UserError: `run` holds no checkpoint, or a damaged one; or as `export`.
         OSError: as `export`.
     """
-    run = Path(run)
-    found = sorted(run.glob("checkpoints/step-*/state.json"))
+    found = checkpoints(run)
     if not found:
         raise UserError(f"{run} holds no checkpoint; name the folder of a run, such as runs/NAME")
-    state = json.loads(found[-1].read_text(encoding="utf-8"))
-    net = ResNetV2(Spec.from_dict(state["spec"]))
-    load_parameters(net, found[-1].parent / "net.params")
-    details = {key: state[key] for key in ("input", "classes", "recipe", "metrics")}
-    return export(net, folder or run / "export", state["input"]["shape"], **details)
+    state = read_state(found[-1])
+    try:
+        net = ResNetV2(Spec.from_dict(state["spec"]))
+        details = {key: state[key] for key in ("classes", "recipe", "metrics")}
+        details.update((key, state["input"][key]) for key in ("mean", "std", "crop"))
+        shape = state["input"]["shape"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{found[-1] / 'state.json'} is damaged: {error} is missing") from None
+    load_parameters(net, found[-1] / "net.params")
+    return export(net, folder or Path(run) / "export", shape, **details)
 
 
 def load(path: str | Path) -> Artifact:
@@ -172,7 +159,8 @@ def load(path: str | Path) -> Artifact:
     if len(symbols) != 1 or not symbols[0].name.endswith("-symbol.json"):
         raise UserError(f"{path} is no export: it needs one NAME-symbol.json, and its parameters")
     symbol = symbols[0]
-    params = sorted(symbol.parent.glob(f"{symbol.name[: -len('-symbol.json')]}-*.params"))
+    named = re.escape(symbol.name[: -len("-symbol.json")]) + r"-\d{4}\.params"
+    params = sorted(p for p in symbol.parent.iterdir() if re.fullmatch(named, p.name))
     if not params:
         raise UserError(f"{symbol} has no .params file beside it")
     artifact = Artifact(symbol, params[-1], None)
@@ -189,8 +177,11 @@ def _checked_manifest(artifact: Artifact) -> dict:
             file.name: manifest["sha256"][file.name] for file in (artifact.symbol, artifact.params)
         }
         _ = manifest["spec"], manifest["input"]["shape"], manifest["reference"]["logits"]
+        known = manifest["format"] == FORMAT
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} is damaged or describes other files; export again") from None
+    if not known:
+        raise UserError(f"{path} has a format that this version does not know; export again")
     for name, expected in sums.items():
         if sha256(artifact.folder / name) != expected:
             raise UserError(

@@ -19,16 +19,18 @@ def read_image(path: str | Path, shape: tuple, crop: float = 1.0) -> np.ndarray:
         crop: the part of the shorter side that the centre keeps.
 
     Raises:
-        UserError: the file is missing, or no image that can be read.
+        UserError: the file is missing or no image that can be read; or another number of channels.
     """
     channels, height, width = shape
+    if channels not in (1, 3):
+        raise UserError(f"images have 1 or 3 channels, not {channels}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as file:
                 image = ImageOps.exif_transpose(file)
-                if image.mode.startswith(("I", "F")):  # 16 bits or more, which convert() would clip
-                    image = _to_8_bits(image)
+                if image.mode.startswith("I"):  # 16 bits, which convert() would clip
+                    image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype("uint8"))
                 if "A" in image.mode or "transparency" in image.info:
                     image = image.convert("RGBA")
                     background = Image.new("RGBA", image.size, "white")
@@ -45,9 +47,3 @@ def read_image(path: str | Path, shape: tuple, crop: float = 1.0) -> np.ndarray:
     left, top = (enlarged[0] - width) // 2, (enlarged[1] - height) // 2
     image = image.crop((left, top, left + width, top + height))
     return np.asarray(image, "float32").reshape(height, width, channels).transpose(2, 0, 1)
-
-
-def _to_8_bits(image):
-    values = np.asarray(image, "float64")
-    top = 65535 if values.max() > 255 else 255
-    return Image.fromarray((values.clip(0, top) * (255 / top)).round().astype("uint8"))

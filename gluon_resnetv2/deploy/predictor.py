@@ -25,7 +25,7 @@ class Predictor:
             )
         self.classes = artifact.manifest["classes"]
         self._input = artifact.manifest["input"]
-        self._block = import_block(str(artifact.symbol), str(artifact.params))
+        self._block, _ = import_block(str(artifact.symbol), str(artifact.params))
         self._block.hybridize(static_alloc=True)
 
     def read(self, path) -> np.ndarray:

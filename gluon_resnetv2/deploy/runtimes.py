@@ -18,26 +18,31 @@ import numpy as np
 
 def symbol_block(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
     """Gluon's SymbolBlock, hybridized with static memory."""
-    block = import_block(symbol, params)
+    block, labels = import_block(symbol, params)
     block.hybridize(static_alloc=True, static_shape=True)
-    return block(mx.nd.array(images)).asnumpy()
+    zeros = [mx.nd.zeros((len(images),)) for _ in labels]
+    return block(mx.nd.array(images), *zeros).asnumpy()
 
 
-def import_block(symbol: str, params: str) -> mx.gluon.SymbolBlock:
-    """The pair as a block, as `SymbolBlock.imports`, which needs to be told the inputs and warns
-    that it does not know their type."""
+def import_block(symbol: str, params: str) -> tuple[mx.gluon.SymbolBlock, list[str]]:
+    """The pair as a block of images and labels, and the labels' names.
+
+    `SymbolBlock.imports` needs to be told the inputs, and warns that it does not know their type.
+    """
     loaded = mx.sym.load(symbol)
-    inputs = [mx.sym.var(name, dtype="float32") for name in _inputs(loaded, params)]
-    block = mx.gluon.SymbolBlock(loaded, inputs)
+    data, labels = inputs(loaded, mx.nd.load(params))
+    block = mx.gluon.SymbolBlock(
+        loaded, [mx.sym.var(name, dtype="float32") for name in (data, *labels)]
+    )
     block.collect_params().load(params, ctx=mx.cpu())
-    return block
+    return block, labels
 
 
 def module(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
     """The Module interface, bound for inference."""
     loaded, values = mx.sym.load(symbol), mx.nd.load(params)
-    (data,) = _inputs(loaded, params)
-    bound = mx.mod.Module(loaded, data_names=[data], label_names=None)
+    data, labels = inputs(loaded, values)
+    bound = mx.mod.Module(loaded, data_names=[data], label_names=labels)
     bound.bind([(data, images.shape)], for_training=False)
     bound.set_params(_part(values, "arg"), _part(values, "aux"))
     bound.forward(mx.io.DataBatch([mx.nd.array(images)]), is_train=False)
@@ -47,7 +52,7 @@ def module(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
 def simple_bind(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
     """The executor beneath Module."""
     loaded, values = mx.sym.load(symbol), mx.nd.load(params)
-    (data,) = _inputs(loaded, params)
+    data, _ = inputs(loaded, values)
     executor = loaded.simple_bind(mx.cpu(), grad_req="null", **{data: images.shape})
     executor.copy_params_from(_part(values, "arg"), _part(values, "aux"))
     return executor.forward(is_train=False, **{data: mx.nd.array(images)})[0].asnumpy()
@@ -57,7 +62,7 @@ def c_predict(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
     """The C predict API (`c_predict_api.h`), which native programs serve with."""
     from mxnet.base import _LIB, check_call
 
-    (data,) = _inputs(mx.sym.load(symbol), params)
+    data, _ = inputs(mx.sym.load(symbol), mx.nd.load(params))
     with open(symbol, "rb") as graph, open(params, "rb") as weights:
         graph, weights = graph.read(), weights.read()
     handle, keys = ctypes.c_void_p(), (ctypes.c_char_p * 1)(data.encode())
@@ -82,10 +87,18 @@ def c_predict(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
         _LIB.MXPredFree(handle)
 
 
-def _inputs(symbol, params):
-    """What the symbol reads that the parameters do not give: the images."""
-    given = {name.partition(":")[2] for name in mx.nd.load(params)}
-    return [name for name in symbol.list_inputs() if name not in given]
+def inputs(symbol: mx.sym.Symbol, values: dict) -> tuple[str, list[str]]:
+    """The names of the images and of the labels: what the symbol reads and no parameter gives.
+
+    Raises:
+        ValueError: there is no such input, or more than one that is no label.
+    """
+    given = {name.partition(":")[2] for name in values}
+    free = [name for name in symbol.list_inputs() if name not in given]
+    images = [name for name in free if not name.endswith("label")]
+    if len(images) != 1:
+        raise ValueError(f"one input should be the images', but there are {images}")
+    return images[0], [name for name in free if name.endswith("label")]
 
 
 def _part(values, kind):

@@ -15,7 +15,9 @@ from pathlib import Path
 import mxnet as mx
 import numpy as np
 
-from gluon_resnetv2.deploy.artifact import Artifact, load_parameters, reference_images
+from gluon_resnetv2.checkpoint import load_parameters
+from gluon_resnetv2.deploy.artifact import Artifact, reference_images
+from gluon_resnetv2.deploy.runtimes import inputs
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import write_json
 from gluon_resnetv2.net import ResNetV2
@@ -38,6 +40,8 @@ RUNTIMES = [
     ("C predict API", None),
     ("C predict API", PLAIN),
 ]
+FUSED = ("Module", "simple_bind", "C predict API")
+PATIENCE = 900  # seconds for one runtime
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,11 @@ class Check:
     difference: float | None  # None: it gave no answer
     tolerance: float
     failure: str = ""
+
+    @property
+    def fused(self) -> bool:
+        """Whether MXNet fuses operators there."""
+        return self.runtime in FUSED
 
     @property
     def passed(self) -> bool:
@@ -149,7 +158,7 @@ def report(artifact: Artifact, shape: tuple | None = None) -> bool:
     """Verifies, prints what came of it, records it in the manifest; returns whether all passed.
 
     Raises:
-        UserError, OSError: as `verify` and `record`.
+        UserError: as `verify`.
     """
     (checks,) = verify([artifact], shape)
     print(
@@ -160,11 +169,21 @@ def report(artifact: Artifact, shape: tuple | None = None) -> bool:
     for check in checks:
         print(f"  {check}")
     if artifact.manifest:
-        record(artifact, checks)
+        try:
+            record(artifact, checks)
+        except OSError as error:
+            print(f"  not recorded in manifest.json: {error.strerror}")
     if all(check.passed for check in checks):
         print(f"verified: every runtime gives the same logits, to {checks[-1].tolerance:.1e}")
         return True
-    print(f"NOT verified: {explain(artifact) or 'do not serve it in a runtime that failed'}")
+    fused, plain = ([c for c in checks[-len(RUNTIMES) :] if c.fused == f] for f in (True, False))
+    if all(check.passed for check in plain) and not all(check.passed for check in fused):
+        cause = explain(artifact) or "only without fusion (MXNET_SUBGRAPH_BACKEND=NONE) is it right"
+    elif all(check.passed for check in fused + plain):
+        cause = "the parameters are not those that were exported; export again"
+    else:
+        cause = "do not serve it in a runtime that failed"
+    print(f"NOT verified: {cause}")
     return False
 
 
@@ -221,14 +240,18 @@ def _run(runtime, jobs, folder):
     folder.mkdir()
     paths = [folder / f"{index}.npy" for index in range(len(jobs))]
     jobs = [{**job, "logits": str(path)} for job, path in zip(jobs, paths)]
-    process = subprocess.run(
-        [sys.executable, "-m", "gluon_resnetv2.deploy.runtimes", way],
-        input=json.dumps(jobs),
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
+    try:
+        process = subprocess.run(
+            [sys.executable, "-m", "gluon_resnetv2.deploy.runtimes", way],
+            input=json.dumps(jobs),
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=PATIENCE,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return [(None, f"no answer within {PATIENCE} seconds")] * len(jobs)
     try:
         failures = json.loads(process.stdout.splitlines()[-1])
     except (IndexError, ValueError):  # it ended before it could say
@@ -242,14 +265,17 @@ def _run(runtime, jobs, folder):
 
 def _shape(artifact, shape):
     """`shape`, or the first usual one that the symbol takes."""
-    symbol = mx.sym.load(str(artifact.symbol))
-    given = {name.partition(":")[2] for name in mx.nd.load(str(artifact.params))}
-    inputs = [name for name in symbol.list_inputs() if name not in given]
+    try:
+        symbol = mx.sym.load(str(artifact.symbol))
+        images, _ = inputs(symbol, mx.nd.load(str(artifact.params)))
+    except (mx.MXNetError, ValueError, AttributeError) as error:
+        last = str(error).strip().splitlines()[-1]
+        raise UserError(f"{artifact.symbol} and its parameters can't be read: {last}") from None
     for candidate in [shape] if shape else [(3, size, size) for size in (32, 224, 299)]:
         try:
-            symbol.infer_shape(**{inputs[0]: (1, *candidate)})
+            symbol.infer_shape(**{images: (1, *candidate)})
             return candidate
-        except (mx.MXNetError, IndexError):
+        except mx.MXNetError:
             continue
     raise UserError(
         f"{artifact.symbol} takes no image of shape {shape or '3,N,N'}; name it: --shape"

@@ -10,6 +10,9 @@ from mxnet import gluon
 
 from gluon_resnetv2.training.devices import split
 
+# The loss of each image, from logits (n, classes) and labels (n,).
+cross_entropy = gluon.loss.SoftmaxCrossEntropyLoss()
+
 
 class Meter:
     """Running sums of loss and errors that stay on the devices until they are read."""
@@ -37,10 +40,10 @@ def evaluate(
     net: gluon.Block, batches: Iterable, devices: Sequence[mx.Context], dtype: str = "float32"
 ) -> dict[str, float]:
     """Loss and error of `net` over (images, labels) batches, in the manner of `Meter.read`."""
-    loss_of, meter = gluon.loss.SoftmaxCrossEntropyLoss(), Meter()
+    meter = Meter()
     for images, labels in batches:
         used = devices[: len(labels)]  # a last batch may be smaller than the number of devices
         images, labels = split(images, used, dtype), split(labels, used)
         outputs = [net(part) for part in images]
-        meter.add([loss_of(*pair) for pair in zip(outputs, labels)], outputs, labels)
+        meter.add([cross_entropy(*pair) for pair in zip(outputs, labels)], outputs, labels)
     return meter.read()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
+import math
 import sys
 import time
 from collections import deque
@@ -14,12 +14,13 @@ from mxnet import autograd, gluon
 from tqdm import tqdm
 
 from gluon_resnetv2.data import Dataset, batches, num_batches, prefetch
+from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.training import statistics
 from gluon_resnetv2.training.curves import draw_curves
 from gluon_resnetv2.training.devices import split
-from gluon_resnetv2.training.evaluate import Meter, evaluate
+from gluon_resnetv2.training.evaluate import Meter, cross_entropy, evaluate
 from gluon_resnetv2.training.recipe import Recipe
-from gluon_resnetv2.training.run import Run, check_finite
+from gluon_resnetv2.training.run import Run
 
 # How many steps Python may be ahead of the devices: enough to keep them busy, and few enough that
 # the queued batches do not fill the memory.
@@ -31,7 +32,7 @@ STATISTICS_BATCHES = 10  # what takes their place is the mean over so many batch
 
 
 def make_trainer(net: gluon.Block, recipe: Recipe) -> gluon.Trainer:
-    """SGD with momentum; gradients are summed over the devices by the recipe's kvstore."""
+    """SGD with momentum, and the recipe's kvstore between the devices."""
     return gluon.Trainer(
         net.collect_params(),
         "sgd",
@@ -43,32 +44,27 @@ def make_trainer(net: gluon.Block, recipe: Recipe) -> gluon.Trainer:
 def train_step(net, trainer, images, labels):
     """One update on `images` and `labels`, a list entry per device; returns losses and outputs.
 
-    Nothing here waits for the devices. The gradient is the mean over the whole batch however it is
-    split.
+    Nothing here waits for the devices. The gradient is that of the whole batch's mean loss, however
+    the batch is split.
     """
-    loss_of = gluon.loss.SoftmaxCrossEntropyLoss()
     with autograd.record():
         outputs = [net(part) for part in images]
-        losses = [loss_of(output, label) for output, label in zip(outputs, labels)]
+        losses = [cross_entropy(output, label) for output, label in zip(outputs, labels)]
     autograd.backward(losses)
     trainer.step(sum(len(part) for part in images))
     return losses, outputs
 
 
-def describe(net: gluon.Block, dataset: Dataset, recipe: Recipe) -> dict:
-    """What a checkpoint says besides the parameters, and what an export's manifest repeats."""
-    height, width = dataset.train.images.shape[1:3]
-    return {
-        "spec": net.spec.to_dict(),
-        "classes": dataset.classes,
-        "input": {
-            "shape": (net.spec.in_channels, height, width),
-            "mean": dataset.mean,
-            "std": dataset.std,
-            "crop": 1.0,  # the whole image: it is not cropped in evaluation either
-        },
-        "recipe": dataclasses.asdict(recipe),
-    }
+def check_finite(loss: float, step: int, lr: float) -> None:
+    """Lets a finite loss pass.
+
+    Raises:
+        UserError: it is not a number, or infinite.
+    """
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the loss is {loss} at step {step} with learning rate {lr:g}; try a smaller --lr"
+        )
 
 
 def fit(
@@ -89,7 +85,6 @@ def fit(
     trainer = make_trainer(net, recipe)
     steps = num_batches(len(dataset.train.labels), recipe.batch_size, len(devices))
     lr_at, step = recipe.schedule(steps), 0
-    description = describe(net, dataset, recipe)
 
     def epoch_batches(epoch):
         return batches(
@@ -144,7 +139,7 @@ def fit(
             "seconds": time.perf_counter() - started,
         }
         run.log(**record)
-        run.checkpoint(net, step, metrics=record, **description)
+        run.checkpoint(net, dataset, record)
         draw_curves(run.folder)
         print(
             f"epoch {epoch + 1:3d}/{recipe.num_epochs}  lr {record['lr']:<7.4g} "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 
 from gluon_resnetv2.data import NAMES, Dataset, load
 from gluon_resnetv2.errors import UserError
@@ -63,7 +62,7 @@ class Recipe:
         (82.0, 123.0), "epochs at which the learning rate is reduced", type=_numbers(float)
     )
     lr_factor: float = _option(0.1, "what it is multiplied by there")
-    warmup_lr: float = _option(0.01, "learning rate of the warm-up")
+    warmup_lr: float = _option(None, "learning rate of the warm-up; default: a tenth of --lr")
     warmup_steps: int = _option(400, "steps of the warm-up")
     mom: float = _option(0.9, "momentum")
     wd: float = _option(1e-4, "weight decay, on every parameter")
@@ -80,12 +79,21 @@ class Recipe:
     def __post_init__(self):
         if self.num_epochs is None:
             object.__setattr__(self, "num_epochs", 1 if self.dataset == "synthetic" else 164)
+        if self.warmup_lr is None:
+            object.__setattr__(self, "warmup_lr", self.lr / 10)
         for name in ("batch_size", "num_epochs", "cpus"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{_flag(name)} must be at least 1, not {getattr(self, name)}")
         for name in ("lr", "lr_factor", "warmup_lr", "warmup_steps", "mom", "wd", "seed"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UserError(f"--{_flag(name)} must not be negative: {getattr(self, name)}")
+        if self.seed >= 2**31:
+            raise UserError(f"--seed must be below 2^31: {self.seed}")
+        boundaries = self.lr_step_epochs
+        if not all(0 < epoch < float("inf") for epoch in boundaries) or list(boundaries) != sorted(
+            boundaries
+        ):
+            raise UserError("--lr-step-epochs needs rising positive numbers, as in 82,123")
         if self.gpus is not None and (
             not self.gpus or len(set(self.gpus)) < len(self.gpus) or min(self.gpus) < 0
         ):
@@ -138,32 +146,15 @@ class Recipe:
             self.warmup_steps,
         )
 
-    def folder(self) -> Path:
-        """The run's folder: `output`, or a name in runs/ that is not taken yet.
 
-        Raises:
-            UserError: `output` exists and is not an empty folder.
-        """
-        if self.output:
-            folder = Path(self.output)
-            if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-                raise UserError(f"--output {folder} exists already; name a new folder")
-            return folder
-        name = f"runs/{self.dataset}-{self.model}"
-        taken = 1
-        while Path(name if taken == 1 else f"{name}-{taken}").exists():
-            taken += 1
-        return Path(name if taken == 1 else f"{name}-{taken}")
-
-
-def add_options(parser: argparse.ArgumentParser, **defaults) -> None:
-    """An option for every field of `Recipe`; `defaults` replaces some of its defaults."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """An option for every field of `Recipe`."""
     for field in dataclasses.fields(Recipe):
         details = dict(field.metadata)
         if details.pop("flag"):
             parser.add_argument(f"--{_flag(field.name)}", action="store_true", help=details["help"])
             continue
-        default = defaults.get(field.name, field.default)
+        default = field.default
         if isinstance(default, tuple):
             default = ",".join(f"{number:g}" for number in default)
         details["type"] = details["type"] or {"int": int, "float": float}.get(field.type, str)

@@ -1,31 +1,30 @@
-"""A run's folder: its recipe, its metrics, its curves and its last parameters."""
+"""A run's folder: its recipe, its metrics, its curves and its checkpoint."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import shutil
 from pathlib import Path
 
-import mxnet as mx
-
-from gluon_resnetv2.deploy.artifact import save_parameters
+from gluon_resnetv2.checkpoint import write_checkpoint
+from gluon_resnetv2.data import Dataset
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.files import whole_folder, write_json
+from gluon_resnetv2.files import write_json
+from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.training.recipe import Recipe
 
 
 class Run:
-    """The folder `runs/NAME` (see README) while it is being written.
+    """A run's folder while it is being written: `recipe.output`, or a new one in runs/.
 
     Raises:
-        OSError: the folder can't be made or written to; it is then not left behind empty.
+        UserError: `recipe.output` is taken.
+        OSError: the folder can't be made or written to; it is then not left behind.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe):
-        self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        self.folder = _new_folder(recipe)
         try:
             write_json(self.folder / "recipe.json", dataclasses.asdict(recipe))
         except OSError:
@@ -37,19 +36,49 @@ class Run:
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def checkpoint(self, net: mx.gluon.Block, step: int, **state) -> None:
-        """Writes parameters and `state` to checkpoints/step-NNNNNNNN, in place of the last one."""
-        folder = self.folder / "checkpoints" / f"step-{step:08d}"
-        with whole_folder(folder) as temporary:
-            save_parameters(net, temporary / "net.params")
-            write_json(temporary / "state.json", {"step": step, **state})
-        for older in checkpoints(self.folder)[:-1]:
-            shutil.rmtree(older)
+    def checkpoint(self, net: ResNetV2, dataset: Dataset, metrics: dict) -> None:
+        """Writes the parameters and what an export needs to say, in place of the last time."""
+        height, width = dataset.train.images.shape[1:3]
+        state = {
+            "spec": net.spec.to_dict(),
+            "classes": dataset.classes,
+            "input": {
+                "shape": (net.spec.in_channels, height, width),
+                "mean": dataset.mean,
+                "std": dataset.std,
+                "crop": 1.0,  # evaluation uses the whole image, too
+            },
+            "recipe": dataclasses.asdict(self.recipe),
+            "metrics": metrics,
+        }
+        write_checkpoint(self.folder, net, metrics["step"], state)
 
 
-def checkpoints(folder: str | Path) -> list[Path]:
-    """The checkpoints of the run in `folder`, oldest first."""
-    return sorted(Path(folder).glob("checkpoints/step-*"))
+def check_folder(recipe: Recipe) -> None:
+    """Refuses early what `Run` would refuse after the data has been loaded.
+
+    Raises:
+        UserError: `recipe.output` is taken.
+    """
+    folder = Path(recipe.output or "")
+    if recipe.output and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"--output {folder} exists already; name a new folder")
+
+
+def _new_folder(recipe: Recipe) -> Path:
+    """Makes the folder, so that no other run can take it."""
+    check_folder(recipe)
+    if recipe.output:
+        Path(recipe.output).mkdir(parents=True, exist_ok=True)
+        return Path(recipe.output)
+    name, number = f"runs/{recipe.dataset}-{recipe.model}", 1
+    while True:
+        folder = Path(name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
 
 
 def read_metrics(folder: str | Path) -> list[dict]:
@@ -62,15 +91,3 @@ def read_metrics(folder: str | Path) -> list[dict]:
     if not path.is_file():
         raise UserError(f"{path} is missing; is {folder} a run's folder?")
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def check_finite(loss: float, step: int, lr: float) -> None:
-    """Lets a finite loss pass.
-
-    Raises:
-        UserError: it is not a number, or infinite.
-    """
-    if not math.isfinite(loss):
-        raise UserError(
-            f"the loss is {loss} at step {step} with learning rate {lr:g}; try a smaller --lr"
-        )

@@ -18,9 +18,9 @@ def average(net: ResNetV2) -> None:
     Each device keeps statistics of its own part of the batches; what is evaluated and saved is
     their mean.
     """
+    mx.nd.waitall()  # a backward pass writes them behind the back of MXNet's scheduler
     for parameter in _statistics(net):
-        copies = parameter.list_data()
-        _set(parameter, _mean(copies))
+        _set(parameter, _mean(parameter.list_data()))
 
 
 def recalibrate(
@@ -36,13 +36,13 @@ def recalibrate(
     count = 0
     for images, _ in batches:
         for parameter in statistics:
-            _set(parameter, _start(parameter))
+            _set(parameter, 0)
         with autograd.record():
             outputs = [net(part) for part in split(images, devices[: len(images)], dtype)]
         autograd.backward(outputs)  # which is when MXNet moves the statistics
-        for parameter in _statistics(net):
-            moved = _mean(parameter.list_data()[: len(outputs)])
-            batch = (moved - momentum * _start(parameter)) / (1 - momentum)
+        mx.nd.waitall()
+        for parameter in statistics:  # they have come from 0, by 1 - momentum of the way
+            batch = _mean(parameter.list_data()[: len(outputs)]) / (1 - momentum)
             sums[parameter.name] = batch + sums[parameter.name]
         count += 1
     for parameter in statistics:
@@ -50,12 +50,7 @@ def recalibrate(
 
 
 def _statistics(net):
-    mx.nd.waitall()  # a backward pass writes them behind the back of MXNet's scheduler
     return [p for name, p in net.collect_params().items() if is_statistic(name)]
-
-
-def _start(parameter):
-    return float(parameter.name.endswith("var"))
 
 
 def _mean(copies):
