@@ -11,12 +11,12 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 TEST_EXTRAS := cpu,dev,oracle
 
-# An environment whose Python is gone is none.
-ifneq ($(shell $(RUN) -c 'print("works")' 2>/dev/null),works)
-$(shell rm -rf $(VENV))
+# An environment whose Python does not run any more is stale.
+ifneq ($(shell $(RUN) -c 'print("runs")' 2>/dev/null),runs)
+STALE := stale
 endif
 
-.PHONY: train test test-slow test-pythons lint clean
+.PHONY: stale train test test-slow test-pythons lint clean
 
 train: $(VENV)/cpu
 	$(RUN) train/cifar.py --dataset digits --model preact20 --batch-size 64 --num-epochs 15 \
@@ -49,9 +49,9 @@ clean:
 	rm -rf .venv*
 
 # An empty file in the environment says which extras of setup.py were installed whole.
-$(VENV)/%: setup.py
-	@test -n "$(PYTHON)" || { echo "error: no Python 3.9 to 3.12 with venv on PATH; install Python" \
+$(VENV)/%: setup.py $(STALE)
+	@$(PYTHON) -c '$(WORKS)' 2>/dev/null || { echo "error: no Python 3.9 to 3.12 with venv on PATH; install Python" \
 		"3.11, for example with: apt install python3.11 python3.11-venv" >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(if $(and $(STALE),$(wildcard $(VENV)/pyvenv.cfg)),--clear) $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch '$@'

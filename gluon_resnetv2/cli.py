@@ -5,11 +5,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
 
 from gluon_resnetv2.errors import UserError
+
+WAYS_OUT = {
+    errno.ENOSPC: "; make room, or name another folder",
+    errno.EDQUOT: "; make room, or name another folder",
+    errno.EROFS: "; name another folder",
+    errno.EACCES: "; name another folder",
+    errno.ENOTDIR: "; name another folder",
+}
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -57,7 +66,7 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        message = f"{where}{error.strerror or error}"
+        message = f"{where}{error.strerror or error}{WAYS_OUT.get(error.errno, '')}"
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)

@@ -26,6 +26,9 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = str(path)  # the temporary name would tell nobody anything
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -56,6 +59,9 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
                 os.replace(before, path)
             raise
         shutil.rmtree(before, ignore_errors=True)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

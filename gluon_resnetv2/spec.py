@@ -418,6 +418,8 @@ class Spec:
             UserError: a field is missing, unknown or out of range.
         """
         try:
+            if missing := {field.name for field in dataclasses.fields(cls)} - set(values):
+                raise KeyError(min(missing))
             sizes = {name: tuple(map(int, values[name])) for name in ("stages", "channels")}
             return cls(**{**values, **sizes})
         except (KeyError, TypeError, ValueError) as error:
@@ -522,10 +524,10 @@ def named(name: str, stem: str | None = None, **switches) -> Spec:
     Raises:
         UserError: the name or its depth means no network.
     """
-    match = re.fullmatch(r"([a-z]+)(\d{1,5})", name)
+    match = re.fullmatch(r"([a-z]+)([1-9][0-9]{0,3})", name)
     if not match or match[1] not in FAMILIES:
         raise UserError(
-            f"unknown model '{name}'; names are preactN, resnetN and plainN, with N the depth: "
+            f"unknown model '{name}'; names are preactN, resnetN and plainN, N the depth, to 9999: "
             "preact20, resnet110, plain56, preact1001, preact50"
         )
     depth = int(match[2])

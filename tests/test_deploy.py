@@ -184,6 +184,51 @@ def test_a_damaged_manifest_is_refused(small, content):
         load(small.folder)
 
 
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ("format", 2),
+        ("classes", 7),
+        ("classes", ["one", "two"]),
+        ("classes", [0] * 10),
+        ("input.shape", "abc"),
+        ("input.shape", [3, 16]),
+        ("input.shape", [3, -1, 16]),
+        ("input.shape", [5, 16, 16]),
+        ("input.shape", [3, 10**7, 10**7]),
+        ("input.mean", None),
+        ("input.mean", [0, 0]),
+        ("input.std", [0, 0, 0]),
+        ("input.std", [1, 1, float("nan")]),
+        ("input.crop", 0),
+        ("input.crop", 1e-6),
+        ("spec.stages", ["a"]),
+        ("spec.shortcut", 5),
+        ("reference.logits", "abc"),
+        ("reference.logits", [[1.0]]),
+    ],
+)
+def test_an_edited_manifest_is_refused(small, where, value):
+    manifest = json.loads((small.folder / "manifest.json").read_text())
+    *parents, last = where.split(".")
+    entry = manifest
+    for name in parents:
+        entry = entry[name]
+    entry[last] = value
+    (small.folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        load(small.folder)
+    del entry[last]
+    (small.folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        load(small.folder)
+
+
+def test_a_shape_is_not_taken_where_the_manifest_has_one(small):
+    with pytest.raises(UserError, match="--shape"):
+        verify([small], (3, 32, 32))
+
+
 def test_what_is_no_export_is_refused(small, tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         load(tmp_path / "nowhere")

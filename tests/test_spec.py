@@ -218,9 +218,12 @@ def test_a_depth_of_imagenet_can_be_a_cifar_network():
     [
         (("preact21",), "6n\\+2"),
         (("preact2",), "6n\\+2"),
-        (("preact0",), "6n\\+2"),
+        (("preact0",), "preactN"),
         (("preact22", "imagenet"), "18, 34, 50"),
         (("preact",), "preactN"),
+        (("preact020",), "preactN"),
+        (("preact\uff12\uff10",), "preactN"),
+        (("preact99998",), "9999"),
         (("densenet121",), "preactN"),
         (("preact20", "mnist"), "cifar, imagenet"),
     ],

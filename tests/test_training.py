@@ -332,6 +332,8 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
         ({"lr": -1.0}, "--lr"),
         ({"wd": float("nan")}, "--wd"),
         ({"seed": 2**31}, "--seed"),
+        ({"wd": 1e39}, "--wd"),
+        ({"image_size": 10**8}, "--image-size"),
         ({"lr_step_epochs": (2.0, 1.0)}, "--lr-step-epochs"),
         ({"lr_step_epochs": (float("nan"),)}, "--lr-step-epochs"),
     ],

@@ -34,14 +34,15 @@ def main() -> int:
     recipe.spec(classes=1)  # an impossible network is refused before anything is downloaded
     dataset = recipe.load_data()
 
+    spec = recipe.spec(len(dataset.classes))
+    run = Run(recipe)
+    print(f"{spec.name}, {spec.parameter_count():,} parameters, on {devices}: {run.folder}")
     mx.random.seed(recipe.seed)
-    net = ResNetV2(recipe.spec(len(dataset.classes)))
+    net = ResNetV2(spec)
     net.initialize(he(recipe.init), ctx=devices)
     net.cast(recipe.dtype)
     net.hybridize(static_alloc=True, static_shape=True)
 
-    run = Run(recipe)
-    print(f"{net.spec.name}, {net.spec.parameter_count():,} parameters, on {devices}: {run.folder}")
     last = fit(net, dataset, recipe, devices, run)
     verified = report(export_run(run.folder))
     print(

@@ -20,6 +20,8 @@ from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import Spec
 
 FORMAT = 1  # of manifest.json
+REFERENCES = 4  # images whose logits a manifest holds
+IMAGE_SIZE_MAX = 4096  # pixels
 
 
 @dataclass(frozen=True)
@@ -173,12 +175,12 @@ def _checked_manifest(artifact: Artifact) -> dict:
     path = artifact.folder / "manifest.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
+        known = manifest["format"] == FORMAT
         sums = {
             file.name: manifest["sha256"][file.name] for file in (artifact.symbol, artifact.params)
         }
-        _ = manifest["spec"], manifest["input"]["shape"], manifest["reference"]["logits"]
-        known = manifest["format"] == FORMAT
-    except (ValueError, KeyError, TypeError):
+        _check_values(manifest)
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is damaged or describes other files; export again") from None
     if not known:
         raise UserError(f"{path} has a format that this version does not know; export again")
@@ -191,6 +193,26 @@ def _checked_manifest(artifact: Artifact) -> dict:
     return manifest
 
 
-def reference_images(image_shape: tuple, count: int = 4) -> np.ndarray:
-    """The same (count, *image_shape) normal numbers everywhere, in float32."""
-    return np.random.RandomState(0).normal(size=(count, *image_shape)).astype("float32")
+def _check_values(manifest: dict) -> None:
+    """Raises one of many errors where the manifest can't be what `export` wrote."""
+    spec, described = Spec.from_dict(manifest["spec"]), manifest["input"]
+    channels, height, width = described["shape"]
+    logits = np.asarray(manifest["reference"]["logits"], "float32")
+    numbers = np.asarray([described["mean"], described["std"]], "float64")
+    sane = (
+        channels == spec.in_channels
+        and all(type(size) is int and 1 <= size <= IMAGE_SIZE_MAX for size in (height, width))
+        and numbers.shape == (2, channels)
+        and np.isfinite(numbers).all()
+        and (numbers[1] > 0).all()
+        and 0.1 <= described["crop"] <= 1
+        and [type(name) for name in manifest["classes"]] == [str] * spec.classes
+        and logits.shape == (REFERENCES, spec.classes)
+    )
+    if not sane:
+        raise ValueError
+
+
+def reference_images(image_shape: tuple) -> np.ndarray:
+    """The same (4, *image_shape) normal numbers everywhere, in float32."""
+    return np.random.RandomState(0).normal(size=(REFERENCES, *image_shape)).astype("float32")

@@ -29,6 +29,8 @@ def read_image(path: str | Path, shape: tuple, crop: float = 1.0) -> np.ndarray:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as file:
                 image = ImageOps.exif_transpose(file)
+                if image.mode == "F" and not np.isfinite(np.asarray(image)).all():
+                    raise ValueError("it has values that are not finite")
                 if image.mode.startswith("I"):  # 16 bits, which convert() would clip
                     image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype("uint8"))
                 if "A" in image.mode or "transparency" in image.info:

@@ -89,6 +89,8 @@ def verify(artifacts: Sequence[Artifact], shape: tuple | None = None) -> list[li
     with tempfile.TemporaryDirectory() as folder:
         jobs = []
         for index, artifact in enumerate(artifacts):
+            if shape and artifact.manifest:
+                raise UserError(f"{artifact.folder} says its own shape; leave --shape out")
             images = Path(folder) / f"images{index}.npy"
             image_shape = artifact.input_shape if artifact.manifest else _shape(artifact, shape)
             np.save(images, reference_images(image_shape))

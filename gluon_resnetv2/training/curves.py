@@ -43,7 +43,8 @@ def draw_curves(folder: str | Path) -> Path:
     left.set_title(f"{Path(folder).resolve().name}: test error {last:.2f} %")
     left.legend(handles=lines, loc="upper right")
     below.step(epochs, column("lr"), "C2", where="mid", marker=marker)
-    below.set_yscale("log")
+    if min(column("lr")) > 0:
+        below.set_yscale("log")
     below.set_ylabel("learning rate")
     below.set_xlabel("epoch")
     below.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -25,6 +25,10 @@ def _option(default, help, *, type=None, choices=None, flag=False):
     return dataclasses.field(default=default, metadata=details)
 
 
+FLOAT32_MAX = 3.4e38  # MXNet's optimisers take no larger number
+IMAGE_SIZE_MAX = 4096  # pixels
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A run's definition. Defaults are the paper's CIFAR recipe (appendix).
@@ -85,8 +89,12 @@ class Recipe:
             if getattr(self, name) < 1:
                 raise UserError(f"--{_flag(name)} must be at least 1, not {getattr(self, name)}")
         for name in ("lr", "lr_factor", "warmup_lr", "warmup_steps", "mom", "wd", "seed"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(f"--{_flag(name)} must not be negative: {getattr(self, name)}")
+            if not 0 <= getattr(self, name) <= FLOAT32_MAX:
+                raise UserError(
+                    f"--{_flag(name)} must be a finite number, at least 0: {getattr(self, name)}"
+                )
+        if self.image_size is not None and not 1 <= self.image_size <= IMAGE_SIZE_MAX:
+            raise UserError(f"--image-size must be 1 to {IMAGE_SIZE_MAX}, not {self.image_size}")
         if self.seed >= 2**31:
             raise UserError(f"--seed must be below 2^31: {self.seed}")
         boundaries = self.lr_step_epochs

@@ -24,11 +24,13 @@ class Run:
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
+        was_there = recipe.output and Path(recipe.output).exists()
         self.folder = _new_folder(recipe)
         try:
             write_json(self.folder / "recipe.json", dataclasses.asdict(recipe))
         except OSError:
-            self.folder.rmdir()
+            if not was_there:
+                self.folder.rmdir()
             raise
 
     def log(self, **record) -> None:
