@@ -50,7 +50,7 @@ clean:
 
 # An empty file in the environment says which extras of setup.py were installed whole.
 $(VENV)/%: setup.py $(STALE)
-	@$(PYTHON) -c '$(WORKS)' 2>/dev/null || { echo "error: no Python 3.9 to 3.12 with venv on PATH; install Python" \
+	@test -n "$(PYTHON)" && $(PYTHON) -c '$(WORKS)' 2>/dev/null || { echo "error: no Python 3.9 to 3.12 with venv on PATH; install Python" \
 		"3.11, for example with: apt install python3.11 python3.11-venv" >&2; exit 2; }
 	$(PYTHON) -m venv $(if $(and $(STALE),$(wildcard $(VENV)/pyvenv.cfg)),--clear) $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[$*]'

@@ -13,7 +13,7 @@ runtime.prepare()
 
 def __getattr__(name: str):
     # The public names, brought in when they are used: they need MXNet, which takes seconds.
-    if name in ("ResNetV2", "get_model", "he"):
+    if name in ("ResNetV2", "get_model", "he_normal"):
         from gluon_resnetv2 import net
 
         return getattr(net, name)

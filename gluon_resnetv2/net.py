@@ -66,13 +66,14 @@ class ResNetV2(HybridBlock):
         return self.output(self.features(x))
 
     def initialize(self, init=None, *args, **kwargs):
-        """`Block.initialize`, with `he()` where no initialiser is given."""
-        super().initialize(init or he(), *args, **kwargs)
+        """`Block.initialize`, with `he_normal()` where no initialiser is given."""
+        super().initialize(init or he_normal(), *args, **kwargs)
 
 
-def he(fan: str = "in") -> initializer.Initializer:
+def he_normal(fan: str = "in") -> initializer.Initializer:
     """Normal weights of variance 2 / fan ("in": He et al., arXiv:1502.01852, as in the paper;
-    "out": the authors' released code). Biases and betas start at 0, gammas at 1."""
+    "out": the authors' released code). Betas start at 0, gammas at 1, biases at 0 but for gates'.
+    """
     return initializer.MSRAPrelu(factor_type=fan, slope=0)
 
 

@@ -97,42 +97,36 @@ RESULTS = [
 
 
 def table() -> str:
-    """Every network above with its size, cost and reported error, as aligned text."""
-    head = (
-        "name",
-        "order",
-        "shortcut",
-        "unit",
-        "depth",
-        "parameters",
-        "mult-adds",
-        "data",
-        "error %",
-        "source",
-    )
-    rows = [head]
-    for result in RESULTS:
-        spec = result.spec
-        rows.append(
-            (
-                result.model,
-                spec.order,
-                "plain" if not spec.has_shortcut else str(spec.shortcut),
-                spec.unit,
-                str(spec.depth),
-                f"{spec.parameter_count() / 1e6:.2f} M",
-                f"{spec.multiply_adds(result.image_size) / 1e9:.3f} G",
-                result.data,
-                str(result),
-                ", ".join(filter(None, (result.source, result.note))),
-            )
-        )
+    """Every network above with its size, cost and reported error, as aligned text.
+
+    Errors are top-1 in percent; multiply-adds are for one image of 32x32, on ImageNet 224x224.
+    """
+    described = [_describe(result) for result in RESULTS]
+    rows = [list(described[0]), *(list(row.values()) for row in described)]
     widths = [max(map(len, column)) for column in zip(*rows)]
-    right = {"depth", "parameters", "mult-adds", "error %"}
     return "\n".join(
         "  ".join(
-            cell.rjust(width) if name in right else cell.ljust(width)
-            for name, cell, width in zip(head, row, widths)
+            cell.rjust(width) if title in NUMBERS else cell.ljust(width)
+            for title, cell, width in zip(described[0], row, widths)
         ).rstrip()
         for row in rows
     )
+
+
+NUMBERS = ("depth", "parameters", "mult-adds", "error %")  # aligned to the right
+
+
+def _describe(result: Result) -> dict[str, str]:
+    spec = result.spec
+    return {
+        "name": result.model,
+        "order": spec.order,
+        "shortcut": str(spec.shortcut) if spec.has_shortcut else "plain",
+        "unit": spec.unit,
+        "depth": str(spec.depth),
+        "parameters": f"{spec.parameter_count() / 1e6:.2f} M",
+        "mult-adds": f"{spec.multiply_adds(result.image_size) / 1e9:.3f} G",
+        "data": result.data,
+        "error %": str(result),
+        "source": ", ".join(filter(None, (result.source, result.note))),
+    }

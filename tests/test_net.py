@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from mxnet import autograd, gluon
 
-from gluon_resnetv2.net import ResNetV2, get_model, he
+from gluon_resnetv2.net import ResNetV2, get_model, he_normal
 from gluon_resnetv2.spec import ORDER, named
 from tests.common import randomise, relative
 
@@ -74,7 +74,7 @@ def test_images_may_have_any_size():
 def test_weights_start_as_the_paper_says(fan):
     mx.random.seed(1)
     net = get_model("preact50")
-    net.initialize(he(fan))
+    net.initialize(he_normal(fan))
     for name in ("stage3_unit2_conv2_weight", "stage4_unit1_sc_weight", "conv0_weight"):
         weight = net.collect_params()[name].data().asnumpy()
         inputs = math.prod(weight.shape[1:])

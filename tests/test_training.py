@@ -15,7 +15,7 @@ from gluon_resnetv2 import data
 from gluon_resnetv2.checkpoint import checkpoints, load_parameters
 from gluon_resnetv2.deploy.artifact import export_run
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.net import ResNetV2, get_model, he
+from gluon_resnetv2.net import ResNetV2, get_model, he_normal
 from gluon_resnetv2.spec import named
 from gluon_resnetv2.training import statistics
 from gluon_resnetv2.training.curves import draw_curves
@@ -46,7 +46,7 @@ def train(folder, recipe=TINY, prepare=lambda net: None, dataset=None):
     dataset = dataset or data.load("synthetic", image_size=8)
     mx.random.seed(recipe.seed)
     net = ResNetV2(recipe.spec(len(dataset.classes)))
-    net.initialize(he(recipe.init), ctx=devices)
+    net.initialize(he_normal(recipe.init), ctx=devices)
     net.cast(recipe.dtype)
     prepare(net)
     net.hybridize(static_alloc=True, static_shape=True)

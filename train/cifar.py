@@ -17,7 +17,7 @@ with cli.one_line_errors():  # of an MXNet that is missing or can't be loaded, t
 
     from gluon_resnetv2.deploy.artifact import export_run
     from gluon_resnetv2.deploy.verify import report
-    from gluon_resnetv2.net import ResNetV2, he
+    from gluon_resnetv2.net import ResNetV2, he_normal
     from gluon_resnetv2.training.devices import contexts
     from gluon_resnetv2.training.loop import fit
     from gluon_resnetv2.training.recipe import Recipe, add_options
@@ -39,7 +39,7 @@ def main() -> int:
     print(f"{spec.name}, {spec.parameter_count():,} parameters, on {devices}: {run.folder}")
     mx.random.seed(recipe.seed)
     net = ResNetV2(spec)
-    net.initialize(he(recipe.init), ctx=devices)
+    net.initialize(he_normal(recipe.init), ctx=devices)
     net.cast(recipe.dtype)
     net.hybridize(static_alloc=True, static_shape=True)
 
