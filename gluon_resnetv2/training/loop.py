@@ -8,6 +8,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 
 import mxnet as mx
 from mxnet import autograd, gluon
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from gluon_resnetv2.data import Dataset, batches, num_batches, prefetch
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.training import statistics
 from gluon_resnetv2.training.curves import draw_curves
 from gluon_resnetv2.training.devices import split
@@ -67,8 +69,36 @@ def check_finite(loss: float, step: int, lr: float) -> None:
         )
 
 
+def train_epoch(net, trainer, progress, lr_at, step, devices, dtype) -> dict[str, float]:
+    """One pass over the batches of `progress`, a tqdm, of which the first is step `step`.
+
+    Returns:
+        The pass's mean "loss", its "error" in percent, and "images_per_second".
+
+    Raises:
+        UserError: the loss is no longer finite.
+    """
+    meter, pending, started = Meter(), deque(), time.perf_counter()
+    for images, labels in progress:
+        trainer.set_learning_rate(lr_at(step))
+        labels = split(labels, devices)
+        losses, outputs = train_step(net, trainer, split(images, devices, dtype), labels)
+        meter.add(losses, outputs, labels)
+        pending.append((step, losses[0].mean()))
+        if len(pending) > STEPS_AHEAD:
+            earlier, loss = pending.popleft()
+            loss = loss.asscalar()
+            check_finite(loss, earlier, lr_at(earlier))
+            speed = meter.count / (time.perf_counter() - started)
+            progress.set_postfix_str(f"loss {loss:.3f}, {speed:.0f} images/s", refresh=False)
+        step += 1
+    passed = meter.read()
+    check_finite(passed["loss"], step - 1, lr_at(step - 1))
+    return {**passed, "images_per_second": meter.count / (time.perf_counter() - started)}
+
+
 def fit(
-    net: gluon.HybridBlock,
+    net: ResNetV2,
     dataset: Dataset,
     recipe: Recipe,
     devices: Sequence[mx.Context],
@@ -76,7 +106,7 @@ def fit(
 ) -> dict:
     """Trains `net`, already initialised on `devices`; returns the last epoch's record.
 
-    Every epoch ends with an evaluation, a line in metrics.jsonl, fresh curves and a checkpoint.
+    Every epoch ends with an evaluation, a line in metrics.jsonl, a checkpoint and fresh curves.
 
     Raises:
         UserError: the loss is no longer finite.
@@ -84,45 +114,23 @@ def fit(
     """
     trainer = make_trainer(net, recipe)
     steps = num_batches(len(dataset.train.labels), recipe.batch_size, len(devices))
-    lr_at, step = recipe.schedule(steps), 0
-
-    def epoch_batches(epoch):
-        return batches(
-            dataset,
-            recipe.batch_size,
-            train=True,
-            seed=recipe.seed,
-            epoch=epoch,
-            devices=len(devices),
-        )
-
+    lr_at = recipe.schedule(steps)
     for epoch in range(recipe.num_epochs):
-        meter, pending, started = Meter(), deque(), time.perf_counter()
+        started = time.perf_counter()
+        order = {"seed": recipe.seed, "epoch": epoch, "devices": len(devices)}
+        epoch_batches = partial(batches, dataset, recipe.batch_size, train=True, **order)
         progress = tqdm(
-            prefetch(epoch_batches(epoch)),
+            prefetch(epoch_batches()),
             f"epoch {epoch + 1}/{recipe.num_epochs}",
             total=steps,
             unit="step",
             leave=False,
             disable=not sys.stderr.isatty(),
         )
-        for images, labels in progress:
-            trainer.set_learning_rate(lr_at(step))
-            labels = split(labels, devices)
-            losses, outputs = train_step(net, trainer, split(images, devices, recipe.dtype), labels)
-            meter.add(losses, outputs, labels)
-            pending.append(losses[0])
-            if len(pending) > STEPS_AHEAD:
-                loss = pending.popleft().mean().asscalar()
-                check_finite(loss, step - STEPS_AHEAD, lr_at(step - STEPS_AHEAD))
-                speed = meter.count / (time.perf_counter() - started)
-                progress.set_postfix_str(f"loss {loss:.3f}, {speed:.0f} images/s", refresh=False)
-            step += 1
-        trained = meter.read()
-        check_finite(trained["loss"], step - 1, lr_at(step - 1))
-        seconds = time.perf_counter() - started
+        trained = train_epoch(net, trainer, progress, lr_at, epoch * steps, devices, recipe.dtype)
+        step = (epoch + 1) * steps
         if step < STEPS_UNSETTLED:
-            few = itertools.islice(epoch_batches(epoch), STATISTICS_BATCHES)
+            few = itertools.islice(epoch_batches(), STATISTICS_BATCHES)
             statistics.recalibrate(net, few, devices, recipe.dtype)
         else:
             statistics.average(net)
@@ -135,7 +143,7 @@ def fit(
             "train_error": trained["error"],
             "test_loss": tested["loss"],
             "test_error": tested["error"],
-            "images_per_second": meter.count / seconds,
+            "images_per_second": trained["images_per_second"],
             "seconds": time.perf_counter() - started,
         }
         run.log(**record)
@@ -145,7 +153,7 @@ def fit(
             f"epoch {epoch + 1:3d}/{recipe.num_epochs}  lr {record['lr']:<7.4g} "
             f"train loss {trained['loss']:.4f}  error {trained['error']:5.2f} %   "
             f"test loss {tested['loss']:.4f}  error {tested['error']:5.2f} %   "
-            f"{record['images_per_second']:.0f} images/s",
+            f"{trained['images_per_second']:.0f} images/s",
             flush=True,
         )
     return record
