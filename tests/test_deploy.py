@@ -257,6 +257,13 @@ def test_an_export_replaces_the_one_before_whole(small):
     assert sorted(path.name for path in small.folder.parent.iterdir()) == ["export"]
 
 
+def test_every_class_needs_a_name(tmp_path):
+    net = get_model("preact8", unit="basic")
+    randomise(net)
+    with pytest.raises(UserError, match="9 names"):
+        export(net, tmp_path / "export", (3, 16, 16), classes=CLASSES[1:], **INPUT)
+
+
 def test_what_is_no_export_is_never_replaced(small, tmp_path):
     net = get_model("preact8", unit="basic")
     randomise(net)

@@ -71,10 +71,13 @@ def export(
         details: more entries of the manifest.
 
     Raises:
-        UserError: `folder` holds something else than an export.
+        UserError: `folder` holds something else than an export, or there are not as many names as
+            classes.
         OSError: the folder can't be written to; what it held is still there.
     """
     name, image_shape = net.spec.name, tuple(image_shape)
+    if len(classes) != net.spec.classes:
+        raise UserError(f"{len(classes)} names do not fit {net.spec.classes} classes")
     _refuse_to_replace(Path(folder))
     with whole_folder(folder) as temporary:
         symbol = temporary / f"{name}-symbol.json"
