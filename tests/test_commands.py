@@ -67,6 +67,15 @@ def test_training_ends_with_a_verified_export(trained):
     assert all(entry["passed"] for entry in manifest["verification"])
 
 
+@pytest.mark.slow
+def test_a_thousand_layers_train_two_steps_and_are_verified(command, tmp_path):
+    words = "--model preact1001 --cpus 2 --batch-size 4 --dataset synthetic --output run"
+    status, printed, _ = command("train/cifar.py", *words.split())
+    assert status == 0
+    assert "verified: " in printed
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text())["step"] == 2
+
+
 def test_export_verify_and_predict(trained, command):
     folder, _ = trained
     before = (folder / "export" / "preact8-0000.params").read_bytes()

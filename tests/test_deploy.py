@@ -78,7 +78,7 @@ def test_every_runtime_gives_what_the_training_graph_gives(checks, name):
 
 DEEP = {
     **{f"{f}{d}": 32 for f in ("preact", "resnet", "plain") for d in (32, 44, 56, 110)},
-    **{f"{family}{d}": 32 for family in ("preact", "resnet") for d in (164, 1001, 1202)},
+    **{f"{family}164": 32 for family in ("preact", "resnet")},
     **{f"{family}{d}": 64 for family in ("preact", "resnet") for d in (34, 101, 152, 200, 269)},
 }
 
