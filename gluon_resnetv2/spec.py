@@ -19,6 +19,8 @@ from typing import Union
 
 from gluon_resnetv2.errors import UserError
 
+IMAGE_SIZE_MAX = 4096  # pixels of height or width that we train or serve networks for
+
 # One weight layer's operations ([v2] Table 2, Fig. 4). `+` marks where the shortcut rejoins, in the
 # unit's last layer only.
 ORDER = {
@@ -418,7 +420,7 @@ class Spec:
             UserError: a field is missing, unknown or out of range.
         """
         try:
-            if missing := {field.name for field in dataclasses.fields(cls)} - set(values):
+            if missing := FIELDS - set(values):
                 raise KeyError(min(missing))
             sizes = {name: tuple(map(int, values[name])) for name in ("stages", "channels")}
             return cls(**{**values, **sizes})
@@ -426,6 +428,9 @@ class Spec:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"not the description of a network: {error}") from None
+
+
+FIELDS = frozenset(field.name for field in dataclasses.fields(Spec))
 
 
 # -- Named networks --------------------------------------------------------------------------------
@@ -533,8 +538,7 @@ def named(name: str, stem: str | None = None, **switches) -> Spec:
     depth = int(match[2])
     order, shortcut = FAMILIES[match[1]]
     switches = {key: value for key, value in switches.items() if value is not None}
-    fields = {field.name for field in dataclasses.fields(Spec)} - {"stages", "channels"}
-    unknown = set(switches) - fields
+    unknown = set(switches) - FIELDS | set(switches) & {"stages", "channels"}
     if unknown:
         raise UserError(f"networks have no switch '{min(unknown)}'")
     if stem not in (None, *STEM):

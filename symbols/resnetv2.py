@@ -9,8 +9,6 @@ It traces the Gluon network. Names and defaults are those of the example's own
 
 from __future__ import annotations
 
-import dataclasses
-
 import mxnet as mx
 
 import gluon_resnetv2  # noqa: F401  # prepares the runtime before MXNet loads
@@ -54,8 +52,7 @@ def get_symbol(
         raise UserError(f"dtype '{dtype}' is unknown; choose float32, float16")
     if isinstance(image_shape, str):
         image_shape = tuple(int(size) for size in image_shape.split(","))
-    fields = {field.name for field in dataclasses.fields(specs.Spec)}
-    switches = {key: value for key, value in kwargs.items() if key in fields}
+    switches = {key: value for key, value in kwargs.items() if key in specs.FIELDS}
     stem = switches.pop("stem", None)
     on_imagenet = stem == "imagenet" or (stem is None and int(num_layers) in specs.IMAGENET)
     switches = {

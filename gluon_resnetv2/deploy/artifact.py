@@ -17,11 +17,10 @@ from gluon_resnetv2.checkpoint import checkpoints, load_parameters, read_state, 
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import sha256, whole_folder, write_json
 from gluon_resnetv2.net import ResNetV2
-from gluon_resnetv2.spec import Spec
+from gluon_resnetv2.spec import IMAGE_SIZE_MAX, Spec
 
 FORMAT = 1  # of manifest.json
 REFERENCES = 4  # images whose logits a manifest holds
-IMAGE_SIZE_MAX = 4096  # pixels
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Artifact:
 
     @property
     def name(self) -> str:
-        return self.symbol.name[: -len("-symbol.json")]
+        return self.symbol.name.removesuffix("-symbol.json")
 
     @property
     def folder(self) -> Path:
@@ -164,7 +163,7 @@ def load(path: str | Path) -> Artifact:
     if len(symbols) != 1 or not symbols[0].name.endswith("-symbol.json"):
         raise UserError(f"{path} is no export: it needs one NAME-symbol.json, and its parameters")
     symbol = symbols[0]
-    named = re.escape(symbol.name[: -len("-symbol.json")]) + r"-\d{4}\.params"
+    named = re.escape(symbol.name.removesuffix("-symbol.json")) + r"-\d{4}\.params"
     params = sorted(p for p in symbol.parent.iterdir() if re.fullmatch(named, p.name))
     if not params:
         raise UserError(f"{symbol} has no .params file beside it")

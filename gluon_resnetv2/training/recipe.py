@@ -8,7 +8,16 @@ from dataclasses import dataclass
 
 from gluon_resnetv2.data import NAMES, Dataset, load
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.spec import FAMILIES, ORDER, SHORTCUT_HELP, STEM, UNIT, Spec, named
+from gluon_resnetv2.spec import (
+    FAMILIES,
+    IMAGE_SIZE_MAX,
+    ORDER,
+    SHORTCUT_HELP,
+    STEM,
+    UNIT,
+    Spec,
+    named,
+)
 from gluon_resnetv2.training.schedule import StepSchedule
 
 
@@ -26,7 +35,6 @@ def _option(default, help, *, type=None, choices=None, flag=False):
 
 
 FLOAT32_MAX = 3.4e38  # MXNet's optimisers take no larger number
-IMAGE_SIZE_MAX = 4096  # pixels
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ def average(net: ResNetV2) -> None:
     Each device keeps statistics of its own part of the batches; what is evaluated and saved is
     their mean.
     """
-    mx.nd.waitall()  # a backward pass writes them behind the back of MXNet's scheduler
+    # For MXNet's scheduler a backward pass only reads the statistics that it writes: a write after
+    # it waits for it, a read does not.
+    mx.nd.waitall()
     for parameter in _statistics(net):
         _set(parameter, _mean(parameter.list_data()))
 
