@@ -19,8 +19,7 @@ endif
 .PHONY: stale train test test-slow test-pythons lint clean
 
 train: $(VENV)/cpu
-	$(RUN) train/cifar.py --dataset digits --model preact20 --batch-size 64 --num-epochs 15 \
-		--lr-step-epochs 9,13 --warmup-steps 20
+	$(RUN) train/cifar.py --recipe digits
 
 test: $(VENV)/$(TEST_EXTRAS)
 	$(RUN) -W error -m pytest

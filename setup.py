@@ -48,9 +48,10 @@ setup(
     packages=find_packages(include=["gluon_resnetv2", "gluon_resnetv2.*"]),
     install_requires=[
         "numpy>=1.23,<2",  # MXNet 1.9.1 does not know numpy 2
-        "matplotlib>=3.6",  # learning curves
+        "matplotlib>=3.7",  # learning curves
         "pillow>=9.1",  # reads the images that `predict` is given
         "scikit-learn>=1.0",  # brings the handwritten digits, the embedded data set
+        "tensorboard>=2.15",  # the format of its event files; needs neither TensorFlow nor PyTorch
         "tqdm>=4.60",  # the progress bar
     ],
     extras_require=EXTRAS,

@@ -1,4 +1,11 @@
-"""A network's parameters in a file, and a run's checkpoints: what training and export both read."""
+"""A network's parameters in a file, and a run's checkpoints: what training and export both read.
+
+RUN/checkpoints/step-00001234/
+    net.params       the network as it is evaluated and exported
+    training.params  what training needs besides: the optimiser's arrays, each device's statistics
+    state.json       step, epoch and every other number
+    manifest.json    the SHA-256 of these, without which a checkpoint counts for nothing
+"""
 
 from __future__ import annotations
 
@@ -6,41 +13,58 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import mxnet as mx
 
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.files import whole_folder, write_json
+from gluon_resnetv2.files import sha256, whole_folder, write_json
 from gluon_resnetv2.layers import is_statistic
 from gluon_resnetv2.net import ResNetV2
 
+FORMAT = 2
+FILES = ("net.params", "training.params", "state.json")
 
-def save_parameters(net: ResNetV2, path: str | Path) -> None:
-    """Writes every parameter in MXNet's format, as "arg:NAME" or "aux:NAME", in float32.
+
+def save_arrays(path: str | Path, arrays: dict[str, mx.nd.NDArray]) -> None:
+    """Writes named arrays in MXNet's format.
 
     Raises:
         OSError: the file can't be written, or not whole.
     """
-    mx.nd.waitall()  # moving statistics are still being written otherwise
-    values = {
-        f"{'aux' if is_statistic(name) else 'arg'}:{name}": parameter.list_data()[0].astype(
-            "float32"
-        )
-        for name, parameter in net.collect_params().items()
-    }
     try:
-        mx.nd.save(str(path), values)
-        # MXNet's writer does not notice a full disk; its reader does.
-        whole = set(mx.nd.load(str(path))) == set(values)
+        mx.nd.save(str(path), arrays)
+        # MXNet's writer does not notice a full disk; its reader does. No arrays are read as a list.
+        whole = set(mx.nd.load(str(path)) or {}) == set(arrays)
     except mx.MXNetError:
         whole = False
     if not whole:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
-def load_parameters(net: ResNetV2, path: str | Path) -> None:
-    """Initialises `net` on the CPU from what `save_parameters` wrote.
+def save_parameters(net: ResNetV2, path: str | Path, dtype: str | None = None) -> None:
+    """Writes every parameter in MXNet's format, as "arg:NAME" or "aux:NAME".
+
+    Args:
+        dtype: what they are written as; by default what they are.
+
+    Raises:
+        OSError: the file can't be written, or not whole.
+    """
+    mx.nd.waitall()  # moving statistics are still being written otherwise
+    arrays = {}
+    for name, parameter in net.collect_params().items():
+        array = parameter.list_data()[0]
+        kind = "aux" if is_statistic(name) else "arg"
+        arrays[f"{kind}:{name}"] = array.astype(dtype) if dtype else array
+    save_arrays(path, arrays)
+
+
+def load_parameters(
+    net: ResNetV2, path: str | Path, devices: Sequence[mx.Context] | None = None
+) -> None:
+    """Initialises `net` on `devices`, by default the CPU, from what `save_parameters` wrote.
 
     Raises:
         UserError: the file is missing, no parameter file, or does not fit the network.
@@ -61,22 +85,31 @@ def load_parameters(net: ResNetV2, path: str | Path) -> None:
             raise UserError(
                 f"parameter {name} in {path} has shape {values[name].shape}, not {parameter.shape}"
             )
-    net.initialize(mx.init.Zero(), ctx=mx.cpu(), force_reinit=True)
+    net.initialize(mx.init.Zero(), ctx=devices or mx.cpu(), force_reinit=True)
     for name, parameter in parameters.items():
-        parameter.set_data(values[name])
+        parameter.set_data(values[name].astype(parameter.dtype))
 
 
-def write_checkpoint(run: str | Path, net: ResNetV2, step: int, state: dict) -> None:
-    """Writes parameters and `state` to RUN/checkpoints/step-NNNNNNNN, in place of the one before.
+def write_checkpoint(
+    run: str | Path, net: ResNetV2, arrays: dict[str, mx.nd.NDArray], state: dict
+) -> Path:
+    """Writes RUN/checkpoints/step-NNNNNNNN, whole or not at all; returns its path.
+
+    Args:
+        arrays: what training needs besides the network's parameters.
+        state: every number; its "step" names the checkpoint.
 
     Raises:
-        OSError: the folder can't be written to; the checkpoint before is then still there.
+        OSError: the folder can't be written to; the checkpoints before are still there.
     """
-    with whole_folder(Path(run) / "checkpoints" / f"step-{step:08d}") as temporary:
+    path = Path(run) / "checkpoints" / f"step-{state['step']:08d}"
+    with whole_folder(path) as temporary:
         save_parameters(net, temporary / "net.params")
-        write_json(temporary / "state.json", {"step": step, **state})
-    for older in checkpoints(run)[:-1]:
-        shutil.rmtree(older)
+        save_arrays(temporary / "training.params", arrays)
+        write_json(temporary / "state.json", state)
+        sums = {name: sha256(temporary / name) for name in FILES}
+        write_json(temporary / "manifest.json", {"format": FORMAT, "sha256": sums})
+    return path
 
 
 def checkpoints(run: str | Path) -> list[Path]:
@@ -84,14 +117,80 @@ def checkpoints(run: str | Path) -> list[Path]:
     return sorted(Path(run).glob("checkpoints/step-*"))
 
 
-def read_state(checkpoint: Path) -> dict:
-    """What a checkpoint says besides its parameters.
+def remove_checkpoints(run: str | Path, keep: int, best: int | None = None) -> None:
+    """Removes all checkpoints but the last `keep`, that of step `best`, and what a killed run left.
 
     Raises:
-        UserError: it can't be read.
+        OSError: one can't be removed.
     """
-    path = checkpoint / "state.json"
+    for path in checkpoints(run)[:-keep]:
+        if best is None or path.name != f"step-{best:08d}":
+            # Renamed first: a checkpoint is whole or has another name.
+            path = path.rename(path.with_name(f".{path.name}.old"))
+            shutil.rmtree(path)
+    for path in Path(run).glob("checkpoints/.step-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def recover_checkpoints(run: str | Path) -> None:
+    """Gives a checkpoint its name back whose replacement was interrupted."""
+    for path in Path(run).glob("checkpoints/.step-*.before"):
+        target = path.with_name(path.name[1:].split(".")[0])
+        if not target.exists():
+            path.rename(target)
+
+
+def read_checkpoint(path: Path) -> dict:
+    """The state of a checkpoint, all of whose files are what was written.
+
+    Raises:
+        UserError: a file is missing, or is not the one that was written.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UserError(f"{path} is missing or damaged") from None
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        known, sums = manifest["format"] == FORMAT, {n: manifest["sha256"][n] for n in FILES}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path / 'manifest.json'} is missing or damaged") from None
+    if not known:
+        raise UserError(f"{path / 'manifest.json'} has a format that this version does not know")
+    for name, expected in sums.items():
+        if not (path / name).is_file():
+            raise UserError(f"{path / name} is missing")
+        if sha256(path / name) != expected:
+            raise UserError(f"{path / name} is damaged: its SHA-256 differs from the manifest's")
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if path.name != f"step-{state['step']:08d}":
+        raise UserError(f"{path} holds step {state['step']}")
+    return state
+
+
+def valid_checkpoints(run: str | Path, warn=print) -> Iterator[tuple[Path, dict]]:
+    """Path and state of each checkpoint that is as it was written, newest first.
+
+    Args:
+        warn: is told, in a line each, what is left out and why.
+    """
+    for path in reversed(checkpoints(run)):
+        try:
+            state = read_checkpoint(path)
+        except UserError as error:
+            warn(f"skipping a checkpoint: {error}")
+            continue
+        yield path, state
+
+
+def choose_checkpoint(run: str | Path, which: str = "last", *, warn=print) -> tuple[Path, dict]:
+    """Path and state of a run's "last" valid checkpoint, its "best", or that of a step's number.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    if not checkpoints(run):
+        raise UserError(f"{run} holds no checkpoint; name the folder of a run, such as runs/NAME")
+    for path, state in valid_checkpoints(run, warn):
+        best = (state.get("best") or {}).get("step")
+        if which == "last" or (which == "best" and state["step"] == best):
+            return path, state
+        if which.isdecimal() and state["step"] == int(which):
+            return path, state
+    raise UserError(f"{run} holds no valid checkpoint '{which}'; choose last, best or a step")

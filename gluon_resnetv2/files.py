@@ -26,6 +26,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except OSError as error:
         error.filename = str(path)  # the temporary name would tell nobody anything
         raise
@@ -50,6 +51,7 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
         for file in temporary.iterdir():
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
+        _sync_folder(temporary)
         if path.exists():
             os.replace(path, before)
         try:
@@ -58,12 +60,22 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
             if before.exists():
                 os.replace(before, path)
             raise
+        _sync_folder(path.parent)
         shutil.rmtree(before, ignore_errors=True)
     except OSError as error:
         error.filename = str(path)
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync_folder(path):
+    """Has the disk know the names in a folder, not only the files' contents."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def write_json(path: str | os.PathLike, value) -> None:

@@ -53,7 +53,7 @@ def trained(tmp_path_factory):
 
 def test_training_ends_with_a_verified_export(trained):
     folder, printed = trained
-    assert "epoch   1/1" in printed
+    assert "epoch 1/1" in printed
     assert "verified: " in printed
     error = json.loads((folder / "metrics.jsonl").read_text())["test_error"]
     assert f"test accuracy {100 - error:.2f} %" in printed
@@ -105,7 +105,7 @@ def test_help_names_every_option(command):
     status, printed, _ = command("train/cifar.py", "--help")
     assert status == 0
     assert "--lr-step-epochs" in printed
-    assert "(default: 82,123)" in " ".join(printed.split())
+    assert "(default: preact110)" in " ".join(printed.split())
     assert "None" not in printed
 
 
@@ -180,7 +180,11 @@ def test_a_full_disk_gets_one_line_and_nothing_half_written(tmp_path, room):
         check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
     )
-    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    left = sorted(
+        str(path.relative_to(tmp_path))
+        for path in tmp_path.rglob("*")
+        if path.is_file() and "tfevents" not in path.name
+    )
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1

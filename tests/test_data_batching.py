@@ -14,7 +14,7 @@ import weakref
 import numpy as np
 import pytest
 
-from gluon_resnetv2.data import Dataset, Split, batches, normalise, num_batches, prefetch
+from gluon_resnetv2.data import Dataset, Split, batch_images, normalise, num_batches, prefetch
 from gluon_resnetv2.errors import UserError
 
 
@@ -36,8 +36,8 @@ def numbered(count: int, size: int = 8) -> Dataset:
     )
 
 
-def sizes(*args, **kwargs) -> list[int]:
-    return [len(labels) for _, labels in batches(*args, **kwargs)]
+def sizes(dataset, *args, **kwargs) -> list[int]:
+    return [len(labels) for _, labels in dataset.batches(*args, **kwargs)]
 
 
 SIZES = [
@@ -69,7 +69,7 @@ def test_every_image_is_in_exactly_one_batch(count):
     for batch_size, devices in itertools.product(range(1, count + 2), range(1, 4)):
         if devices > min(batch_size, count):
             continue
-        pairs = list(batches(dataset, batch_size, train=True, devices=devices))
+        pairs = list(dataset.batches(batch_size, train=True, devices=devices))
         labels = np.concatenate([labels for _, labels in pairs])
         assert sorted(labels) == list(range(count))
         assert all(len(labels) >= devices for _, labels in pairs)
@@ -77,14 +77,14 @@ def test_every_image_is_in_exactly_one_batch(count):
 
 def test_an_image_for_every_device_or_an_error_at_once():
     with pytest.raises(UserError, match="a batch of 3 images is too small: 4 device"):
-        batches(numbered(10), 3, devices=4)
+        numbered(10).batches(3, devices=4)
     with pytest.raises(UserError, match="the data set of 3 images is too small: 4 device"):
         num_batches(3, 8, 4)
 
 
 def test_test_images_come_as_stored():
     dataset = numbered(10)
-    images, labels = (np.concatenate(parts) for parts in zip(*batches(dataset, 4, seed=3)))
+    images, labels = (np.concatenate(parts) for parts in zip(*dataset.batches(4, seed=3)))
     assert (images.dtype, labels.dtype) == (np.float32, np.int32)
     assert list(labels) == list(range(1000, 1010))
     stored = np.moveaxis(dataset.test.images, 3, 1)
@@ -97,7 +97,7 @@ def test_training_images_keep_their_labels_and_are_mirrored_where_that_is_wanted
     dataset = dataclasses.replace(numbered(100), pad=0, flip=flip)
     stored = normalise(dataset.train.images, dataset.mean, dataset.std)
     mirrored = 0
-    for images, labels in batches(dataset, 16, train=True):
+    for images, labels in dataset.batches(16, train=True):
         assert images.flags.c_contiguous
         for image, label in zip(images, labels):
             if not np.array_equal(image, stored[label]):
@@ -112,7 +112,7 @@ def test_training_images_are_moved_by_pad_and_padded_with_the_fill_colour():
     colours = normalise(np.array([[[[255] * 3, dataset.fill]]]), dataset.mean, dataset.std)
     white, fill = colours[0, :, 0].T
     rows = []
-    for images, _ in batches(dataset, 16, train=True):
+    for images, _ in dataset.batches(16, train=True):
         is_fill = (images == fill[:, None, None]).all(axis=1)
         is_white = (images == white[:, None, None]).all(axis=1)
         assert (is_fill ^ is_white).all()
@@ -124,8 +124,8 @@ def test_training_images_are_moved_by_pad_and_padded_with_the_fill_colour():
 def test_beginning_later_gives_the_rest_of_the_whole_pass(start):
     dataset = numbered(17)
     args = {"train": True, "seed": 7, "epoch": 2, "devices": 2}
-    whole = list(batches(dataset, 4, **args))
-    rest = list(batches(dataset, 4, start=start, **args))
+    whole = list(dataset.batches(4, **args))
+    rest = list(dataset.batches(4, start=start, **args))
     assert len(whole) == 4
     assert len(rest) == len(whole) - start
     for (images, labels), (again, labels_again) in zip(whole[start:], rest):
@@ -135,7 +135,7 @@ def test_beginning_later_gives_the_rest_of_the_whole_pass(start):
 
 def test_order_depends_on_seed_and_epoch_alone():
     def order(batch_size=8, devices=1, **args):
-        pairs = batches(numbered(50), batch_size, train=True, devices=devices, **args)
+        pairs = numbered(50).batches(batch_size, train=True, devices=devices, **args)
         return np.concatenate([labels for _, labels in pairs]).tolist()
 
     first = order(seed=1, epoch=1)
@@ -150,10 +150,39 @@ def test_augmentation_differs_between_steps_epochs_and_seeds():
     dataset.train.images[:] = dataset.train.images[0]  # so that order does not show
 
     def steps(**args):
-        return [images.tobytes() for images, _ in batches(dataset, 6, train=True, **args)]
+        return [images.tobytes() for images, _ in dataset.batches(6, train=True, **args)]
 
     made = steps(seed=0, epoch=0) + steps(seed=0, epoch=1) + steps(seed=1, epoch=0)
     assert len(set(made)) == 6
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_together_get_what_one_alone_would_get(workers):
+    dataset = numbered(50)
+    alone = list(dataset.batches(8, train=True, devices=2 * workers, epoch=1))
+    parts = [
+        list(dataset.batches(8, train=True, devices=2, epoch=1, worker=worker, workers=workers))
+        for worker in range(workers)
+    ]
+    assert {len(part) for part in parts} == {len(alone)}
+    for together, *apart in zip(alone, *parts):
+        assert min(len(labels) for _, labels in apart) >= 2
+        for one, several in zip(together, zip(*apart)):
+            np.testing.assert_array_equal(one, np.concatenate(several))
+
+
+def test_workers_share_the_test_images():
+    dataset = numbered(10)
+    parts = [list(dataset.batches(4, worker=worker, workers=3)) for worker in range(3)]
+    labels = np.concatenate([labels for part in parts for _, labels in part])
+    assert sorted(labels) == list(range(1000, 1010))
+    assert [len(part) for part in parts] == [3, 3, 2]  # the last batch has two images
+
+
+@pytest.mark.parametrize(("count", "batch_size", "devices", "expected"), SIZES)
+def test_sizes_are_known_beforehand(count, batch_size, devices, expected):
+    steps = range(len(expected))
+    assert [batch_images(count, batch_size, devices, step) for step in steps] == expected
 
 
 # -- prefetch --------------------------------------------------------------------------------------

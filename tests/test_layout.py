@@ -22,9 +22,10 @@ LEVELS = (
     ("layers",),
     ("unit",),
     ("net",),
-    ("checkpoint",),
-    ("deploy",),
+    ("checkpoint", "memory"),
+    ("deploy", "distributed"),
     ("training",),
+    ("imagenet",),
     ("__main__", "doctor"),
 )
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}

@@ -208,8 +208,8 @@ def test_mistakes_are_named(arguments):
 
 def test_module_trains_it_on_digits():
     digits = data.load("digits", image_size=16)
-    images, labels = zip(*data.batches(digits, 1437, train=True))
-    tested, test_labels = zip(*data.batches(digits, 360))
+    images, labels = zip(*digits.batches(1437, train=True))
+    tested, test_labels = zip(*digits.batches(360))
     module = mx.mod.Module(get_symbol(10, 8, "3,16,16"))
     mx.random.seed(0)
     np.random.seed(0)

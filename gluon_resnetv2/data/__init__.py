@@ -6,7 +6,7 @@ import os
 
 from gluon_resnetv2.data import cifar, digits, synthetic
 from gluon_resnetv2.data.augment import normalise, pad_crop_flip
-from gluon_resnetv2.data.batching import batches, num_batches, prefetch
+from gluon_resnetv2.data.batching import batch_images, num_batches, prefetch, random_numbers
 from gluon_resnetv2.data.dataset import Dataset, Split
 from gluon_resnetv2.errors import UserError
 
@@ -14,12 +14,13 @@ __all__ = [
     "NAMES",
     "Dataset",
     "Split",
-    "batches",
+    "batch_images",
     "load",
     "normalise",
     "num_batches",
     "pad_crop_flip",
     "prefetch",
+    "random_numbers",
 ]
 
 # What loads a data set, and the options of `load` that it takes.

@@ -25,7 +25,13 @@ def normalise(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -
 
 
 def pad_crop_flip(
-    images: np.ndarray, rng: np.random.Generator, pad: int, flip: bool, fill: Sequence[float]
+    images: np.ndarray,
+    rng: np.random.Generator,
+    pad: int,
+    flip: bool,
+    fill: Sequence[float],
+    of: int | None = None,
+    at: np.ndarray | slice = np.s_[:],
 ) -> np.ndarray:
     """Moves every image by up to `pad` pixels along each axis and mirrors every other one.
 
@@ -38,6 +44,8 @@ def pad_crop_flip(
         pad: pixels.
         flip: whether to mirror at all.
         fill: C numbers, what comes in at the edges.
+        of, at: where `images` are but some of a batch: how many that holds, and which they are.
+            Each is then moved and mirrored as it would be with all of them.
 
     Returns:
         A new array like `images`.
@@ -47,10 +55,10 @@ def pad_crop_flip(
     padded[:] = _by_channel(fill)
     padded[:, :, pad : pad + height, pad : pad + width] = images
     windows = sliding_window_view(padded, (height, width), axis=(2, 3))
-    top, left = rng.integers(0, 2 * pad + 1, (2, count))
+    top, left = rng.integers(0, 2 * pad + 1, (2, of or count))[:, at]
     crops = windows[np.arange(count), :, top, left]
     if flip:
-        mirrored = rng.random(count) < 0.5
+        mirrored = rng.random(of or count)[at] < 0.5
         crops[mirrored] = crops[mirrored, ..., ::-1]
     return crops
 

@@ -1,4 +1,4 @@
-"""Batches: in which order, how many, how large, and made while the device is busy."""
+"""Batches: how many, how large, from which random numbers, and made while the device is busy."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import TypeVar
 
 import numpy as np
 
-from gluon_resnetv2.data.augment import normalise, pad_crop_flip
-from gluon_resnetv2.data.dataset import Dataset
 from gluon_resnetv2.errors import UserError
 
 T = TypeVar("T")
@@ -34,54 +32,13 @@ def num_batches(count: int, batch_size: int, devices: int = 1) -> int:
     return whole + (rest >= devices)
 
 
-def batches(
-    dataset: Dataset,
-    batch_size: int,
-    *,
-    train: bool = False,
-    seed: int = 0,
-    epoch: int = 0,
-    devices: int = 1,
-    start: int = 0,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """One pass over the training images, shuffled and augmented, or over the test images as stored.
-
-    What a training step gets depends on (seed, epoch, step) alone. Hence beginning at step `start`
-    gives exactly what the whole pass gives from there on.
-
-    Args:
-        batch_size: images per batch, over all devices; `num_batches` says what the last one holds.
-        train: the training images rather than the test images.
-        seed, epoch: not negative; unused for test images.
-        devices: among how many a batch will be split.
-        start: steps to leave out.
-
-    Yields:
-        images: float32 (n, 3, H, W), normalised by the data set's mean and std.
-        labels: int32 (n,).
-
-    Raises:
-        UserError: as `num_batches`, at once rather than with the first batch.
-    """
-    split = dataset.train if train else dataset.test
-    count = len(split.labels)
-    steps = num_batches(count, batch_size, devices)
-    order = _rng(seed, epoch).permutation(count) if train else np.arange(count)
-    fill = (np.subtract(dataset.fill, dataset.mean)) / dataset.std
-
-    def make(step: int) -> tuple[np.ndarray, np.ndarray]:
-        end = count if step == steps - 1 else (step + 1) * batch_size
-        rows = order[step * batch_size : end]
-        images = normalise(split.images[rows], dataset.mean, dataset.std)
-        if train:
-            rng = _rng(seed, epoch, step)
-            images = pad_crop_flip(images, rng, dataset.pad, dataset.flip, fill)
-        return images, split.labels[rows]
-
-    return map(make, range(start, steps))
+def batch_images(count: int, batch_size: int, devices: int, step: int) -> int:
+    """How many images the batch of step `step` holds, of those that `num_batches` counts."""
+    last = num_batches(count, batch_size, devices) - 1
+    return batch_size if step < last else count - last * batch_size
 
 
-def _rng(seed: int, *path: int) -> np.random.Generator:
+def random_numbers(seed: int, *path: int) -> np.random.Generator:
     """Independent random numbers for every path below a seed, such as an epoch, or its step."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=path))
 

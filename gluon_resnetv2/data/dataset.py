@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+
+from gluon_resnetv2.data.augment import normalise, pad_crop_flip
+from gluon_resnetv2.data.batching import num_batches, random_numbers
 
 CHUNK = 1000  # images handled at once where a whole split's temporaries would fill the memory
 
@@ -45,6 +49,75 @@ class Dataset:
     pad: int
     flip: bool
     fill: tuple[float, float, float]
+    crop = 1.0  # the part of an image's shorter side that evaluation uses
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        _, height, width, channels = self.train.images.shape
+        return channels, height, width
+
+    @property
+    def train_count(self) -> int:
+        """How many training images there are."""
+        return len(self.train.labels)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        train: bool = False,
+        seed: int = 0,
+        epoch: int = 0,
+        devices: int = 1,
+        start: int = 0,
+        worker: int = 0,
+        workers: int = 1,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """One pass over the training images, shuffled and augmented, or over the test images.
+
+        What a training step gets depends on (seed, epoch, step) alone. Hence beginning at step
+        `start` gives exactly what the whole pass gives from there on, and the workers together get
+        exactly what one alone would get.
+
+        Args:
+            batch_size: images per batch, over all workers and devices; `num_batches` says what the
+                last one holds.
+            train: the training images rather than the test images.
+            seed, epoch: not negative; unused for test images, which come as they are stored.
+            devices: among how many a worker splits its part of a batch.
+            start: steps to leave out.
+            worker, workers: which part of every batch is wanted, of how many. Of a training
+                batch each has an image for every device; of a test batch some may have none, and
+                are left out.
+
+        Yields:
+            images: float32 (n, 3, H, W), normalised by the data set's mean and std.
+            labels: int32 (n,).
+
+        Raises:
+            UserError: as `num_batches`, at once rather than with the first batch.
+        """
+        split = self.train if train else self.test
+        count = len(split.labels)
+        steps = num_batches(count, batch_size, devices * (workers if train else 1))
+        order = random_numbers(seed, epoch).permutation(count) if train else np.arange(count)
+        fill = (np.subtract(self.fill, self.mean)) / self.std
+
+        def make(step: int) -> tuple[np.ndarray, np.ndarray]:
+            end = count if step == steps - 1 else (step + 1) * batch_size
+            rows = order[step * batch_size : end]
+            part = np.array_split(np.arange(len(rows)), workers)[worker]
+            images = normalise(split.images[rows[part]], self.mean, self.std)
+            if train:
+                rng = random_numbers(seed, epoch, step)
+                images = pad_crop_flip(
+                    images, rng, self.pad, self.flip, fill, of=len(rows), at=part
+                )
+            return images, split.labels[rows[part]]
+
+        made = map(make, range(start, steps))
+        return made if train or workers == 1 else (pair for pair in made if len(pair[1]))
 
 
 def channel_statistics(images: np.ndarray) -> tuple[tuple, tuple]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import platform
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import mxnet as mx
 import numpy as np
 
 from gluon_resnetv2 import __version__
-from gluon_resnetv2.checkpoint import checkpoints, load_parameters, read_state, save_parameters
+from gluon_resnetv2.checkpoint import choose_checkpoint, load_parameters, save_parameters
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import sha256, whole_folder, write_json
 from gluon_resnetv2.net import ResNetV2
@@ -82,7 +84,7 @@ def export(
         symbol = temporary / f"{name}-symbol.json"
         params = temporary / f"{name}-0000.params"
         symbol.write_text(net(mx.sym.var("data")).tojson(), encoding="utf-8")
-        save_parameters(net, params)
+        save_parameters(net, params, dtype="float32")
         manifest = {
             "format": FORMAT,
             "name": name,
@@ -123,25 +125,27 @@ def _refuse_to_replace(folder: Path) -> None:
         raise UserError(f"{folder} exists and is no export of ours; name a new folder")
 
 
-def export_run(run: str | Path, folder: str | Path | None = None) -> Artifact:
-    """Exports a run's last checkpoint to `folder`, by default RUN/export.
+def export_run(
+    run: str | Path, folder: str | Path | None = None, checkpoint: str = "last"
+) -> Artifact:
+    """Exports a checkpoint of a run to `folder`, by default RUN/export.
+
+    Args:
+        checkpoint: "last", "best" or the number of a step.
 
     Raises:
-        UserError: `run` holds no checkpoint, or a damaged one; or as `export`.
+        UserError: `run` holds no such checkpoint, or a damaged one; or as `export`.
         OSError: as `export`.
     """
-    found = checkpoints(run)
-    if not found:
-        raise UserError(f"{run} holds no checkpoint; name the folder of a run, such as runs/NAME")
-    state = read_state(found[-1])
+    path, state = choose_checkpoint(run, checkpoint, warn=partial(print, file=sys.stderr))
     try:
         net = ResNetV2(Spec.from_dict(state["spec"]))
-        details = {key: state[key] for key in ("classes", "recipe", "metrics")}
+        details = {key: state[key] for key in ("classes", "recipe", "metrics", "step")}
         details.update((key, state["input"][key]) for key in ("mean", "std", "crop"))
         shape = state["input"]["shape"]
     except (KeyError, TypeError) as error:
-        raise UserError(f"{found[-1] / 'state.json'} is damaged: {error} is missing") from None
-    load_parameters(net, found[-1] / "net.params")
+        raise UserError(f"{path / 'state.json'} is damaged: {error} is missing") from None
+    load_parameters(net, path / "net.params")
     return export(net, folder or Path(run) / "export", shape, **details)
 
 

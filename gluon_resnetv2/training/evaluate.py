@@ -2,42 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
 from gluon_resnetv2.training.devices import split
-
-# The loss of each image, from logits (n, classes) and labels (n,).
-cross_entropy = gluon.loss.SoftmaxCrossEntropyLoss()
+from gluon_resnetv2.training.step import cross_entropy
 
 
 class Meter:
-    """Running sums of loss and errors that stay on the devices until they are read."""
+    """Running sums of loss and errors that stay on the devices until they are read.
 
-    def __init__(self):
-        self.count = 0
-        self._sums: dict[mx.Context, mx.nd.NDArray] = {}
+    Args:
+        sums: what `sums` gave, to go on from.
+        devices: the devices to go on with.
+        dtype: of the losses to come.
+    """
+
+    def __init__(
+        self,
+        sums: Sequence[Sequence[float]] = (),
+        devices: Sequence[mx.Context] = (),
+        dtype: str = "float32",
+    ):
+        if len(sums) != len(devices):  # others than before: what matters is the total
+            sums = [np.sum(sums, axis=0)] if len(sums) else []
+        self.count = int(sum(row[2] for row in sums))
+        self._counts = {device: row[2] for device, row in zip(devices, sums)}
+        self._sums = {
+            device: mx.nd.array(row[:2], ctx=device, dtype=dtype)
+            for device, row in zip(devices, sums)
+        }
 
     def add(self, losses, outputs, labels) -> None:
-        """Adds one list entry per device: losses (n,), outputs (n, classes), labels (n,)."""
+        """Adds an entry per part of a batch: losses (n,), outputs (n, classes), labels (n,)."""
         for loss, output, label in zip(losses, outputs, labels):
             wrong = output.argmax(axis=1).astype(label.dtype) != label
             sums = mx.nd.concat(loss.sum(), wrong.sum().astype(loss.dtype), dim=0)
             device = loss.ctx
             self._sums[device] = sums + self._sums[device] if device in self._sums else sums
+            self._counts[device] = self._counts.get(device, 0) + len(label)
             self.count += len(label)
 
-    def read(self) -> dict[str, float]:
-        """{"loss": mean loss, "error": percentage of wrong answers}. Waits for the devices."""
-        loss, wrong = np.sum([sums.asnumpy() for sums in self._sums.values()], axis=0) / self.count
-        return {"loss": float(loss), "error": 100 * float(wrong)}
+    def sums(self) -> list[list[float]]:
+        """[loss, errors, images] of each device. Waits for the devices."""
+        return [
+            [*map(float, sums.asnumpy()), self._counts[device]]
+            for device, sums in self._sums.items()
+        ]
+
+    def read(self, sum_over_workers: Callable = lambda arrays: arrays) -> dict[str, float]:
+        """{"loss": mean loss, "error": percentage of wrong answers}, over all workers.
+
+        Waits for the devices.
+        """
+        total = np.sum([np.zeros(3), *self.sums()], axis=0)
+        ((loss, wrong, count),) = sum_over_workers([total])
+        return {"loss": float(loss / count), "error": float(100 * wrong / count)}
 
 
 def evaluate(
-    net: gluon.Block, batches: Iterable, devices: Sequence[mx.Context], dtype: str = "float32"
+    net: gluon.Block,
+    batches: Iterable,
+    devices: Sequence[mx.Context],
+    dtype: str = "float32",
+    sum_over_workers: Callable = lambda arrays: arrays,
 ) -> dict[str, float]:
     """Loss and error of `net` over (images, labels) batches, in the manner of `Meter.read`."""
     meter = Meter()
@@ -46,4 +77,4 @@ def evaluate(
         images, labels = split(images, used, dtype), split(labels, used)
         outputs = [net(part) for part in images]
         meter.add([cross_entropy(*pair) for pair in zip(outputs, labels)], outputs, labels)
-    return meter.read()
+    return meter.read(sum_over_workers)

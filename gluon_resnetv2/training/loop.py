@@ -8,21 +8,27 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from functools import partial
+from contextlib import closing, suppress
 
 import mxnet as mx
-from mxnet import autograd, gluon
+import numpy as np
 from tqdm import tqdm
 
-from gluon_resnetv2.data import Dataset, batches, num_batches, prefetch
+from gluon_resnetv2.checkpoint import load_parameters
+from gluon_resnetv2.data import batch_images, num_batches, prefetch
+from gluon_resnetv2.distributed.workers import Workers
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.training import statistics
 from gluon_resnetv2.training.curves import draw_curves
-from gluon_resnetv2.training.devices import split
-from gluon_resnetv2.training.evaluate import Meter, cross_entropy, evaluate
+from gluon_resnetv2.training.evaluate import Meter, evaluate
+from gluon_resnetv2.training.events import Events
+from gluon_resnetv2.training.optimizer import make_trainer, optimizer_state, restore_optimizer
+from gluon_resnetv2.training.progress import Progress
 from gluon_resnetv2.training.recipe import Recipe
 from gluon_resnetv2.training.run import Run
+from gluon_resnetv2.training.step import Step
+from gluon_resnetv2.training.stop import StopSignal
 
 # How many steps Python may be ahead of the devices: enough to keep them busy, and few enough that
 # the queued batches do not fill the memory.
@@ -32,128 +38,331 @@ STEPS_AHEAD = 2
 STEPS_UNSETTLED = 50
 STATISTICS_BATCHES = 10  # what takes their place is the mean over so many batches
 
-
-def make_trainer(net: gluon.Block, recipe: Recipe) -> gluon.Trainer:
-    """SGD with momentum, and the recipe's kvstore between the devices."""
-    return gluon.Trainer(
-        net.collect_params(),
-        "sgd",
-        {"learning_rate": recipe.lr, "momentum": recipe.mom, "wd": recipe.wd},
-        kvstore=recipe.kv_store,
-    )
+# How many steps workers take between agreeing on whether to stop or to write a checkpoint.
+STEPS_AGREED = 10
 
 
-def train_step(net, trainer, images, labels):
-    """One update on `images` and `labels`, a list entry per device; returns losses and outputs.
-
-    Nothing here waits for the devices. The gradient is that of the whole batch's mean loss, however
-    the batch is split.
-    """
-    with autograd.record():
-        outputs = [net(part) for part in images]
-        losses = [cross_entropy(output, label) for output, label in zip(outputs, labels)]
-    autograd.backward(losses)
-    trainer.step(sum(len(part) for part in images))
-    return losses, outputs
-
-
-def check_finite(loss: float, step: int, lr: float) -> None:
-    """Lets a finite loss pass.
-
-    Raises:
-        UserError: it is not a number, or infinite.
-    """
-    if not math.isfinite(loss):
-        raise UserError(
-            f"the loss is {loss} at step {step} with learning rate {lr:g}; try a smaller --lr"
-        )
-
-
-def train_epoch(net, trainer, progress, lr_at, step, devices, dtype) -> dict[str, float]:
-    """One pass over the batches of `progress`, a tqdm, of which the first is step `step`.
-
-    Returns:
-        The pass's mean "loss", its "error" in percent, and "images_per_second".
-
-    Raises:
-        UserError: the loss is no longer finite.
-    """
-    meter, pending, started = Meter(), deque(), time.perf_counter()
-    for images, labels in progress:
-        trainer.set_learning_rate(lr_at(step))
-        labels = split(labels, devices)
-        losses, outputs = train_step(net, trainer, split(images, devices, dtype), labels)
-        meter.add(losses, outputs, labels)
-        pending.append((step, losses[0].mean()))
-        if len(pending) > STEPS_AHEAD:
-            earlier, loss = pending.popleft()
-            loss = loss.asscalar()
-            check_finite(loss, earlier, lr_at(earlier))
-            speed = meter.count / (time.perf_counter() - started)
-            progress.set_postfix_str(f"loss {loss:.3f}, {speed:.0f} images/s", refresh=False)
-        step += 1
-    passed = meter.read()
-    check_finite(passed["loss"], step - 1, lr_at(step - 1))
-    return {**passed, "images_per_second": meter.count / (time.perf_counter() - started)}
+class Stopped(Exception):
+    """A signal asked the run to end."""
 
 
 def fit(
     net: ResNetV2,
-    dataset: Dataset,
+    dataset,
     recipe: Recipe,
     devices: Sequence[mx.Context],
     run: Run,
-) -> dict:
-    """Trains `net`, already initialised on `devices`; returns the last epoch's record.
+    workers: Workers | None = None,
+) -> dict | None:
+    """Trains `net`, already initialised on `devices`, from the run's last valid checkpoint on.
 
     Every epoch ends with an evaluation, a line in metrics.jsonl, a checkpoint and fresh curves.
+    SIGTERM and SIGINT end it after the step under way, with a checkpoint.
+
+    Args:
+        dataset: a `data.Dataset`, or what has its `train_count`, `batches` and description.
+        workers: the processes that train together; by default this one alone.
+
+    Returns:
+        The last epoch's record, or None where a signal ended it before.
 
     Raises:
-        UserError: the loss is no longer finite.
-        OSError: the run's folder can't be written to.
+        UserError: the loss is no longer finite; the data set is not the one of the checkpoint.
+        OSError: the last checkpoint can't be written.
     """
-    trainer = make_trainer(net, recipe)
-    steps = num_batches(len(dataset.train.labels), recipe.batch_size, len(devices))
-    lr_at = recipe.schedule(steps)
-    for epoch in range(recipe.num_epochs):
-        started = time.perf_counter()
-        order = {"seed": recipe.seed, "epoch": epoch, "devices": len(devices)}
-        epoch_batches = partial(batches, dataset, recipe.batch_size, train=True, **order)
-        progress = tqdm(
-            prefetch(epoch_batches()),
-            f"epoch {epoch + 1}/{recipe.num_epochs}",
-            total=steps,
-            unit="step",
-            leave=False,
-            disable=not sys.stderr.isatty(),
+    training = Training(net, dataset, recipe, devices, run, workers or Workers(recipe.kv_store))
+    with StopSignal() as stop:
+        return training.run_to_the_end(stop)
+
+
+class Training:
+    """A run under way.
+
+    Attributes:
+        step: steps done.
+        epoch: epochs done and evaluated.
+        best: step, epoch and test error of the best epoch so far.
+        record: the last epoch's.
+        last_good: the newest valid checkpoint.
+    """
+
+    def __init__(self, net, dataset, recipe, devices, run, workers):
+        self.net, self.dataset, self.recipe, self.run = net, dataset, recipe, run
+        self.devices, self.workers = devices, workers
+        parts = recipe.parts * workers.count
+        self.steps = num_batches(dataset.train_count, recipe.batch_size, parts)  # of an epoch
+        self.steps_in_all = recipe.total_steps(self.steps)
+        self.epochs = -(-self.steps_in_all // self.steps)
+        self.lr_at = recipe.schedule(self.steps)
+        self.step = self.epoch = 0
+        self.seconds = 0.0  # of the epoch under way
+        self.best = self.record = self.last_good = None
+        self.meter = Meter()
+        self._pending = deque()  # (step, loss) that the devices may still be computing
+        self._start()
+        self._saved_at = self._looked = time.monotonic()
+
+    def run_to_the_end(self, stop: StopSignal) -> dict | None:
+        """As `fit`."""
+        folder = self.run.folder
+        self.events = Events(folder, self.step) if self.run.writes else None
+        total, quiet = self.steps_in_all, not self.run.writes
+        with Progress(
+            self.epochs, self.steps, self.step, total=total, quiet=quiet
+        ) as self.progress:
+            try:
+                while self.epoch < self.epochs:
+                    self._train(stop)
+                    self._evaluate(stop)
+            except Stopped:
+                with statistics.settled(self.net, self._average) as own:
+                    self._checkpoint(own, final=True)
+                return None
+            finally:
+                if self.events:
+                    self.events.close()
+        return self.record
+
+    # One epoch
+
+    def _train(self, stop):
+        """The steps that are left of the epoch."""
+        recipe, workers = self.recipe, self.workers
+        first = self.epoch * self.steps
+        batches = self.dataset.batches(
+            recipe.batch_size,
+            train=True,
+            seed=recipe.seed,
+            epoch=self.epoch,
+            devices=recipe.parts,
+            start=self.step - first,
+            worker=workers.rank,
+            workers=workers.count,
         )
-        trained = train_epoch(net, trainer, progress, lr_at, epoch * steps, devices, recipe.dtype)
-        step = (epoch + 1) * steps
-        if step < STEPS_UNSETTLED:
-            few = itertools.islice(epoch_batches(), STATISTICS_BATCHES)
-            statistics.recalibrate(net, few, devices, recipe.dtype)
-        else:
-            statistics.average(net)
-        tested = evaluate(net, batches(dataset, recipe.batch_size), devices, recipe.dtype)
-        record = {
-            "epoch": epoch + 1,
-            "step": step,
-            "lr": lr_at(step - 1),
-            "train_loss": trained["loss"],
-            "train_error": trained["error"],
-            "test_loss": tested["loss"],
-            "test_error": tested["error"],
-            "images_per_second": trained["images_per_second"],
-            "seconds": time.perf_counter() - started,
+        began, end = self.step, min(first + self.steps, self.steps_in_all)
+        with closing(prefetch(batches)) as prepared:
+            for images, labels in itertools.islice(prepared, end - self.step):
+                lr = self.lr_at(self.step)
+                self.trainer.set_learning_rate(lr)
+                count = batch_images(
+                    self.dataset.train_count,
+                    recipe.batch_size,
+                    recipe.parts * workers.count,
+                    self.step - first,
+                )
+                wait = self.step == began
+                losses, outputs, answers = self.update(images, labels, self.step, count, wait)
+                self.meter.add(losses, outputs, answers)
+                self._pending.append((self.step, losses[0].mean()))
+                self.step += 1
+                loss = self._next_loss() if len(self._pending) > STEPS_AHEAD else None
+                self.progress.step(count, lr, loss)
+                wants_stop, wants_checkpoint = self._agree(stop.received, self._is_due())
+                if wants_stop:
+                    raise Stopped
+                if wants_checkpoint and self.step < end:  # the epoch ends with one anyway
+                    with statistics.settled(self.net, self._average) as own:
+                        self._checkpoint(own)
+        self._drain()
+
+    def _evaluate(self, stop):
+        """Ends an epoch: its evaluation, its record and its checkpoint."""
+        recipe, workers = self.recipe, self.workers
+        passed = self.meter.read(workers.sum)
+        speed = self.meter.count * workers.count / self._clock()
+        settle = self._recalibrate if self.step < STEPS_UNSETTLED else self._average
+        with statistics.settled(self.net, settle) as own:
+            batches = self.dataset.batches(
+                recipe.batch_size, worker=workers.rank, workers=workers.count
+            )
+            batches = self._unless_stopped(batches, stop)
+            tested = evaluate(self.net, batches, self.devices, recipe.dtype, workers.sum)
+            self.record = {
+                "epoch": self.epoch + 1,
+                "step": self.step,
+                "lr": self.lr_at(self.step - 1),
+                "train_loss": passed["loss"],
+                "train_error": passed["error"],
+                "test_loss": tested["loss"],
+                "test_error": tested["error"],
+                "images_per_second": speed,
+                "seconds": self._clock(),
+            }
+            if self.best is None or tested["error"] < self.best["test_error"]:
+                self.best = {name: self.record[name] for name in ("step", "epoch", "test_error")}
+            self.epoch, self.seconds, self.meter = self.epoch + 1, 0.0, Meter()
+            self._log(**self.record)
+            self._checkpoint(own, final=self.epoch == self.epochs)
+        if self.run.writes:
+            with suppress(OSError):
+                draw_curves(self.run.folder)
+            self.progress.epoch(self.record)
+
+    def _clock(self) -> float:
+        """Seconds that the epoch under way has taken, in earlier processes too."""
+        now = time.monotonic()
+        self.seconds, self._looked = self.seconds + now - self._looked, now
+        return self.seconds
+
+    def _unless_stopped(self, batches, stop):
+        for batch in batches:
+            if stop.received and self.workers.count == 1:  # the others could not know
+                raise Stopped
+            yield batch
+
+    def _agree(self, wants_stop: bool, wants_checkpoint: bool) -> tuple[bool, bool]:
+        """What the workers do together after this step: what one wants, all do."""
+        if self.workers.count == 1:
+            return wants_stop, wants_checkpoint
+        if self.step % STEPS_AGREED:
+            return False, False
+        (wishes,) = self.workers.sum([np.array([wants_stop, wants_checkpoint], "float32")])
+        return bool(wishes[0]), bool(wishes[1])
+
+    # The moving statistics that are evaluated and saved
+
+    def _average(self):
+        several = self.workers.count > 1
+        statistics.average(self.net, self.workers.mean if several else None)
+
+    def _recalibrate(self):
+        recipe, workers = self.recipe, self.workers
+        batches = self.dataset.batches(
+            recipe.batch_size,
+            train=True,
+            seed=recipe.seed,
+            epoch=self.epoch,
+            devices=recipe.parts,
+            worker=workers.rank,
+            workers=workers.count,
+        )
+        few = itertools.islice(batches, STATISTICS_BATCHES)
+        rounds = (part for images, _ in few for part in self.update.rounds(images))
+        statistics.recalibrate(self.net, rounds, self.update.forward_backward)
+        self.update.forget_gradients()
+        self._average()
+
+    # Losses
+
+    def _next_loss(self) -> float:
+        """The oldest loss that is not known yet, once it is.
+
+        Raises:
+            UserError: it is not a number, or infinite.
+        """
+        step, loss = self._pending.popleft()
+        loss, lr = loss.asscalar().item(), self.lr_at(step)
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss is {loss} at step {step} with learning rate {lr:g}")
+        if (step + 1) % self.recipe.log_every == 0:
+            speed = self.progress.images_per_second
+            self._log(step=step + 1, lr=lr, loss=loss, images_per_second=speed)
+        return loss
+
+    def _drain(self):
+        while self._pending:
+            self._next_loss()
+
+    def _diverged(self, what) -> UserError:
+        saved = f"; the last good checkpoint is {self.last_good}" if self.last_good else ""
+        return UserError(f"{what}; try a smaller --lr{saved}")
+
+    def _log(self, **record):
+        self.run.log(**record)
+        if self.events:
+            self.events.add(**{key: value for key, value in record.items() if value is not None})
+
+    # Checkpoints
+
+    def _is_due(self) -> bool:
+        every = self.recipe.checkpoint_every
+        if every.endswith("m"):
+            return time.monotonic() - self._saved_at >= 60 * float(every[:-1])
+        return self.step % int(every) == 0
+
+    def _checkpoint(self, own: dict[str, list], final: bool = False) -> None:
+        """Writes the run's state. Where it can't, says so and goes on, unless it is the last."""
+        self._drain()
+        arrays, updates = optimizer_state(self.trainer)
+        arrays = {f"optimizer:{name}": array for name, array in arrays.items()}
+        for name, copies in own.items():
+            arrays.update((f"device{i}:{name}", copy) for i, copy in enumerate(copies))
+        meter = self.meter.sums()
+        if self.workers.count > 1:
+            total = np.sum([np.zeros(3), *meter], axis=0)
+            meter = [total.tolist() for total in self.workers.sum([total])]
+        state = {
+            "step": self.step,
+            "epoch": self.epoch,
+            "steps_per_epoch": self.steps,
+            "updates": updates,
+            "loss_scale": self.update.scaler and self.update.scaler.state(),
+            "meter": meter,
+            "seconds": self._clock(),
+            "best": self.best,
+            "metrics": self.record,
+            "devices": len(self.devices),
+            "workers": self.workers.count,
+            "recipe": self.recipe.to_dict(),
+            "spec": self.net.spec.to_dict(),
+            "classes": self.dataset.classes,
+            "input": {
+                "shape": self.dataset.image_shape,
+                "mean": self.dataset.mean,
+                "std": self.dataset.std,
+                "crop": self.dataset.crop,
+            },
         }
-        run.log(**record)
-        run.checkpoint(net, dataset, record)
-        draw_curves(run.folder)
-        print(
-            f"epoch {epoch + 1:3d}/{recipe.num_epochs}  lr {record['lr']:<7.4g} "
-            f"train loss {trained['loss']:.4f}  error {trained['error']:5.2f} %   "
-            f"test loss {tested['loss']:.4f}  error {tested['error']:5.2f} %   "
-            f"{trained['images_per_second']:.0f} images/s",
-            flush=True,
-        )
-    return record
+        if not self.run.writes:
+            return
+        learned = [p.list_data()[0] for p in self.net.collect_params().values()]
+        if not mx.nd.multi_all_finite(*learned, num_arrays=len(learned)).asscalar():
+            raise self._diverged(f"a parameter is not finite after step {self.step - 1}")
+        try:
+            self.last_good = self.run.checkpoint(self.net, arrays, state)
+        except OSError as error:
+            if final:
+                raise
+            self._warn(
+                f"warning: no checkpoint of step {self.step}: {error.strerror or error}; training "
+                f"goes on, and the last checkpoint is {self.last_good or 'still to come'}"
+            )
+        self._saved_at = time.monotonic()
+
+    def _start(self):
+        """Begins where the newest valid checkpoint ends, or at the beginning."""
+        found = self.run.last_checkpoint(self._warn)
+        path, state = found or (None, None)
+        self.run.rewind(state)
+        if path:
+            if state["steps_per_epoch"] != self.steps:
+                raise UserError(
+                    f"{path} has {state['steps_per_epoch']} steps in an epoch, not {self.steps}; "
+                    "is this the data set it was trained on?"
+                )
+            load_parameters(self.net, path / "net.params", self.devices)
+        self.trainer = make_trainer(self.net, self.recipe, self.workers.store)
+        self.update = Step(self.net, self.trainer, self.recipe, self.devices, self.workers.rank)
+        if path:
+            self._restore(path, state)
+
+    def _restore(self, path, state):
+        self.step, self.epoch, self.seconds = (state[k] for k in ("step", "epoch", "seconds"))
+        self.best, self.record, self.last_good = state["best"], state["metrics"], path
+        if self.update.scaler and state["loss_scale"]:
+            self.update.scaler.load(state["loss_scale"])
+        arrays = {"optimizer": {}}
+        for name, array in mx.nd.load(str(path / "training.params")).items():
+            kind, _, name = name.partition(":")
+            arrays.setdefault(kind, {})[name] = array
+        restore_optimizer(self.trainer, arrays.pop("optimizer"), state["updates"])
+        if self.workers.count == 1 == state["workers"] and state["devices"] == len(self.devices):
+            own = [arrays[f"device{i}"] for i in range(len(self.devices))]
+            statistics.restore(self.net, {name: [one[name] for one in own] for name in own[0]})
+        if self.workers.rank == 0:
+            double = "float64" if self.recipe.dtype == "float64" else "float32"
+            self.meter = Meter(state["meter"], self.devices, double)
+
+    def _warn(self, text):
+        if self.workers.rank == 0:
+            tqdm.write(text, file=sys.stderr)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
+import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gluon_resnetv2.data import NAMES, Dataset, load
+from gluon_resnetv2.data import NAMES
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.spec import (
     FAMILIES,
@@ -18,7 +20,18 @@ from gluon_resnetv2.spec import (
     Spec,
     named,
 )
-from gluon_resnetv2.training.schedule import StepSchedule
+from gluon_resnetv2.training import schedule
+
+# MXNet's optimisers whose whole state is arrays and a count of updates, so that a checkpoint can
+# hold it; those that have a momentum take --mom.
+OPTIMIZERS = (
+    *("sgd", "nag", "signum", "sgld", "dcasgd", "lars", "adam", "adamax", "adagrad", "adadelta"),
+    *("rmsprop", "ftrl", "ftml", "lamb"),
+)
+MOMENTUM = ("sgd", "nag", "signum", "dcasgd", "lars")
+
+DISTRIBUTED = ("dist_sync", "dist_device_sync", "dist_async", "horovod")
+FLOAT32_MAX = 3.4e38  # MXNet's optimisers take no larger number
 
 
 def _numbers(kind):
@@ -29,17 +42,24 @@ def _numbers(kind):
     return parse
 
 
-def _option(default, help, *, type=None, choices=None, flag=False):
-    details = {"help": help, "type": type, "choices": choices, "flag": flag}
+def _segments(text: str) -> str | int:
+    return text if text in ("auto", "off") else int(text)
+
+
+_segments.__name__ = "auto, off or a number"
+
+
+def _option(default, help, *, type=None, choices=None, flag=False, machine=False):
+    details = {"help": help, "type": type, "choices": choices, "flag": flag, "machine": machine}
     return dataclasses.field(default=default, metadata=details)
-
-
-FLOAT32_MAX = 3.4e38  # MXNet's optimisers take no larger number
 
 
 @dataclass(frozen=True)
 class Recipe:
     """A run's definition. Defaults are the paper's CIFAR recipe (appendix).
+
+    Fields with "machine" in their metadata say where and how it runs, not what it computes, but
+    for the order of its sums: they may differ when a run goes on.
 
     Raises:
         UserError: a value is out of range, or two exclude each other.
@@ -59,87 +79,181 @@ class Recipe:
         None, "batch normalisation of the input", choices=("off", "shift", "plain")
     )
     init: str = _option("in", "He initialisation by fan in or fan out", choices=("in", "out"))
+    zero_init: bool = _option(
+        False, "start the last convolution of every unit at zero, each unit as identity", flag=True
+    )
     # The data
     dataset: str = _option("cifar10", "images to train on", choices=NAMES)
-    data_dir: str = _option(None, "folder of the data set; default: the user's cache")
+    data_dir: str = _option(None, "folder of the data set; default: the user's cache", machine=True)
     image_size: int = _option(None, "height and width in pixels; default: the data set's")
     coarse: bool = _option(False, "CIFAR-100's 20 coarse classes instead of 100", flag=True)
+    label_smoothing: float = _option(0.0, "part of each label given to all classes alike")
+    mixup: float = _option(0.0, "alpha of mixup, the Beta distribution of its weights; 0: none")
     # Optimisation
-    batch_size: int = _option(128, "images per step, over all devices")
-    num_epochs: int = _option(
-        None, "passes over the training images; default: 164, or 1 for synthetic images"
-    )
+    batch_size: int = _option(128, "images per step, over all devices and workers")
+    num_epochs: int = _option(None, "passes over the training images, instead of --num-steps")
+    num_steps: int = _option(None, "steps; default: 64000, or one pass for synthetic images")
+    optimizer: str = _option("sgd", "one of MXNet's", choices=OPTIMIZERS)
     lr: float = _option(0.1, "learning rate")
-    lr_step_epochs: tuple = _option(
-        (82.0, 123.0), "epochs at which the learning rate is reduced", type=_numbers(float)
+    lr_schedule: str = _option(
+        "steps", "how it falls after the warm-up", choices=("steps", "cosine", "poly")
     )
+    lr_steps: tuple = _option(
+        None, "steps at which it falls; default: half and three quarters", type=_numbers(int)
+    )
+    lr_step_epochs: tuple = _option(None, "the same in epochs", type=_numbers(float))
     lr_factor: float = _option(0.1, "what it is multiplied by there")
-    warmup_lr: float = _option(None, "learning rate of the warm-up; default: a tenth of --lr")
-    warmup_steps: int = _option(400, "steps of the warm-up")
-    mom: float = _option(0.9, "momentum")
-    wd: float = _option(1e-4, "weight decay, on every parameter")
-    dtype: str = _option("float32", "precision", choices=("float32", "float64"))
-    seed: int = _option(0, "of the weights, the order of the images and their augmentation")
-    # Where
-    gpus: tuple = _option(None, "GPUs to train on, as in 0,1,2,3", type=_numbers(int))
-    cpus: int = _option(1, "without --gpus: how many devices to simulate on the CPU")
-    kv_store: str = _option(
-        "device", "how devices exchange gradients", choices=("local", "device", "nccl")
+    lr_power: float = _option(2.0, "exponent of 'poly'")
+    lr_end: float = _option(0.0, "last learning rate of 'cosine' and 'poly'")
+    warmup: str = _option("constant", "kind of warm-up", choices=("constant", "linear"))
+    warmup_lr: float = _option(None, "its (first) learning rate; default: a tenth of --lr")
+    warmup_steps: int = _option(None, "its steps; default: 400")
+    warmup_epochs: float = _option(None, "the same in epochs")
+    mom: float = _option(0.9, f"momentum ({', '.join(MOMENTUM)})")
+    wd: float = _option(1e-4, "weight decay")
+    wd_on: str = _option(
+        "all", "what decays: all parameters, or weights only", choices=("all", "weights")
     )
-    output: str = _option(None, "the run's folder; default: a new one in runs/")
+    accumulate: int = _option(1, "parts in which each device takes its share of a batch")
+    sync_bn: bool = _option(
+        False, "batch statistics over all devices of a process, not of each", flag=True
+    )
+    dtype: str = _option(
+        "float32", "precision", choices=("float32", "float64", "float16", "bfloat16")
+    )
+    seed: int = _option(0, "of the weights, the order of the images and their augmentation")
+    # Where and how
+    gpus: tuple = _option(None, "GPUs to train on, as in 0,1,2,3", type=_numbers(int), machine=True)
+    cpus: int = _option(1, "without --gpus: how many devices to simulate on the CPU", machine=True)
+    kv_store: str = _option(
+        "device",
+        "how devices and workers exchange gradients",
+        choices=("local", "device", "nccl", *DISTRIBUTED),
+        machine=True,
+    )
+    update_on_kvstore: bool = _option(
+        False, "update parameters once, where gradients meet, not on each device", flag=True,
+        machine=True,
+    )  # fmt: skip
+    recompute: str | int = _option(
+        "off",
+        "activations in that many segments are computed again in the backward pass",
+        type=_segments,
+        machine=True,
+    )
+    checkpoint_every: str = _option(
+        "10m", "steps, or minutes as in 10m, between checkpoints within an epoch", machine=True
+    )
+    keep: int = _option(2, "checkpoints to keep, besides the best", machine=True)
+    log_every: int = _option(50, "steps between records of the loss", machine=True)
+    output: str = _option(None, "the run's folder; default: a new one in runs/", machine=True)
 
     def __post_init__(self):
-        if self.num_epochs is None:
-            object.__setattr__(self, "num_epochs", 1 if self.dataset == "synthetic" else 164)
+        self._fill_in()
+        self._check_numbers()
+        self._check_schedule()
+        self._check_devices()
+
+    def _fill_in(self):
+        """Puts numbers where None stands for a default that depends on other fields."""
+        values = {}
+        if self.num_epochs is None and self.num_steps is None:
+            synthetic = self.dataset == "synthetic"
+            values.update({"num_epochs": 1} if synthetic else {"num_steps": 64000})
+        length = {"num_epochs": self.num_epochs, "num_steps": self.num_steps, **values}
+        if self.lr_steps is None and self.lr_step_epochs is None:
+            if length["num_steps"] is not None:  # the paper: 32k and 48k of 64k
+                steps = length["num_steps"]
+                values["lr_steps"] = tuple(sorted({steps // 2, steps * 3 // 4} - {0}))
+            else:
+                epochs = length["num_epochs"]
+                values["lr_step_epochs"] = (epochs / 2, epochs * 3 / 4)
         if self.warmup_lr is None:
-            object.__setattr__(self, "warmup_lr", self.lr / 10)
-        for name in ("batch_size", "num_epochs", "cpus"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{_flag(name)} must be at least 1, not {getattr(self, name)}")
-        for name in ("lr", "lr_factor", "warmup_lr", "warmup_steps", "mom", "wd", "seed"):
-            if not 0 <= getattr(self, name) <= FLOAT32_MAX:
-                raise UserError(
-                    f"--{_flag(name)} must be a finite number, at least 0: {getattr(self, name)}"
-                )
+            values["warmup_lr"] = self.lr / 10
+        if self.warmup_steps is None and self.warmup_epochs is None:
+            values["warmup_steps"] = 400
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def _check_numbers(self):
+        for name in (
+            *("batch_size", "num_epochs", "num_steps", "accumulate", "cpus", "keep", "log_every"),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{flag(name)} must be at least 1, not {value}")
+        for name in (
+            *("lr", "lr_factor", "lr_power", "lr_end", "warmup_lr", "warmup_steps"),
+            *("warmup_epochs", "mom", "wd", "seed", "mixup"),
+        ):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= FLOAT32_MAX:
+                raise UserError(f"{flag(name)} must be a finite number, at least 0: {value}")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"--label-smoothing must be from 0 to below 1: {self.label_smoothing}")
         if self.image_size is not None and not 1 <= self.image_size <= IMAGE_SIZE_MAX:
             raise UserError(f"--image-size must be 1 to {IMAGE_SIZE_MAX}, not {self.image_size}")
         if self.seed >= 2**31:
             raise UserError(f"--seed must be below 2^31: {self.seed}")
-        boundaries = self.lr_step_epochs
-        if not all(0 < epoch < float("inf") for epoch in boundaries) or list(boundaries) != sorted(
-            boundaries
-        ):
-            raise UserError("--lr-step-epochs needs rising positive numbers, as in 82,123")
-        if self.gpus is not None and (
-            not self.gpus or len(set(self.gpus)) < len(self.gpus) or min(self.gpus) < 0
-        ):
-            raise UserError("--gpus needs numbers that differ, as in 0,1,2,3")
-        if self.gpus and self.cpus > 1:
-            raise UserError("--gpus and --cpus exclude each other")
-        if self.kv_store == "nccl" and not self.gpus:
-            raise UserError("--kv-store nccl needs --gpus; CPUs use 'device' or 'local'")
-        if self.batch_size < self.devices:
+        if not re.fullmatch(r"0*[1-9]\d*|(\d+\.?\d*|\.\d+)m", self.checkpoint_every):
             raise UserError(
-                f"--batch-size {self.batch_size} is smaller than the number of devices, "
-                f"{self.devices}; every device needs an image"
+                f"--checkpoint-every needs steps or minutes, as in 500 or 10m: "
+                f"{self.checkpoint_every}"
+            )
+
+    def _check_schedule(self):
+        for one, other in (
+            ("num_epochs", "num_steps"),
+            ("lr_steps", "lr_step_epochs"),
+            ("warmup_steps", "warmup_epochs"),
+        ):
+            if getattr(self, one) is not None and getattr(self, other) is not None:
+                raise UserError(f"{flag(one)} and {flag(other)} exclude each other")
+        for name in ("lr_steps", "lr_step_epochs"):
+            boundaries = list(getattr(self, name) or ())
+            if not all(0 < n < math.inf for n in boundaries) or boundaries != sorted(boundaries):
+                raise UserError(f"{flag(name)} needs rising positive numbers, as in 82,123")
+
+    def _check_devices(self):
+        gpus = self.gpus
+        if gpus is not None and (not gpus or len(set(gpus)) < len(gpus) or min(gpus) < 0):
+            raise UserError("--gpus needs numbers that differ, as in 0,1,2,3")
+        if gpus and self.cpus > 1:
+            raise UserError("--gpus and --cpus exclude each other")
+        if self.kv_store == "nccl" and not gpus:
+            raise UserError("--kv-store nccl needs --gpus; CPUs use 'device' or 'local'")
+        if self.recompute not in ("auto", "off") and self.recompute < 1:
+            raise UserError(f"--recompute must be auto, off or at least 1, not {self.recompute}")
+        if self.update_on_kvstore and self.dtype == "float16":
+            raise UserError("--update-on-kvstore can't scale the loss; leave it out for float16")
+        self.check_batch(workers=1)
+
+    def check_batch(self, workers: int) -> None:
+        """Lets a batch be that has an image for every part it is split into.
+
+        Raises:
+            UserError: it has not.
+        """
+        if self.batch_size < self.parts * workers:
+            what = f"the number of devices, {self.devices}"
+            if self.accumulate > 1:
+                what += f", times --accumulate, {self.accumulate}"
+            if workers > 1:
+                what += f", times the workers, {workers}"
+            raise UserError(
+                f"--batch-size {self.batch_size} is smaller than {what}; every device needs an "
+                "image each time"
             )
 
     @property
     def devices(self) -> int:
+        """Devices of one worker."""
         return len(self.gpus) if self.gpus else self.cpus
 
-    def load_data(self) -> Dataset:
-        """The images to train on: of the synthetic ones two batches, one for testing.
-
-        Raises:
-            UserError: they can't be had.
-        """
-        counts = {}
-        if self.dataset == "synthetic":
-            counts = {"train_count": 2 * self.batch_size, "test_count": self.batch_size}
-        return load(
-            self.dataset, self.data_dir, image_size=self.image_size, coarse=self.coarse, **counts
-        )
+    @property
+    def parts(self) -> int:
+        """Into how many parts a worker splits its share of a batch."""
+        return self.devices * self.accumulate
 
     def spec(self, classes: int) -> Spec:
         """The network for so many classes.
@@ -152,30 +266,92 @@ class Recipe:
             self.model, classes=classes, **{name: getattr(self, name) for name in switches}
         )
 
-    def schedule(self, steps_per_epoch: int) -> StepSchedule:
-        """The learning rate by step."""
-        return StepSchedule(
-            self.lr,
-            tuple(round(epoch * steps_per_epoch) for epoch in self.lr_step_epochs),
-            self.lr_factor,
-            self.warmup_lr,
-            self.warmup_steps,
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """How many steps the run has."""
+        if self.num_steps is not None:
+            return self.num_steps
+        return self.num_epochs * steps_per_epoch
+
+    def schedule(self, steps_per_epoch: int):
+        """The learning rate by step, counted from 0 (see `schedule`)."""
+
+        def in_steps(steps, epochs):
+            return steps if epochs is None else round(epochs * steps_per_epoch)
+
+        last, warm = (
+            self.total_steps(steps_per_epoch),
+            in_steps(self.warmup_steps, self.warmup_epochs),
         )
+        if self.lr_schedule == "steps":
+            boundaries = self.lr_steps
+            if boundaries is None:
+                boundaries = tuple(in_steps(None, epoch) for epoch in self.lr_step_epochs)
+            main = schedule.Steps(self.lr, boundaries, self.lr_factor)
+        elif self.lr_schedule == "cosine":
+            main = schedule.Cosine(self.lr, last, warm, self.lr_end)
+        else:
+            main = schedule.Polynomial(self.lr, last, warm, self.lr_end, self.lr_power)
+        return schedule.WarmUp(main, warm, self.warmup_lr, linear=self.warmup == "linear")
+
+    def to_dict(self) -> dict:
+        """The fields as JSON can hold them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Recipe:
+        """The recipe that `to_dict` described, or one that is written by hand.
+
+        Raises:
+            UserError: a name that is no option, or a value that it can't take.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        if not isinstance(values, dict):
+            raise UserError("a recipe is a JSON object of options and their values")
+        for name, value in values.items():
+            if name not in fields:
+                raise UserError(f"a recipe has no '{name}'")
+            if not _fits(fields[name], value):
+                raise UserError(f"a recipe's {name} can't be {value!r}")
+        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
+
+    def differences(self, other: Recipe, machine: bool = True) -> dict[str, tuple]:
+        """{field: (value here, value in other)} where they differ.
+
+        Args:
+            machine: with the fields that may differ when a run goes on.
+        """
+        return {
+            field.name: (getattr(self, field.name), getattr(other, field.name))
+            for field in dataclasses.fields(self)
+            if (machine or not field.metadata["machine"])
+            and getattr(self, field.name) != getattr(other, field.name)
+        }
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """An option for every field of `Recipe`."""
-    for field in dataclasses.fields(Recipe):
-        details = dict(field.metadata)
-        if details.pop("flag"):
-            parser.add_argument(f"--{_flag(field.name)}", action="store_true", help=details["help"])
-            continue
-        default = field.default
-        if isinstance(default, tuple):
-            default = ",".join(f"{number:g}" for number in default)
-        details["type"] = details["type"] or {"int": int, "float": float}.get(field.type, str)
-        parser.add_argument(f"--{_flag(field.name)}", default=default, **details)
+def flag(name: str) -> str:
+    """The option of a field: "--batch-size" of "batch_size"."""
+    return f"--{name.replace('_', '-')}"
 
 
-def _flag(name: str) -> str:
-    return name.replace("_", "-")
+# What a field's annotation lets a value in JSON be.
+_JSON = {
+    "str": (str,),
+    "int": (int,),
+    "float": (float, int),
+    "bool": (bool,),
+    "tuple": (list, tuple),
+    "str | int": (str, int),
+}
+
+
+def _fits(field: dataclasses.Field, value) -> bool:
+    if value is None:
+        return field.default is None
+    if isinstance(value, bool) != (field.type == "bool") or not isinstance(
+        value, _JSON[field.type]
+    ):
+        return False
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return all(isinstance(n, (int, float)) and not isinstance(n, bool) for n in value)
+    choices = field.metadata["choices"]
+    return choices is None or value in choices

@@ -1,15 +1,22 @@
-"""A run's folder: its recipe, its metrics, its curves and its checkpoint."""
+"""A run's folder: its recipe, its metrics, its curves and its checkpoints."""
 
 from __future__ import annotations
 
-import dataclasses
+import errno
+import fcntl
 import json
+import os
 from pathlib import Path
 
-from gluon_resnetv2.checkpoint import write_checkpoint
-from gluon_resnetv2.data import Dataset
+from gluon_resnetv2.checkpoint import (
+    checkpoints,
+    recover_checkpoints,
+    remove_checkpoints,
+    valid_checkpoints,
+    write_checkpoint,
+)
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.files import write_json
+from gluon_resnetv2.files import whole_file, write_json
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.training.recipe import Recipe
 
@@ -17,43 +24,97 @@ from gluon_resnetv2.training.recipe import Recipe
 class Run:
     """A run's folder while it is being written: `recipe.output`, or a new one in runs/.
 
+    Args:
+        recipe: what is run.
+        resume: go on in a folder that holds a run already.
+        writes: False for a process that leaves the writing to another one.
+
     Raises:
-        UserError: `recipe.output` is taken.
+        UserError: `recipe.output` is taken, or another process is training there.
         OSError: the folder can't be made or written to; it is then not left behind.
     """
 
-    def __init__(self, recipe: Recipe):
-        self.recipe = recipe
+    def __init__(self, recipe: Recipe, *, resume: bool = False, writes: bool = True):
+        self.recipe, self.writes = recipe, writes
+        self._unwritten = ""  # lines of metrics.jsonl that the disk had no room for
+        if not writes:
+            self.folder = Path(recipe.output)
+            return
+        if resume and recipe.output and (Path(recipe.output) / "recipe.json").is_file():
+            self.folder = Path(recipe.output)
+            self._lock()
+            recover_checkpoints(self.folder)
+            return
         was_there = recipe.output and Path(recipe.output).exists()
         self.folder = _new_folder(recipe)
+        self._lock()
         try:
-            write_json(self.folder / "recipe.json", dataclasses.asdict(recipe))
+            write_json(self.folder / "recipe.json", recipe.to_dict())
         except OSError:
             if not was_there:
                 self.folder.rmdir()
             raise
 
-    def log(self, **record) -> None:
-        """Appends a line to metrics.jsonl."""
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+    def _lock(self):
+        """Keeps other processes from training here until this one ends."""
+        self._folder_lock = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._folder_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise UserError(f"{self.folder} is in use: another process trains there") from None
+            # Some network file systems know no locks: better unguarded than not at all.
 
-    def checkpoint(self, net: ResNetV2, dataset: Dataset, metrics: dict) -> None:
-        """Writes the parameters and what an export needs to say, in place of the last time."""
-        height, width = dataset.train.images.shape[1:3]
-        state = {
-            "spec": net.spec.to_dict(),
-            "classes": dataset.classes,
-            "input": {
-                "shape": (net.spec.in_channels, height, width),
-                "mean": dataset.mean,
-                "std": dataset.std,
-                "crop": 1.0,  # evaluation uses the whole image, too
-            },
-            "recipe": dataclasses.asdict(self.recipe),
-            "metrics": metrics,
-        }
-        write_checkpoint(self.folder, net, metrics["step"], state)
+    def close(self) -> None:
+        """Lets another process go on here."""
+        if self.writes:
+            os.close(self._folder_lock)
+
+    def last_checkpoint(self, warn=print) -> tuple[Path, dict] | None:
+        """Path and state of the newest valid checkpoint; `warn` is told of those skipped."""
+        return next(valid_checkpoints(self.folder, warn), None)
+
+    def rewind(self, state: dict | None) -> None:
+        """Removes from metrics.jsonl what came after a checkpoint, or everything."""
+        path = self.folder / "metrics.jsonl"
+        if not self.writes or not path.is_file():
+            return
+        step, epoch = (state["step"], state["epoch"]) if state else (0, 0)
+        kept = [
+            record
+            for record in read_metrics(self.folder)
+            if (record["epoch"] <= epoch if "epoch" in record else record["step"] <= step)
+        ]
+        with whole_file(path) as temporary:
+            temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
+
+    def log(self, **record) -> None:
+        """Appends a line to metrics.jsonl, once there is room for it."""
+        if not self.writes:
+            return
+        self._unwritten += _line(record)
+        path = self.folder / "metrics.jsonl"
+        try:
+            before = path.stat().st_size if path.exists() else 0
+            try:
+                with open(path, "a", encoding="utf-8") as file:
+                    file.write(self._unwritten)
+            except OSError:
+                os.truncate(path, before)  # no half a line
+                raise
+            self._unwritten = ""
+        except OSError:
+            pass  # the checkpoint says so, and what was not written is tried again
+
+    def checkpoint(self, net: ResNetV2, arrays: dict, state: dict) -> Path:
+        """Writes a checkpoint, then removes those that `recipe.keep` does not spare.
+
+        Raises:
+            OSError: it can't be written; those before are still there.
+        """
+        path = write_checkpoint(self.folder, net, arrays, state)
+        remove_checkpoints(self.folder, self.recipe.keep, (state["best"] or {}).get("step"))
+        return path
 
 
 def check_folder(recipe: Recipe) -> None:
@@ -64,7 +125,13 @@ def check_folder(recipe: Recipe) -> None:
     """
     folder = Path(recipe.output or "")
     if recipe.output and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"--output {folder} exists already; name a new folder")
+        way_out = " or add --resume auto" if checkpoints(folder) else ""
+        raise UserError(f"--output {folder} exists already; name a new folder{way_out}")
+
+
+def default_folder(recipe: Recipe) -> str:
+    """Where a run without --output goes, but for a number behind it."""
+    return f"runs/{recipe.dataset}-{recipe.model}"
 
 
 def _new_folder(recipe: Recipe) -> Path:
@@ -73,7 +140,7 @@ def _new_folder(recipe: Recipe) -> Path:
     if recipe.output:
         Path(recipe.output).mkdir(parents=True, exist_ok=True)
         return Path(recipe.output)
-    name, number = f"runs/{recipe.dataset}-{recipe.model}", 1
+    name, number = default_folder(recipe), 1
     while True:
         folder = Path(name if number == 1 else f"{name}-{number}")
         try:
@@ -84,7 +151,7 @@ def _new_folder(recipe: Recipe) -> Path:
 
 
 def read_metrics(folder: str | Path) -> list[dict]:
-    """The records of a run's metrics.jsonl.
+    """The records of a run's metrics.jsonl. A last line that was cut off is left out.
 
     Raises:
         UserError: the folder holds no metrics.
@@ -92,4 +159,9 @@ def read_metrics(folder: str | Path) -> list[dict]:
     path = Path(folder) / "metrics.jsonl"
     if not path.is_file():
         raise UserError(f"{path} is missing; is {folder} a run's folder?")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _line(record):
+    return json.dumps(record) + "\n"

@@ -2,49 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 
 import mxnet as mx
-from mxnet import autograd
 
 from gluon_resnetv2.layers import is_statistic
 from gluon_resnetv2.net import ResNetV2
-from gluon_resnetv2.training.devices import split
 
 
-def average(net: ResNetV2) -> None:
-    """Gives every device the mean of the devices' moving statistics.
+@contextlib.contextmanager
+def settled(net: ResNetV2, settle: Callable[[], None]) -> Iterator[dict[str, list]]:
+    """Within the block, the statistics that `settle` gives every device; after it, each its own.
 
-    Each device keeps statistics of its own part of the batches; what is evaluated and saved is
-    their mean.
+    Each device keeps statistics of its own part of the batches. What is evaluated and saved is one
+    network, but training goes on as if nobody had looked.
+
+    Yields:
+        {name: a copy of each device's own}.
     """
     # For MXNet's scheduler a backward pass only reads the statistics that it writes: a write after
     # it waits for it, a read does not.
     mx.nd.waitall()
+    own = {p.name: [copy.copy() for copy in p.list_data()] for p in _statistics(net)}
+    settle()
+    try:
+        yield own
+    finally:
+        restore(net, own)
+
+
+def restore(net: ResNetV2, own: dict[str, list]) -> None:
+    """Gives every device its own statistics back."""
     for parameter in _statistics(net):
-        _set(parameter, _mean(parameter.list_data()))
+        for copy, value in zip(parameter.list_data(), own[parameter.name]):
+            copy[:] = value
 
 
-def recalibrate(
-    net: ResNetV2, batches: Iterable, devices: Sequence[mx.Context], dtype: str = "float32"
-) -> None:
-    """Replaces the moving statistics by the mean of those of (images, labels) batches.
+def average(net: ResNetV2, mean_over_workers: Callable[[list], list] | None = None) -> None:
+    """Gives every device the mean of the devices' moving statistics, and of the workers'.
+
+    Args:
+        mean_over_workers: the mean of each of a list of NumPy arrays, over all workers.
+    """
+    mx.nd.waitall()
+    statistics = _statistics(net)
+    means = [_mean(parameter.list_data()) for parameter in statistics]
+    if mean_over_workers:
+        means = mean_over_workers([mean.asnumpy() for mean in means])
+    for parameter, mean in zip(statistics, means):
+        _set(parameter, mean)
+
+
+def recalibrate(net: ResNetV2, rounds: Iterable[list], forward_backward: Callable) -> None:
+    """Replaces the moving statistics by the mean of those of some batches.
 
     Moving statistics start at 0 and 1 and lag behind the weights: after a few steps they fit
     neither, and a network of a thousand layers overflows in evaluation.
+
+    Args:
+        rounds: lists of images (n, C, H, W), an entry for each device; a last one may have fewer.
+        forward_backward: as `step.plain`, of this network.
     """
     statistics, momentum = _statistics(net), net.spec.bn_momentum
     sums = {parameter.name: 0 for parameter in statistics}
     count = 0
-    for images, _ in batches:
+    for images in rounds:
         for parameter in statistics:
             _set(parameter, 0)
-        with autograd.record():
-            outputs = [net(part) for part in split(images, devices[: len(images)], dtype)]
-        autograd.backward(outputs)  # which is when MXNet moves the statistics
+        forward_backward(images, lambda outputs: outputs)  # the backward pass is when they move
         mx.nd.waitall()
         for parameter in statistics:  # they have come from 0, by 1 - momentum of the way
-            batch = _mean(parameter.list_data()[: len(outputs)]) / (1 - momentum)
+            batch = _mean(parameter.list_data()[: len(images)]) / (1 - momentum)
             sums[parameter.name] = batch + sums[parameter.name]
         count += 1
     for parameter in statistics:

@@ -1,0 +1,501 @@
+"""Starts a training command on several machines, and ends every process when one of them dies.
+
+The processes find each other by MXNet's own means, its parameter server: a scheduler, servers that
+add up gradients, and workers that run the command. MXNet's launcher starts them as well, but fails
+since Python 3.9, and watches nothing: ps-lite waits for ever for a process that has died. So here
+every process keeps a connection to this one, the supervisor; see `watch`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hmac
+import json
+import os
+import queue
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from gluon_resnetv2.distributed import watch
+from gluon_resnetv2.errors import UserError
+
+LOOPBACK = "127.0.0.1"
+
+# The programs of launchers that start all processes by one command.
+STARTERS = {"mpi": "mpirun", "slurm": "srun"}
+
+# What of the environment goes to other machines: the settings of MXNet and of its libraries.
+PASSED_ON = ("MXNET_", "OMP_", "KMP_", "PS_", "DMLC_INTERFACE", "LD_LIBRARY_PATH", "PYTHONPATH")
+
+START_RETRIES = 3  # ps-lite aborts in about one of sixty starts
+EARLY_SECONDS = 5  # within which all workers end, where one ends before its training is done
+LOST_SECONDS = 3  # from a broken connection to the end of its process, which tells more
+KILL_SECONDS = 5  # from being told to end to being killed
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `launch`."""
+    add = parser.add_argument
+    add("--workers", type=int, required=True, help="how many processes train")
+    add("--servers", type=int, default=1, help="how many processes add up gradients")
+    add(
+        "--launcher",
+        choices=("local", "ssh", *STARTERS, "none"),
+        default="local",
+        help="what starts them: this machine, ssh, mpirun, srun, or you, by the command shown",
+    )
+    add("--hosts", help="file with a machine per line, for ssh as NAME or NAME:PORT, and for mpi")
+    add("--address", help="HOST or HOST:PORT at which this machine is reached; default: found")
+    add("--restarts", type=int, default=0, help="how often to start again after a failure")
+    add(
+        "--start-timeout", type=float, default=120, help="seconds the start may go without progress"
+    )
+    add("--grace", type=float, default=60, help="seconds from SIGTERM to the end of all workers")
+    add("command", nargs="+", help="after --, what each worker runs, with --kv-store dist_sync")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Runs the command on all workers.
+
+    Returns:
+        0 where every worker ended with 0, else the status of the one that failed, or 1.
+
+    Raises:
+        UserError: an option makes no sense here.
+    """
+    _check(options)
+    retries, restarts = START_RETRIES, options.restarts
+    while True:
+        job = Job(options)
+        try:
+            job.run()
+            return 0
+        except Failure as failure:
+            if failure.at_start and retries and not job.stopping:
+                retries -= 1
+                _say(f"the start failed: {failure}; trying again")
+            elif job.up and restarts and not job.stopping:
+                restarts -= 1
+                _say(f"error: {failure}; starting again (left after this: {restarts})")
+            else:
+                _say(f"error: {failure}" + (f"; go on with: {_resume(options)}" if job.up else ""))
+                return failure.status
+
+
+def _check(options) -> None:
+    for name, least in (("workers", 1), ("servers", 1), ("restarts", 0)):
+        if getattr(options, name) < least:
+            raise UserError(f"--{name} must be at least {least}, not {getattr(options, name)}")
+    if options.launcher == "ssh" and not options.hosts:
+        raise UserError("--launcher ssh needs --hosts FILE, with a machine per line")
+    if options.hosts and options.launcher not in ("ssh", "mpi"):
+        raise UserError("--hosts goes with --launcher ssh or mpi")
+    here = options.launcher == "local"
+    program = {"ssh": "ssh", **STARTERS}.get(options.launcher)
+    for name in (program, options.command[0] if here else None):
+        if name and not shutil.which(name):
+            raise UserError(f"there is no command {name} on this machine")
+
+
+def _resume(options) -> str:
+    words = ["python", "-m", "gluon_resnetv2", *sys.argv[1:]]
+    return shlex.join(words if "--resume" in options.command else [*words, "--resume", "auto"])
+
+
+def _say(line: str, stream=None) -> None:
+    stream = stream or sys.stderr
+    clear = "\r\033[K" if stream.isatty() else ""  # worker 0's progress bar may be on the line
+    with contextlib.suppress(OSError, ValueError):  # nobody reads any more
+        print(f"{clear}{line}", file=stream, flush=True)
+
+
+class Failure(Exception):
+    """Why a job has failed; `at_start` where another start may not."""
+
+    def __init__(self, reason: str, status: int = 1, at_start: bool = False):
+        super().__init__(reason)
+        self.status, self.at_start = status, at_start
+
+
+class Role:
+    """One process of a job: "scheduler", "server 0", "worker 0", or a program that starts them."""
+
+    def __init__(self, name: str, command: list[str], environment: dict[str, str]):
+        self.name, self.command = name, command
+        kind = name.split()[0]
+        self.is_worker = kind == "worker"
+        self.environment = {**environment, "DMLC_ROLE": kind, watch.ROLE: name}
+        self.who = name  # with process id and machine, once they are known
+        self.process: subprocess.Popen | None = None  # where it was started from here
+        self.connection: socket.socket | None = None
+        # What has happened: it has found the others; its training is done; it has ended.
+        self.connected = self.done = self.ended = False
+        self.status: int | None = None
+        self.signs: set[str] = set()  # of its end: "status", "lost"
+        self.first_sign = float("inf")  # when it came
+
+    def send(self, **message) -> bool:
+        """Sends by the connection; returns whether there is one."""
+        if self.connection:
+            with contextlib.suppress(OSError):
+                self.connection.sendall(json.dumps(message).encode() + b"\n")
+        return self.connection is not None
+
+    def signal(self, number: int) -> None:
+        if not self.send(signal=number) and self.running:
+            self.process.send_signal(number)
+
+    def end(self, why: str | None) -> None:
+        """Tells the process to end: with a line that says why, or silently."""
+        if not self.send(end=why) and self.running:
+            self.process.terminate()
+
+    @property
+    def running(self) -> bool:
+        """Whether a process that was started from here runs."""
+        return self.process is not None and self.process.poll() is None
+
+    def kill(self) -> None:
+        if self.running:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        if self.connection:
+            with contextlib.suppress(OSError):
+                self.connection.shutdown(socket.SHUT_RDWR)
+
+
+class Job:
+    """One start of all processes.
+
+    Threads wait for processes, connections and output. What they find are events, and one loop, in
+    `_supervise`, decides.
+    """
+
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        self.up = False  # a worker has said that it trains
+        self.stopping = False  # a signal has asked for the end
+        self._events: queue.SimpleQueue = queue.SimpleQueue()  # which signal handlers may use, too
+        self._free: queue.SimpleQueue = queue.SimpleQueue()  # roles that no process has yet
+        self._copies: list[threading.Thread] = []
+        self._token = os.environ.get(watch.TOKEN) or secrets.token_hex(16)
+        self._hosts = _read_hosts(options.hosts) if options.launcher == "ssh" else []
+        address, port = _own_address(options, self._hosts)
+        self._listener = socket.create_server(("" if address != LOOPBACK else address, port))
+        self._contact = {
+            watch.ADDRESS: f"{address}:{self._listener.getsockname()[1]}",
+            watch.TOKEN: self._token,
+        }
+        environment = {
+            "DMLC_PS_ROOT_URI": address,
+            "DMLC_PS_ROOT_PORT": str(_free_port()),
+            "DMLC_NUM_WORKER": str(options.workers),
+            "DMLC_NUM_SERVER": str(options.servers),
+            **self._contact,
+        }
+        names = ["scheduler", *(f"server {i}" for i in range(options.servers))]
+        serve = [sys.executable, "-m", watch.__name__]
+        self.workers = [
+            Role(f"worker {i}", options.command, environment) for i in range(options.workers)
+        ]
+        self.roles = [*(Role(name, serve, environment) for name in names), *self.workers]
+        self._starter: Role | None = None
+
+    def run(self) -> None:
+        """Starts everything, and returns when all workers have ended with 0.
+
+        Raises:
+            Failure: they have not. Either way nothing of the job runs any more.
+        """
+        why = None
+        handlers = {
+            number: signal.signal(
+                number, lambda number, _: self._events.put((None, "signal", number))
+            )
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        try:
+            _thread(self._accept)
+            self._start()
+            self._supervise()
+        except Failure as failure:
+            why = str(failure)
+            raise
+        finally:
+            self._end(why)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    # Starting
+
+    def _start(self) -> None:
+        self._progress = time.monotonic()
+        scheduler, *others = self.roles
+        self._spawn(scheduler)  # here, in every case: the others need its address beforehand
+        if self.options.launcher == "local":
+            for role in others:
+                self._spawn(role)
+        elif self.options.launcher == "ssh":
+            for index, role in enumerate(others):
+                self._ssh(role, *self._hosts[index % len(self._hosts)])
+        else:
+            for role in others:
+                self._free.put(role)
+            self._invite(len(others))
+
+    def _spawn(self, role: Role) -> None:
+        self._popen(role, role.command, env={**os.environ, **role.environment})
+
+    def _ssh(self, role: Role, host: str, port: str | None) -> None:
+        passed_on = {name: os.environ[name] for name in os.environ if name.startswith(PASSED_ON)}
+        # A script on standard input: quoted once, and its secret is not among the arguments.
+        script = [
+            f"cd {shlex.quote(os.getcwd())} || exit",
+            *(
+                f"export {name}={shlex.quote(value)}"
+                for name, value in {**passed_on, **role.environment}.items()
+            ),
+            f"exec {shlex.join(role.command)} < /dev/null\n",
+        ]
+        role.who = f"{role.name} on {host}"
+        command = ["ssh", "-o", "BatchMode=yes", *(["-p", port] if port else []), host, "sh"]
+        self._popen(role, command, stdin=subprocess.PIPE)
+        with contextlib.suppress(BrokenPipeError), role.process.stdin as stdin:
+            stdin.write("\n".join(script))
+
+    def _invite(self, count: int) -> None:
+        """Has so many processes started by others, which come and ask for a role."""
+        join = [sys.executable, "-m", watch.__name__, "join"]
+        if self.options.launcher == "none":
+            contact = " ".join(f"{name}={value}" for name, value in self._contact.items())
+            _say(f"waiting for {count} processes that run: {contact} {shlex.join(join)}")
+            return
+        command = [STARTERS[self.options.launcher], "-n", str(count)]
+        if self.options.hosts:
+            command += ["--hostfile", self.options.hosts]
+        if command[0] == "mpirun" and b"Open MPI" in subprocess.check_output(["mpirun", "-V"]):
+            command += [word for name in self._contact for word in ("-x", name)]
+        self._starter = Role(command[0], [*command, *join], self._contact)
+        self._spawn(self._starter)
+
+    def _popen(self, role: Role, command, stdin=subprocess.DEVNULL, **kwargs) -> None:
+        # Worker 0 has the terminal, for its progress bar; what the others say goes through here.
+        pipe = None if role in (self.workers[0], self._starter) else subprocess.PIPE
+        role.process = subprocess.Popen(
+            command,
+            stdin=stdin,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # Ctrl-C is for this process alone
+            **kwargs,
+        )
+        if pipe:
+            for source, stream in ((role.process.stdout, sys.stdout), (role.process.stderr, None)):
+                self._copies.append(_thread(_copy, source, stream, role.name))
+        _thread(lambda: self._events.put((role, "status", role.process.wait())))
+
+    # What happens, as events
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # the listener is closed
+            while True:
+                _thread(self._talk, self._listener.accept()[0])
+
+    def _talk(self, connection: socket.socket) -> None:
+        """Turns what comes by a connection into events."""
+        with connection, contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            connection.settimeout(watch.SILENCE)
+            lines = connection.makefile(encoding="utf-8")
+            hello = json.loads(lines.readline(1000))
+            if not hmac.compare_digest(hello["token"].encode(), self._token.encode()):
+                return
+            if "role" not in hello:
+                self._assign(connection)
+                return
+            (role,) = (r for r in self.roles if r.name == hello["role"] and not r.connection)
+            role.who = f"{role.name} (pid {hello['pid']} on {hello['host']})"
+            role.connection = connection
+            self._events.put((role, "hello", None))
+            event = "lost"
+            try:
+                for line in lines:
+                    for name in json.loads(line):
+                        self._events.put((role, name, None))
+            except socket.timeout:
+                event = "silent"
+            finally:
+                self._events.put((role, event, None))
+
+    def _assign(self, connection: socket.socket) -> None:
+        """Gives a process that came without a role the next one, where one is left."""
+        with contextlib.suppress(queue.Empty):
+            role = self._free.get_nowait()
+            reply = {
+                "directory": os.getcwd(),
+                "environment": role.environment,
+                "command": role.command,
+            }
+            connection.sendall(json.dumps(reply).encode() + b"\n")
+            self._events.put((role, "joined", None))
+
+    # Deciding
+
+    def _supervise(self) -> None:
+        while not all(role.ended for role in (*self.workers, self._starter) if role):
+            with contextlib.suppress(queue.Empty):
+                self._handle(*self._events.get(timeout=1))
+            self._check_clock(time.monotonic())
+
+    def _handle(self, role: Role | None, event: str, detail: int | None) -> None:
+        if event == "signal":
+            if self.stopping:
+                raise Failure("interrupted", 128 + detail)
+            self.stopping, self._stop_by = True, time.monotonic() + self.options.grace
+            for worker in self.workers:
+                worker.signal(detail)
+        elif event in ("joined", "hello", "connected"):
+            role.connected |= event == "connected"
+            self._progress = time.monotonic()
+        elif event == "up":
+            self.up = True
+        elif event == "done":
+            role.done = True
+        elif event == "silent":
+            raise Failure(f"{role.who} was not heard of for {watch.SILENCE} s")
+        elif event in ("status", "lost"):
+            role.status = detail if event == "status" else role.status
+            role.signs.add(event)
+            role.first_sign = min(role.first_sign, time.monotonic())
+            # The connection's last word may come after the end of the process.
+            expected = {"status": role.process, "lost": role.connection}
+            if all(sign in role.signs for sign, source in expected.items() if source):
+                self._ended(role)
+
+    def _ended(self, role: Role) -> None:
+        role.ended = True
+        status = 0 if role.process is None and role.done else role.status
+        if role.is_worker or role is self._starter:
+            well = status == 0
+        else:  # the scheduler and the servers, which go when the workers let them go
+            well = status == 0 or all(worker.done or worker.ended for worker in self.workers)
+        if not well:
+            at_start = not self.up and (status is None or status < 0)
+            raise Failure(f"{role.who} {_how(status)}", max(status or 1, 1), at_start)
+        if all(worker.ended for worker in self.workers):
+            for other in self.roles:
+                other.end(None)
+
+    def _check_clock(self, now: float) -> None:
+        for role in self.roles:
+            role.send()
+        if self.stopping and now > self._stop_by:
+            raise Failure(f"the workers did not end within {self.options.grace:g} s")
+        missing = [role.name for role in self.workers if not (role.connected or role.ended)]
+        if missing and now - self._progress > self.options.start_timeout:
+            raise Failure(
+                f"{', '.join(missing)} did not find the others within "
+                f"{self.options.start_timeout:g} s; does the command have --kv-store dist_sync?",
+                at_start=all(role.connection for role in self.roles),
+            )
+        for role in self.roles:
+            if not role.ended and now - role.first_sign > LOST_SECONDS:
+                if "status" in role.signs:
+                    self._ended(role)
+                elif not role.done:
+                    raise Failure(f"{role.who} has closed its connection, and goes on")
+        for role in self.workers:
+            early = role.ended and not role.done and now - role.first_sign > EARLY_SECONDS
+            if early and not all(worker.ended or worker.done for worker in self.workers):
+                raise Failure(f"{role.who} ended early, while others train")
+
+    def _end(self, why: str | None) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # which ends the waiting accept, too
+        self._listener.close()
+        for role in self.roles:
+            role.end(why)
+        everything = [*self.roles, self._starter] if self._starter else self.roles
+        until = time.monotonic() + KILL_SECONDS
+        while any(role.running for role in everything) and time.monotonic() < until:
+            time.sleep(0.05)
+        for role in everything:
+            role.kill()
+        for copy in self._copies:
+            copy.join(timeout=1)
+
+
+def _how(status: int | None) -> str:
+    if status is None:
+        return "was lost"
+    if status < 0:
+        return f"was killed by {signal.Signals(-status).name}"
+    return f"ended with status {status}"
+
+
+def _thread(target, *args) -> threading.Thread:
+    thread = threading.Thread(target=target, args=args, daemon=True)
+    thread.start()
+    return thread
+
+
+def _copy(source, stream, name: str) -> None:
+    with source:
+        for line in source:
+            _say(f"[{name}] {line.rstrip()}", stream)
+
+
+def _read_hosts(path: str) -> list[tuple[str, str | None]]:
+    """Names and ports of the machines in a file as MXNet's launcher and mpirun take it.
+
+    Raises:
+        UserError: there are none.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"--hosts {path}: {error.strerror}") from error
+    words = [line.split("#")[0].split() for line in lines]  # without comments and slots=N
+    hosts = [tuple(first.partition(":")[::2]) for first, *_ in filter(None, words)]
+    if not hosts:
+        raise UserError(f"--hosts {path} names no machine")
+    return hosts
+
+
+def _own_address(options, hosts) -> tuple[str, int]:
+    """Address and port of this process; port 0 for any.
+
+    Raises:
+        UserError: the address isn't clear.
+    """
+    if options.address:
+        host, _, port = options.address.partition(":")
+        if not host or (port and not port.isdigit()):
+            raise UserError(f"--address needs HOST or HOST:PORT, not {options.address}")
+        return host, int(port or 0)
+    if options.launcher == "local" or (
+        hosts and {host for host, _ in hosts} <= {"localhost", LOOPBACK}
+    ):
+        return LOOPBACK, 0
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("10.255.255.255", 1))  # sends nothing, chooses the interface
+        except OSError as error:
+            raise UserError("this machine's address isn't clear: give --address HOST") from error
+        return probe.getsockname()[0], 0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]

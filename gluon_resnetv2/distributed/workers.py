@@ -1,0 +1,264 @@
+"""The processes that train together, and what they do together besides exchanging gradients."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import mxnet as mx
+import numpy as np
+
+from gluon_resnetv2.distributed import watch
+from gluon_resnetv2.distributed.server_optimizer import FIRST_KEY, ServerOptimizer
+from gluon_resnetv2.errors import UserError
+
+PARAMETER_SERVER = ("dist_sync", "dist_device_sync", "dist_async")
+DISTRIBUTED = (*PARAMETER_SERVER, "horovod")
+
+
+class Workers:
+    """This process among those that train together; here, alone.
+
+    `rank`, 0 to `count` - 1, says which one this is: only 0 writes files. `store` is what
+    gluon.Trainer takes as its kvstore. As a context it ends with `close` where it ends well.
+
+    All methods but `up` are collective: every worker calls them, in the same order. A worker that
+    doesn't lets the others wait until `launch` ends them.
+    """
+
+    rank, count = 0, 1
+
+    def __init__(self, store):
+        self.store = store
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is None:
+            self.close()
+
+    def sum(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The sums over all workers, in the shapes and dtypes given; computed in float64.
+
+        Every worker gets the same bits. Integers are exact up to 2^53.
+        """
+        arrays = [np.asarray(array) for array in arrays]
+        flat = np.concatenate([np.ravel(array).astype(np.float64) for array in arrays])
+        total = np.split(self._sum(flat), np.cumsum([array.size for array in arrays])[:-1])
+        return [part.reshape(array.shape).astype(array.dtype) for part, array in zip(total, arrays)]
+
+    def mean(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The means over all workers of floating-point arrays, as `sum`."""
+        totals = self.sum([np.asarray(array, np.float64) for array in arrays])
+        return [
+            (total / self.count).astype(np.asarray(array).dtype)
+            for total, array in zip(totals, arrays)
+        ]
+
+    def broadcast(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Rank 0's arrays; the others give arrays of the same shapes and dtypes."""
+        return self.sum(arrays if self.rank == 0 else [np.zeros_like(array) for array in arrays])
+
+    def any(self, flag: bool) -> bool:
+        """Whether some worker's flag is true."""
+        return bool(self.sum([np.array(float(flag))])[0])
+
+    def barrier(self) -> None:
+        """Waits for all workers."""
+        self.any(False)
+
+    def up(self) -> None:
+        """Tells `launch` that training is under way: a failure is no failed start any more."""
+        watch.tell(up=True)
+
+    def close(self) -> None:
+        """Says that the training is done, and leaves the others when all have said so.
+
+        The store, and a Trainer on it, can't be used afterwards.
+        """
+
+    def _sum(self, flat: np.ndarray) -> np.ndarray:
+        return flat
+
+
+class ParameterServer(Workers):
+    """Workers of MXNet's parameter server, on a store of its types dist_sync or dist_device_sync.
+
+    `rank` is the number that `launch` gave; ps-lite's own, `store.rank`, may be another. So the
+    Trainer's initial values, which it takes from the store's rank 0, have to be equal beforehand.
+    """
+
+    def __init__(self, store):
+        super().__init__(store)
+        # Started by something else than `launch`, ps-lite's number is all there is.
+        self.rank = int(watch.role.split()[1]) if watch.role else store.rank
+        self.count = store.num_workers
+        self._keys: dict[int, list[int]] = {}  # for sums of so many numbers
+        self._next_key = FIRST_KEY
+
+    def close(self) -> None:
+        mx.nd.waitall()
+        self.barrier()
+        watch.tell(done=True)
+        # ps-lite ends with a barrier of all processes. Here: in the interpreter's shutdown no
+        # thread would be left to end this process where the others never come.
+        handle, self.store.handle = self.store.handle, mx.base.KVStoreHandle()
+        mx.base.check_call(mx.base._LIB.MXKVStoreFree(handle))
+
+    def _sum(self, flat):
+        (key,) = self._keys_for(flat.size, 1)
+        total = mx.nd.array(flat, dtype="float64")
+        # Without an optimiser the servers keep the sum of one push of every worker.
+        self.store.pushpull(key, total, out=total)
+        return total.asnumpy()
+
+    def _keys_for(self, size: int, count: int) -> list[int]:
+        """So many keys for arrays of so many numbers; all workers come here together."""
+        if size not in self._keys:
+            self._keys[size] = list(range(self._next_key, self._next_key + count))
+            self._next_key += count
+            for key in self._keys[size]:
+                self.store.init(key, mx.nd.zeros(size, dtype="float64"))
+        return self._keys[size]
+
+
+class _Store(mx.kv.KVStore):
+    """A store whose `broadcast` is over when it returns.
+
+    MXNet's scheduler may run the pull in it after the first gradients of the same key have been
+    summed up, and a worker then trains with those sums in place of its initial values. It did so in
+    four of ten runs of a tiny network.
+    """
+
+    def broadcast(self, key, value, out, priority=0):
+        super().broadcast(key, value, out, priority)
+        for array in out if isinstance(out, (list, tuple)) else [out]:
+            array.wait_to_read()
+
+
+class AsyncParameterServer(ParameterServer):
+    """Workers of dist_async, whose servers wait for nobody and so have nothing to sum up.
+
+    The Trainer's optimizer has to be a `ServerOptimizer`.
+    """
+
+    def __init__(self, store):
+        super().__init__(store)
+        store.set_optimizer(ServerOptimizer(mx.optimizer.SGD(), float, 1))  # so that sums work
+
+    def _sum(self, flat):
+        keys = self._keys_for(flat.size, self.count)  # one that each worker overwrites
+        parts = [mx.nd.array(flat, dtype="float64") for _ in keys]
+        self.store.pushpull(keys[self.rank], parts[self.rank], out=parts[self.rank])
+        parts[self.rank].wait_to_read()
+        self.store._barrier()
+        for key, part in zip(keys, parts):
+            self.store.pull(key, out=part)
+        total = sum(part.asnumpy() for part in parts)
+        self.store._barrier()  # nobody overwrites what somebody has yet to read
+        return total
+
+
+class Horovod(Workers):
+    """Workers of Horovod, which `horovodrun` starts and ends."""
+
+    def __init__(self, hvd):
+        super().__init__(HorovodStore(hvd))
+        self.rank, self.count = hvd.rank(), hvd.size()
+        self._hvd = hvd
+
+    def close(self) -> None:
+        mx.nd.waitall()
+        self.barrier()
+        self._hvd.shutdown()
+
+    def _sum(self, flat):
+        array = mx.nd.array(flat, dtype="float64")
+        return self._hvd.allreduce(array, average=False, name="sum").asnumpy()
+
+
+class HorovodStore(mx.kv.KVStoreBase):
+    """What gluon.Trainer needs of a kvstore, done by Horovod."""
+
+    type = "dist_horovod"  # "dist" tells the Trainer that it isn't alone
+
+    def __init__(self, hvd):
+        self._hvd = hvd
+
+    @property
+    def rank(self):
+        return self._hvd.rank()
+
+    @property
+    def num_workers(self):
+        return self._hvd.size()
+
+    @staticmethod
+    def is_capable(capability):
+        return False  # no optimizer runs there
+
+    def broadcast(self, key, value, out, priority=0):
+        value = self._hvd.broadcast(_plain(value), root_rank=0, name=f"init {key}")
+        for copy in out if isinstance(out, list) else [out]:
+            copy[:] = value.as_in_context(copy.ctx)
+
+    def pushpull(self, key, value, out=None, priority=0):
+        values = value if isinstance(value, list) else [value]
+        total = mx.nd.add_n(*(part.as_in_context(values[0].ctx) for part in values))
+        total = self._hvd.allreduce(
+            _plain(total), average=False, name=f"sum {key}", priority=priority
+        )
+        out = values if out is None else out
+        for copy in out if isinstance(out, list) else [out]:
+            copy[:] = total.as_in_context(copy.ctx)
+
+
+def _plain(array):
+    """A copy in the plain layout, the only one that Horovod reads, of what may be in oneDNN's."""
+    return array * 1  # no operator of oneDNN's
+
+
+def connect(kv_store: str) -> Workers:
+    """Finds the other workers, by what their launcher left in the environment.
+
+    `kv_store` is one of DISTRIBUTED, or a store of one process, as "device".
+
+    Raises:
+        UserError: it doesn't fit how this process was started, or something is missing.
+    """
+    launched = "DMLC_ROLE" in os.environ
+    if kv_store in PARAMETER_SERVER:
+        if not launched:
+            raise UserError(
+                f"--kv-store {kv_store} is for several processes: put "
+                "`python -m gluon_resnetv2 launch --workers N --` before the command"
+            )
+        watch.start()
+        store = mx.kv.create(kv_store)
+        store.__class__ = _Store
+        watch.tell(connected=True)
+        return (AsyncParameterServer if kv_store == "dist_async" else ParameterServer)(store)
+    if launched:
+        raise UserError(
+            f"--kv-store {kv_store} is for one process, and this one is of several: use dist_sync"
+        )
+    if kv_store == "horovod":
+        return _connect_horovod()
+    return Workers(kv_store)
+
+
+def _connect_horovod() -> Horovod:
+    if "HOROVOD_RANK" not in os.environ:
+        raise UserError(
+            "--kv-store horovod is for several processes: put "
+            "`python -m gluon_resnetv2.distributed.horovodrun -np N` before the command"
+        )
+    try:
+        import horovod.mxnet as hvd
+    except ImportError as error:
+        raise UserError(
+            f"--kv-store horovod: {error}; see the README for its installation"
+        ) from error
+    hvd.init()
+    return Horovod(hvd)

@@ -1,0 +1,90 @@
+"""The Trainer of a recipe, and its state as arrays that a checkpoint can hold."""
+
+from __future__ import annotations
+
+import mxnet as mx
+from mxnet import gluon
+
+from gluon_resnetv2.training.recipe import MOMENTUM, Recipe
+
+# Tensors updated by one operator call; MXNet's default of 4 costs deep networks time.
+TENSORS_AT_ONCE = 45
+
+
+def make_trainer(net: gluon.Block, recipe: Recipe, store=None) -> gluon.Trainer:
+    """The recipe's optimiser over every parameter of `net`, which is initialised on all devices.
+
+    Args:
+        store: the kvstore of the workers that train together, if any.
+    """
+    params = net.collect_params()
+    if recipe.wd_on == "weights":
+        for name, parameter in params.items():
+            parameter.wd_mult = float(name.endswith("weight"))
+    arguments = {"learning_rate": recipe.lr, "wd": recipe.wd}
+    if recipe.optimizer in MOMENTUM:
+        arguments["momentum"] = recipe.mom
+    optimizer = mx.optimizer.create(recipe.optimizer, **arguments)
+    if optimizer.aggregate_num:
+        optimizer.aggregate_num = TENSORS_AT_ONCE
+    return gluon.Trainer(
+        params,
+        optimizer,
+        kvstore=store or recipe.kv_store,
+        # Where workers do not wait for each other, nobody but the server has every gradient.
+        update_on_kvstore=recipe.update_on_kvstore or recipe.kv_store == "dist_async",
+    )
+
+
+def optimizer_state(trainer: gluon.Trainer) -> tuple[dict[str, mx.nd.NDArray], int]:
+    """The optimiser's arrays by parameter, "NAME" or "NAME.0", and its count of updates.
+
+    Every device has the same. Where a parameter server updates, they are there and out of reach,
+    and there are none here.
+    """
+    arrays = {}
+    for updater in _updaters(trainer)[:1]:
+        for index, state in updater.states.items():
+            arrays.update(_named(trainer._params[index].name, state))
+    return arrays, trainer.optimizer.num_update
+
+
+def restore_optimizer(trainer: gluon.Trainer, arrays: dict[str, mx.nd.NDArray], updates: int):
+    """Gives the optimiser back what `optimizer_state` said, on however many devices it has now."""
+    trainer._init_kvstore()
+    trainer._init_params()
+    optimizer = trainer.optimizer
+    learned = [i for i, p in enumerate(trainer._params) if p.grad_req != "null"]
+    for updater in _updaters(trainer):
+        for index in learned:
+            device = _updaters(trainer).index(updater)
+            weight = trainer._params[index].list_data()[device]
+            state = optimizer.create_state_multi_precision(index, weight)
+            for name, array in _named(trainer._params[index].name, state).items():
+                array[:] = arrays[name]
+            updater.states[index] = state
+            updater.states_synced[index] = True
+    optimizer.num_update = updates
+    if updates:
+        ids = {context.device_id for context in trainer._contexts}
+        optimizer._all_index_update_counts.update(
+            {device_id: dict.fromkeys(learned, updates) for device_id in ids | {0}}
+        )
+        optimizer._set_current_context(0)
+
+
+def _updaters(trainer):
+    if not trainer._update_on_kvstore:
+        return trainer._updaters
+    updater = getattr(trainer._kvstore, "_updater", None)  # a server's is in another process
+    return [updater] if updater else []
+
+
+def _named(name, state) -> dict[str, mx.nd.NDArray]:
+    """The arrays of one parameter's state, which is an array, None, or a tuple of these."""
+    if state is None:
+        return {}
+    if isinstance(state, mx.nd.NDArray):
+        return {name: state}
+    parts = [_named(f"{name}.{i}", part) for i, part in enumerate(state)]
+    return {key: array for part in parts for key, array in part.items()}

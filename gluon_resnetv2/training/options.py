@@ -1,0 +1,156 @@
+"""From the words of a command line to a recipe, and to the run that goes on."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.training.recipe import Recipe, flag
+from gluon_resnetv2.training.recipes import RECIPES
+from gluon_resnetv2.training.run import default_folder
+
+
+def add_options(parser: argparse.ArgumentParser, without: Iterable[str] = ()) -> None:
+    """--recipe, --resume, and an option for every field of `Recipe`.
+
+    Only options that are given appear among the parsed ones; what is not given is the recipe's.
+
+    Args:
+        without: fields that this command has no use for.
+    """
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME|FILE",
+        help=f"{', '.join(RECIPES)}, or a recipe.json; other options override it",
+    )
+    parser.add_argument(
+        "--resume",
+        metavar="auto|RUN",
+        help="go on with the run in that folder; auto: with the one in --output, or the last of "
+        "this recipe, if there is one",
+    )
+    for field in dataclasses.fields(Recipe):
+        if field.name in without:
+            continue
+        details = {key: field.metadata[key] for key in ("help", "type", "choices")}
+        if field.metadata["flag"]:
+            action = argparse.BooleanOptionalAction
+            parser.add_argument(
+                flag(field.name), action=action, default=argparse.SUPPRESS, help=details["help"]
+            )
+            continue
+        default = field.default
+        if isinstance(default, tuple):
+            default = ",".join(f"{number:g}" for number in default)
+        if default is not None:
+            details["help"] += f" (default: {default})"
+        details["type"] = details["type"] or {"int": int, "float": float}.get(field.type, str)
+        parser.add_argument(flag(field.name), default=argparse.SUPPRESS, **details)
+
+
+def read_options(given: dict, defaults: dict | None = None) -> tuple[Recipe, bool]:
+    """The recipe that options mean, and whether to go on with a run that is there.
+
+    Args:
+        given: the options that were given, by field, and "recipe" and "resume".
+        defaults: fields that differ from `Recipe`'s where neither they nor a recipe say otherwise.
+
+    Raises:
+        UserError: there is no such recipe or run, or the run was started with other options.
+    """
+    given = dict(given)
+    name, resume = given.pop("recipe"), given.pop("resume")
+    if resume and resume != "auto":
+        return _resumed(given, name, resume), True
+    recipe = override(read_recipe(name) if name else defaults or {}, given)
+    folder = resume and (recipe.output or _last_of(recipe))
+    if folder and (Path(folder) / "recipe.json").is_file():
+        recipe = dataclasses.replace(recipe, output=str(folder))
+        started = Recipe.from_dict(read_recipe(Path(folder) / "recipe.json"))
+        return _same(started, recipe, folder), True
+    return recipe, bool(resume)
+
+
+def _resumed(given, name, folder):
+    if name:
+        raise UserError("--resume RUN has the run's own recipe; leave out --recipe")
+    path = Path(folder) / "recipe.json"
+    if not path.is_file():
+        raise UserError(f"{path} is missing; is {folder} a run's folder?")
+    if given.setdefault("output", folder) != folder:
+        raise UserError(f"--resume {folder} goes on there; leave out --output")
+    started = read_recipe(path)
+    return _same(Recipe.from_dict(started), override(started, given), folder)
+
+
+def read_recipe(name: str | Path) -> dict:
+    """The fields of the recipe called `name`, or of the one in that file.
+
+    Raises:
+        UserError: there is none, or the file is no recipe.
+    """
+    if name in RECIPES:
+        return RECIPES[name].fields
+    if not Path(name).is_file():
+        raise UserError(f"no recipe '{name}'; choose {', '.join(RECIPES)}, or name a recipe.json")
+    try:
+        fields = json.loads(Path(name).read_text(encoding="utf-8"))
+        Recipe.from_dict(fields)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    except (OSError, ValueError):
+        raise UserError(f"{name} can't be read as JSON; is it a recipe.json?") from None
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+
+
+# Fields of which one is meant where the other was: to give one takes the other back.
+EITHER = (
+    ("num_epochs", "num_steps"),
+    ("lr_steps", "lr_step_epochs"),
+    ("warmup_steps", "warmup_epochs"),
+    ("gpus", "cpus"),
+)
+
+
+def override(fields: dict, given: dict) -> Recipe:
+    """The recipe of `fields`, but for the options that were given."""
+    fields = dict(fields)
+    for pair in EITHER:
+        if set(pair) & set(given):
+            for name in pair:
+                fields.pop(name, None)
+    return Recipe(**{**fields, **given})
+
+
+def _same(started: Recipe, recipe: Recipe, folder) -> Recipe:
+    """Lets a recipe be that computes what the run in `folder` has begun to."""
+    for name, (before, now) in started.differences(recipe, machine=False).items():
+        raise UserError(
+            f"{folder} was started with {flag(name)} {_words(before)}, not {_words(now)}; leave it "
+            "so, or name a new --output"
+        )
+    return recipe
+
+
+def _words(value) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _last_of(recipe: Recipe) -> Path | None:
+    """The newest folder that a run of this recipe made for itself."""
+    first = Path(default_folder(recipe))
+    numbered = {1: first}
+    for path in first.parent.glob(f"{first.name}-*"):
+        if match := re.fullmatch(re.escape(first.name) + r"-(\d+)", path.name):
+            numbered[int(match[1])] = path
+    for _, path in sorted(numbered.items(), reverse=True):
+        if (path / "recipe.json").is_file():
+            started = Recipe.from_dict(read_recipe(path / "recipe.json"))
+            if not started.differences(recipe, machine=False):
+                return path
+    return None

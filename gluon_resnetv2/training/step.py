@@ -1,0 +1,162 @@
+"""One training step: from a batch to updated parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import mxnet as mx
+import numpy as np
+from mxnet import autograd, gluon
+
+from gluon_resnetv2.data import random_numbers
+from gluon_resnetv2.net import ResNetV2
+from gluon_resnetv2.spec import Dropout
+from gluon_resnetv2.training.devices import split
+from gluon_resnetv2.training.recipe import Recipe
+
+
+def forward_backward(net: gluon.Block, images: Sequence, losses_of: Callable, seed: int = 0):
+    """Fills the gradients of `net` with those of the losses' sum; returns losses and outputs.
+
+    Nothing here waits for the devices.
+
+    Args:
+        images: (n, C, H, W), an entry for each device.
+        losses_of: makes of the outputs, a list of logits (n, classes), a list of losses.
+        seed: unused; it is for a pass that draws the same random numbers twice.
+    """
+    with autograd.record():
+        outputs = [net(part) for part in images]
+        losses = losses_of(outputs)
+    autograd.backward(losses)
+    return losses, outputs
+
+
+def cross_entropy(
+    output: mx.nd.NDArray,
+    label: mx.nd.NDArray,
+    other: mx.nd.NDArray | None = None,
+    smoothing: float = 0.0,
+    weight: float = 1.0,
+) -> mx.nd.NDArray:
+    """The loss (n,) of logits (n, classes) whose classes are `label` (n,).
+
+    Args:
+        other, weight: where an image is mixed from two (arXiv:1710.09412): the second one's class,
+            and what the first one weighs.
+        smoothing: the part of each label that all classes share alike (arXiv:1512.00567).
+    """
+    log_probability = mx.nd.log_softmax(output)
+    loss = -log_probability.pick(label)
+    if weight < 1:
+        loss = weight * loss - (1 - weight) * log_probability.pick(other)
+    if smoothing:
+        loss = (1 - smoothing) * loss - smoothing * log_probability.mean(axis=1)
+    return loss
+
+
+class Step:
+    """What the recipe does with a batch: called with one, it makes one update.
+
+    The gradient is that of the whole batch's mean loss, over all workers, however it is split.
+    What is random depends on (seed, step, worker) alone, so that a run can go on from any step.
+
+    Attributes:
+        forward_backward: what computes the gradients; `forward_backward` with the network.
+        scaler: a `LossScaler`, or None.
+    """
+
+    def __init__(
+        self,
+        net: ResNetV2,
+        trainer: gluon.Trainer,
+        recipe: Recipe,
+        devices: Sequence[mx.Context],
+        worker: int = 0,
+    ):
+        self.trainer, self.recipe, self.devices, self.worker = trainer, recipe, devices, worker
+        self.forward_backward = partial(forward_backward, net)
+        self.scaler = None
+        self._draws = isinstance(net.spec.shortcut, Dropout) or recipe.optimizer == "sgld"
+        self._added = []  # parameters whose gradients add up over the rounds of a step
+        if recipe.accumulate > 1:
+            self._added = [p for p in net.collect_params().values() if p.grad_req != "null"]
+            for parameter in self._added:
+                parameter.grad_req = "add"
+
+    def __call__(
+        self, images: np.ndarray, labels: np.ndarray, step: int, count: int, wait: bool = False
+    ):
+        """Makes update number `step`, counted from 0, and does not wait for the devices.
+
+        Args:
+            images: (n, C, H, W), this worker's part of the batch.
+            labels: (n,).
+            count: how many images the whole batch holds.
+            wait: for the gradients, before the update. The first step after an evaluation has to:
+                oneDNN leaves convolutions' weights in a layout of its own there, training brings
+                them back when it gets round to it, and an update rounds differently on either.
+
+        Returns:
+            losses, outputs and labels: lists with an entry for each part of the batch.
+        """
+        images, others, weight = self._mix(images, labels, step)
+        scale = self.scaler.scale if self.scaler else 1
+        seed = self._seed(step)
+        losses, outputs, answers = [], [], []
+        for round_, (x, y, z) in enumerate(zip(*map(self.rounds, (images, labels, others)))):
+
+            def losses_of(logits, y=y, z=z):
+                smoothing = self.recipe.label_smoothing
+                return [cross_entropy(*of, smoothing, weight) * scale for of in zip(logits, y, z)]
+
+            if self._draws:
+                mx.random.seed(seed + round_)
+            found, logits = self.forward_backward(x, losses_of, seed=seed + round_)
+            losses += [loss / scale for loss in found]
+            outputs += logits
+            answers += y
+        if wait:
+            mx.nd.waitall()
+        self._update(count * scale)
+        return losses, outputs, answers
+
+    def rounds(self, array: np.ndarray) -> list[list[mx.nd.NDArray]]:
+        """`array`, split along its first axis, as lists with an entry for each device."""
+        count = len(self.devices)
+        parts = split(array, self.devices * self.recipe.accumulate, self._dtype(array))
+        return [parts[i : i + count] for i in range(0, len(parts), count)]
+
+    def _dtype(self, array):
+        double = self.recipe.dtype == "float64" and array.dtype == np.float32
+        return "float64" if double else array.dtype
+
+    def _mix(self, images, labels, step):
+        """Images, the classes of those mixed in, and the weight of their own."""
+        if not self.recipe.mixup:
+            return images, labels, 1.0
+        rng = random_numbers(self.recipe.seed, step, self.worker, 1)
+        weight = float(rng.beta(self.recipe.mixup, self.recipe.mixup))
+        weight = max(weight, 1 - weight)  # the same pairs, and `labels` are the larger part
+        order = rng.permutation(len(labels))
+        mixed = np.float32(weight) * images + np.float32(1 - weight) * images[order]
+        return mixed, labels[order], weight
+
+    def _seed(self, step):
+        return int(random_numbers(self.recipe.seed, step, self.worker, 0).integers(2**30))
+
+    def _update(self, count):
+        if self.scaler:
+            self.trainer.allreduce_grads()
+            if self.scaler.passed(self.trainer):
+                self.trainer.update(count)
+        else:
+            self.trainer.step(count)
+        self.forget_gradients()
+
+    def forget_gradients(self) -> None:
+        """Has gradients that add up start from zero again."""
+        if self._added:
+            gradients = [gradient for p in self._added for gradient in p.list_grad()]
+            mx.nd.reset_arrays(*gradients, num_arrays=len(gradients))
