@@ -2,23 +2,67 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import dataclass, field
+
 import numpy as np
 from mxnet import initializer
 from mxnet.gluon import HybridBlock, nn
 
+from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.spec import Conv, Gate, Spec
+
+# What a network computes in, and MXNet's word for it.
+DTYPES = {
+    "float32": "float32",
+    "float16": "float16",
+    "bfloat16": np.dtype([("bfloat16", np.uint16)]),
+}
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How a network is computed. Its parameters are the same, and float32, in every way.
+
+    Attributes:
+        dtype: of the activations. With "float32" nothing is cast, so that `Block.cast` decides.
+        sync_devices: how many devices share the statistics of each training batch.
+        key: by which they find each other; another one for every network.
+
+    Raises:
+        UserError: an unknown `dtype`, or no device.
+    """
+
+    dtype: str = "float32"
+    sync_devices: int = 1
+    key: int = field(default_factory=itertools.count().__next__, init=False)
+
+    def __post_init__(self):
+        if self.dtype not in DTYPES:
+            raise UserError(f"dtype '{self.dtype}' is unknown; choose {', '.join(DTYPES)}")
+        if self.sync_devices < 1:
+            raise UserError("sync_devices must be at least 1")
+
+    def reduce(self, F, x):
+        """`x` in `dtype`; the gradient comes back in the type of `x`."""
+        return x if self.dtype == "float32" else F.amp_cast(x, dtype=DTYPES[self.dtype])
+
+    def restore(self, F, x):
+        """`x` in float32; the gradient comes back in `dtype`."""
+        return x if self.dtype == "float32" else F.amp_cast(x, dtype="float32")
 
 
 class BatchNorm(HybridBlock):
-    """Batch normalisation over axis 1 of (N, C, H, W).
+    """Batch normalisation over axis 1 of (N, C, H, W), with float32 statistics.
 
     `gluon.nn.BatchNorm` but for its names: the statistics are `moving_mean` and `moving_var`, as
     the symbolic operator and every published symbolic ResNet call them.
     """
 
-    def __init__(self, channels, eps, momentum, scale=True, center=True, **kwargs):
+    def __init__(self, channels, eps, momentum, numerics, scale=True, center=True, **kwargs):
         super().__init__(**kwargs)
-        self._kwargs = {"eps": eps, "momentum": momentum, "axis": 1, "fix_gamma": not scale}
+        self._numerics = numerics
+        self._kwargs = {"eps": eps, "momentum": momentum, "fix_gamma": not scale}
         shape = (channels,)
         self.gamma = self.params.get("gamma", shape=shape, init="ones", **_learned(scale))
         self.beta = self.params.get("beta", shape=shape, init="zeros", **_learned(center))
@@ -30,9 +74,23 @@ class BatchNorm(HybridBlock):
         )
 
     def hybrid_forward(self, F, x, gamma, beta, moving_mean, moving_var):
-        return F.BatchNorm(x, gamma, beta, moving_mean, moving_var, name="fwd", **self._kwargs)
+        values = gamma, beta, moving_mean, moving_var
+        if self._numerics.sync_devices == 1:
+            return F.BatchNorm(x, *values, axis=1, name="fwd", **self._kwargs)
+        # It knows float32 alone. In it each device waits for the others.
+        y = F.contrib.SyncBatchNorm(
+            self._numerics.restore(F, x),
+            *values,
+            ndev=self._numerics.sync_devices,
+            key=f"{self._numerics.key}_{self.name}",
+            name="fwd",
+            **self._kwargs,
+        )
+        return self._numerics.reduce(F, y)
 
     def cast(self, dtype):
+        if self._numerics.sync_devices > 1 and np.dtype(dtype) == np.float64:
+            raise UserError("synchronised batch normalisation knows no float64; use float32")
         # Statistics of 16-bit activations are kept in 32 bits, as the operator requires.
         super().cast("float32" if dtype == "bfloat16" or np.dtype(dtype).itemsize == 2 else dtype)
 
@@ -40,6 +98,21 @@ class BatchNorm(HybridBlock):
 def _learned(yes: bool) -> dict:
     # The multiplier is for Module, which would let weight decay shrink what has no gradient.
     return {"grad_req": "write" if yes else "null", "wd_mult": float(yes)}
+
+
+class Convolution(nn.Conv2D):
+    """`gluon.nn.Conv2D` that casts what it reads to the type that the network computes in.
+
+    That is free where it is of that type already.
+    """
+
+    def __init__(self, *args, numerics, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._numerics = numerics
+
+    def hybrid_forward(self, F, x, weight, bias=None):
+        inputs = (x, weight) if bias is None else (x, weight, bias)
+        return super().hybrid_forward(F, *(self._numerics.reduce(F, value) for value in inputs))
 
 
 class PadChannels(HybridBlock):
@@ -59,15 +132,24 @@ class PadChannels(HybridBlock):
         return x if copies * self._in == self._out else F.slice_axis(x, 1, 0, self._out)
 
 
-def batch_norm(name: str, channels: int, spec: Spec) -> BatchNorm:
+def batch_norm(
+    name: str,
+    channels: int,
+    spec: Spec,
+    numerics: Numerics,
+    scale: bool = True,
+    center: bool = True,
+) -> BatchNorm:
     """The BatchNorm called `name`, with the network's eps and momentum."""
-    return BatchNorm(channels, spec.bn_eps, spec.bn_momentum, prefix=f"{name}_")
+    return BatchNorm(
+        channels, spec.bn_eps, spec.bn_momentum, numerics, scale, center, prefix=f"{name}_"
+    )
 
 
-def convolution(conv: Conv, spec: Spec) -> nn.Conv2D:
+def convolution(conv: Conv, spec: Spec, numerics: Numerics) -> Convolution:
     """The convolution that `conv` describes; a gate's bias starts where the shortcut says."""
     bias = spec.shortcut.bias if conv.bias and isinstance(spec.shortcut, Gate) else 0.0
-    return nn.Conv2D(
+    return Convolution(
         conv.out_channels,
         conv.kernel,
         strides=conv.stride,
@@ -75,6 +157,7 @@ def convolution(conv: Conv, spec: Spec) -> nn.Conv2D:
         in_channels=conv.in_channels,
         use_bias=conv.bias,
         bias_initializer=initializer.Constant(bias),
+        numerics=numerics,
         prefix=f"{conv.name}_",
     )
 

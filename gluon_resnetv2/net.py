@@ -5,7 +5,7 @@ from __future__ import annotations
 from mxnet import initializer
 from mxnet.gluon import HybridBlock, nn
 
-from gluon_resnetv2.layers import BatchNorm, batch_norm, chain, convolution
+from gluon_resnetv2.layers import Numerics, batch_norm, chain, convolution
 from gluon_resnetv2.spec import Spec, named
 from gluon_resnetv2.unit import ResidualUnit
 
@@ -16,30 +16,35 @@ class ResNetV2(HybridBlock):
     Maps images (N, in_channels, H, W) of any size to logits (N, classes). `features` is everything
     up to the pooled features (N, out_channels), `output` the classifier, as in Gluon's model zoo.
     Parameter names are those of MXNet's symbolic ResNets: `stage1_unit1_conv1_weight`.
+
+    Args:
+        spec: the architecture.
+        dtype: "bfloat16" or "float16" has the units compute in it. The parameters, the statistics,
+            the features and the logits are float32 all the same, so that every other `ResNetV2` of
+            this spec takes the parameters.
+        sync_devices: of so many devices, each normalises its part of a training batch by the
+            statistics of the whole. Every device counts the same, so the parts should be of one
+            size, and a training batch must reach all of the devices: each waits for the others.
+            Devices that are CPUs need `training.precision.check_sync`.
     """
 
-    def __init__(self, spec: Spec, prefix: str = ""):
+    def __init__(self, spec: Spec, prefix: str = "", dtype: str = "float32", sync_devices: int = 1):
         super().__init__(prefix=prefix)
         self.spec = spec
+        self.numerics = Numerics(dtype, sync_devices)
         with self.name_scope():
-            units = [ResidualUnit(unit, spec) for unit in spec.units()]
+            units = [ResidualUnit(unit, spec, self.numerics) for unit in spec.units()]
             self.features = chain([*self._stem(), *units, *self._head()])
             self.output = nn.Dense(spec.classes, in_units=spec.out_channels, prefix="fc1_")
 
     def _stem(self):
         spec = self.spec
         if spec.input_bn != "off":
-            yield BatchNorm(
-                spec.in_channels,
-                spec.bn_eps,
-                spec.bn_momentum,
-                scale=False,
-                center=spec.input_bn == "shift",
-                prefix="bn_data_",
-            )
+            learned = {"scale": False, "center": spec.input_bn == "shift"}
+            yield batch_norm("bn_data", spec.in_channels, spec, self.numerics, **learned)
         for op in spec.stem_ops:
             yield (
-                convolution(spec.stem_conv, spec)
+                convolution(spec.stem_conv, spec, self.numerics)
                 if op == "conv0"
                 else self._bn_or_relu(op, spec.channels[0])
             )
@@ -50,11 +55,14 @@ class ResNetV2(HybridBlock):
         for op in self.spec.head_ops:
             yield self._bn_or_relu(op, self.spec.out_channels)
         # The mean over the axes, not a pooling: that operator's backward pass is slow in MXNet.
-        yield nn.HybridLambda(lambda F, x: F.mean(x, axis=(2, 3), name="fwd"), prefix="pool1_")
+        yield nn.HybridLambda(
+            lambda F, x: F.mean(self.numerics.restore(F, x), axis=(2, 3), name="fwd"),
+            prefix="pool1_",
+        )
 
     def _bn_or_relu(self, op, channels):
         if op.startswith("bn"):
-            return batch_norm(op, channels, self.spec)
+            return batch_norm(op, channels, self.spec, self.numerics)
         return nn.Activation("relu", prefix=f"{op}_")
 
     @property
@@ -65,8 +73,19 @@ class ResNetV2(HybridBlock):
     def hybrid_forward(self, F, x):
         return self.output(self.features(x))
 
-    def initialize(self, init=None, *args, **kwargs):
-        """`Block.initialize`, with `he_normal()` where no initialiser is given."""
+    def initialize(self, init=None, *args, zero_last: bool = False, **kwargs):
+        """`Block.initialize`, with `he_normal()` where no initialiser is given.
+
+        Args:
+            zero_last: start every unit as its shortcut, by a zero in F(x)'s last layer (Goyal et
+                al., arXiv:1706.02677): the convolution, or the gamma of a BN after it.
+
+        Raises:
+            UserError: `zero_last` for units that would never learn.
+        """
+        if zero_last:
+            for unit in self.units:
+                unit.last.init = "zeros"
         super().initialize(init or he_normal(), *args, **kwargs)
 
 

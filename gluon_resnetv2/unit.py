@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from mxnet.gluon import HybridBlock, nn
+from mxnet.gluon import HybridBlock, Parameter, nn
 
-from gluon_resnetv2.layers import PadChannels, batch_norm, chain, convolution
+from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.layers import (
+    BatchNorm,
+    Convolution,
+    Numerics,
+    PadChannels,
+    batch_norm,
+    chain,
+    convolution,
+)
 from gluon_resnetv2.spec import Dropout, Gate, Scale, Spec, Unit
 
 
@@ -14,15 +23,17 @@ class ResidualUnit(HybridBlock):
     Reads (N, in_channels, H, W), writes (N, out_channels, ceil(H / stride), ceil(W / stride)).
     """
 
-    def __init__(self, unit: Unit, spec: Spec):
+    def __init__(self, unit: Unit, spec: Spec, numerics: Numerics):
         super().__init__(prefix=f"{unit.name}_")
         self.unit = unit
+        self.numerics = numerics
         self.shortcut = spec.shortcut
+        self.has_shortcut = spec.has_shortcut
         with self.name_scope():
-            blocks = {conv.name: convolution(conv, spec) for conv in unit.convs}
+            blocks = {conv.name: convolution(conv, spec, numerics) for conv in unit.convs}
             for op in unit.pre + unit.body + unit.after:
                 if op.startswith("bn"):
-                    blocks[op] = batch_norm(op, unit.bn_channels(op), spec)
+                    blocks[op] = batch_norm(op, unit.bn_channels(op), spec, numerics)
                 elif op.startswith("relu"):
                     blocks[op] = nn.Activation("relu", prefix=f"{op}_")
             self.pre = chain([blocks[op] for op in unit.pre])
@@ -30,7 +41,7 @@ class ResidualUnit(HybridBlock):
             self.after = chain([blocks[op] for op in unit.after])
             self.widen = chain(self._widening(spec))
             if unit.gate:
-                self.gate = convolution(unit.gate, spec)
+                self.gate = convolution(unit.gate, spec, numerics)
             if isinstance(self.shortcut, Dropout):
                 self.dropout = nn.Dropout(self.shortcut.p, prefix="dropout_")
 
@@ -38,13 +49,31 @@ class ResidualUnit(HybridBlock):
         """What fits the shortcut to the shape of F(x): nothing where it fits already."""
         unit = self.unit
         if unit.projection:
-            blocks = [convolution(unit.projection, spec)]
+            blocks = [convolution(unit.projection, spec, self.numerics)]
             if unit.projection_bn:
-                blocks.append(batch_norm("scbn", unit.out_channels, spec))
+                blocks.append(batch_norm("scbn", unit.out_channels, spec, self.numerics))
             return blocks
         if unit.stride > 1 or unit.in_channels != unit.out_channels:
             return [PadChannels(unit.in_channels, unit.out_channels, unit.stride, prefix="pad_")]
         return []
+
+    @property
+    def last(self) -> Parameter:
+        """The parameter with which F(x) becomes zero and can grow again: the weight of the last
+        convolution, or the gamma of a batch normalisation after it.
+
+        Raises:
+            UserError: F ends in a ReLU, which passes no gradient at zero, or there is no shortcut.
+        """
+        block = self.body[-1]
+        if self.has_shortcut and isinstance(block, Convolution):
+            return block.weight
+        if self.has_shortcut and isinstance(block, BatchNorm):
+            return block.gamma
+        raise UserError(
+            "units that start as their shortcuts need one, and another order than relu_before_add: "
+            "leave out zero_last"
+        )
 
     def hybrid_forward(self, F, x):
         activated = self.pre(x)
@@ -66,6 +95,8 @@ class ResidualUnit(HybridBlock):
             shortcut = shortcut * (1 - gate)
             residual = residual * gate if kind.exclusive else residual
         elif isinstance(kind, Dropout):
-            shortcut = self.dropout(shortcut)
+            # MXNet has no dropout of bfloat16.
+            shortcut = self.dropout(self.numerics.restore(F, shortcut))
+            shortcut = self.numerics.reduce(F, shortcut)
         # The convolution's output comes first: MXNet 1.9.1 cannot fuse the sum the other way round.
         return residual + shortcut
