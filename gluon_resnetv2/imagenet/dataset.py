@@ -1,0 +1,244 @@
+"""ImageNet as training and evaluation see it, whatever holds the files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from gluon_resnetv2 import runtime
+from gluon_resnetv2.data import normalise, num_batches, random_numbers
+from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.imagenet.augment import Augmentation
+from gluon_resnetv2.imagenet.folder import Folder
+from gluon_resnetv2.imagenet.images import centre_crop, read
+from gluon_resnetv2.imagenet.iterator import batch_ends, rebatch, training_chunks
+from gluon_resnetv2.imagenet.records import Records
+
+# Of each channel over the training images of ILSVRC 2012, in 0..255: the numbers that
+# fb.resnet.torch, torchvision and GluonCV share.
+MEAN = (123.675, 116.28, 103.53)
+STD = (58.395, 57.12, 57.375)
+
+
+def load(
+    data_dir: str | os.PathLike,
+    *,
+    image_size: int = 224,
+    test_size: int | None = None,
+    crop: float = 0.875,
+    augmentation: str = "scale",
+    colour: bool = True,
+    mean: tuple[float, float, float] = MEAN,
+    std: tuple[float, float, float] = STD,
+    threads: int | None = None,
+) -> ImageNet:
+    """The data set in `data_dir`, for training and evaluation.
+
+    Either part is a RecordIO file, train.rec and val.rec with .idx and .lst as `pack` writes them,
+    or else a folder, train/CLASS/*.JPEG and val/CLASS/*.JPEG. Classes are numbered in the order of
+    their names in the training part; that of the other part are a subset.
+
+    Args:
+        image_size: height and width of the training crops in pixels.
+        test_size: of the evaluation crops; `image_size` by default. [v2], Table 5 uses 320 as well.
+        crop: the part of the shorter side that an evaluation crop keeps: the shorter side is scaled
+            to test_size / crop, 256 for 224 and 366 for 320.
+        augmentation: "scale" or "scale-aspect", as in `Augmentation`.
+        colour: whether training adds random light.
+        mean, std: of each channel, 0..255; ImageNet's by default.
+        threads: that decode; one per CPU by default.
+
+    Raises:
+        UserError: nothing that can be read there, or an option out of range.
+    """
+    root, test_size = Path(data_dir), test_size or image_size
+    if min(image_size, test_size) < 1 or not 0 < crop <= 1:
+        raise UserError("image_size and test_size must be at least 1, and crop above 0 up to 1")
+    return ImageNet(
+        train=_part(root, "train"),
+        test=_part(root, "val"),
+        augmentation=Augmentation(augmentation, image_size, colour),
+        test_size=test_size,
+        crop=crop,
+        mean=mean,
+        std=std,
+        threads=threads or runtime.cpus(),
+    )
+
+
+def _part(root: Path, name: str) -> Folder | Records:
+    if (root / f"{name}.rec").exists():
+        return Records(root / f"{name}.rec")
+    if (root / name).is_dir():
+        return Folder(root / name)
+    raise UserError(f"{root} has neither {name}.rec nor a folder {name}; name another --data-dir")
+
+
+class ImageNet:
+    """Training and test images, decoded as they are needed.
+
+    Attributes:
+        name: "imagenet".
+        classes: the classes' names.
+        mean, std: of each channel, 0 to 255, by which images are normalised.
+        image_shape: (3, height, width) of an evaluated image.
+        train_count, test_count: numbers of images.
+        test_size, crop: as `load` takes them.
+
+    Raises:
+        UserError: the test images have a class that the training images lack.
+    """
+
+    name = "imagenet"
+
+    def __init__(self, train, test, augmentation, test_size, crop, mean, std, threads):
+        self._train, self._test, self._augmentation = train, test, augmentation
+        self.classes = train.classes
+        self._train_numbers = dict(zip(train.class_labels, range(len(train.classes))))
+        self._test_numbers = _numbers(train, test)
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.image_shape = (3, test_size, test_size)
+        self._train_shape = (3, augmentation.size, augmentation.size)
+        self.train_count, self.test_count = len(train), len(test)
+        self.test_size, self.crop = test_size, crop
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        train: bool = False,
+        seed: int = 0,
+        epoch: int = 0,
+        devices: int = 1,
+        start: int = 0,
+        worker: int = 0,
+        workers: int = 1,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """One pass over the training images, shuffled and augmented, or over the test images.
+
+        What a training step gets depends on (seed, epoch, step) alone, whatever the number of
+        threads. From folders, each image has random numbers of its own in each epoch, and steps
+        left out cost nothing. From RecordIO they are read all the same, and the module `iterator`
+        says what is random.
+
+        Args:
+            batch_size: images per batch, over all devices and workers.
+            train: the training images rather than the test images, which come in order, each once.
+            devices: among how many a worker's batch will be split.
+            start: steps to leave out.
+            worker, workers: which part of every batch to read. All workers get equally many
+                training batches.
+
+        Yields:
+            images: float32 (n, 3, size, size), normalised by mean and std.
+            labels: int32 (n,).
+
+        Raises:
+            UserError: at once: batches too small for the devices, or from RecordIO not divisible
+                among the workers, or images there that can't be decoded. From folders such an image
+                raises with its batch.
+        """
+        if not train:
+            return self._test_batches(batch_size, start, worker, workers)
+        steps = num_batches(self.train_count, batch_size, devices * workers)
+        if isinstance(self._train, Folder):
+            order = random_numbers(seed, epoch).permutation(self.train_count)
+            batches = np.split(order, np.arange(1, steps) * batch_size)[start:]
+            return (
+                self._from_folder(np.array_split(rows, workers)[worker], seed, epoch)
+                for rows in batches
+            )
+        self._train.check(self._pool)
+        ends = batch_ends(self.train_count, batch_size, steps, devices, worker, workers)
+        seeds = random_numbers(seed, epoch).integers(0, 2**30, 2).tolist()
+        chunks = training_chunks(
+            self._train, self._augmentation, seeds, self._threads, worker, workers
+        )
+        return (self._from_records(*batch) for batch in rebatch(chunks, ends, start))
+
+    def views(
+        self, count: int, make: Callable[[Image.Image], list[Image.Image]]
+    ) -> Iterator[tuple[list[list[np.ndarray]], np.ndarray]]:
+        """The test images in order, `count` at a time, each in several views.
+
+        Args:
+            make: what the views of an image are, such as `images.ten_crops`.
+
+        Yields:
+            views: for each image, its views: float32 (3, H, W), normalised by mean and std.
+            labels: int32 (count,), fewer at the end.
+
+        Raises:
+            UserError: an image can't be decoded.
+        """
+        for first in range(0, self.test_count, count):
+            yield self._views(range(first, min(first + count, self.test_count)), make)
+
+    def _views(self, rows, make):
+        def one(row):
+            image, label = read(self._test, row)
+            views = [self._normalise(np.asarray(view), self.mean) for view in make(image)]
+            return views, _number(self._test_numbers, label, self._test)
+
+        views, labels = zip(*self._pool.map(one, rows))
+        return list(views), np.array(labels, np.int32)
+
+    def _test_batches(self, batch_size, start, worker, workers):
+        make = partial(centre_crop, size=self.test_size, crop=self.crop)
+        for first in range(start * batch_size, self.test_count, batch_size):
+            batch = range(first, min(first + batch_size, self.test_count))
+            rows = np.array_split(batch, workers)[worker]
+            if len(rows):
+                views, labels = self._views(rows, make)
+                yield np.stack([view for (view,) in views]), labels
+
+    def _from_folder(self, rows, seed, epoch):
+        images = np.empty((len(rows), *self._train_shape), np.float32)
+
+        def fill(place):
+            row = rows[place]
+            image, _ = read(self._train, row)
+            pixels, light = self._augmentation(image, random_numbers(seed, epoch, row))
+            images[place] = self._normalise(pixels, self.mean - light)
+
+        for _ in self._pool.map(fill, range(len(rows))):
+            pass  # raises what a thread raised
+        return images, self._train.labels[rows]
+
+    def _from_records(self, images, labels):
+        numbers = [_number(self._train_numbers, label, self._train) for label in labels.tolist()]
+        mean, std = (
+            np.reshape(three, (3, 1, 1)).astype(np.float32) for three in (self.mean, self.std)
+        )
+        images = np.subtract(images, mean, dtype=np.float32)
+        images /= std
+        return images, np.array(numbers, np.int32)
+
+    def _normalise(self, pixels, mean):
+        return normalise(pixels[None], mean, self.std)[0]
+
+
+def _numbers(train, test) -> dict[int, int]:
+    """The class of each label that test images may bear; by name, where both have names."""
+    if not (train.named and test.named):
+        return dict(zip(train.class_labels, range(len(train.classes))))
+    unknown = sorted(set(test.classes) - set(train.classes))
+    if unknown:
+        raise UserError(f"the test images have class {unknown[0]}, which no training image has")
+    return {
+        label: train.classes.index(name) for label, name in zip(test.class_labels, test.classes)
+    }
+
+
+def _number(numbers, label, source):
+    if label not in numbers:
+        raise UserError(f"{source.path} has an image of label {label:g}, which no class has")
+    return numbers[label]

@@ -1,0 +1,35 @@
+"""Doing something with very many images, and telling how far it is."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+SECONDS_APART = 30  # of the lines that a log gets
+AT_ONCE = 4096  # images under way, where all at once would fill the memory
+
+
+def in_turn(pool: ThreadPoolExecutor, function: Callable[[int], T], count: int) -> Iterator[T]:
+    """What `function` gives for 0 .. count - 1, in order."""
+    for first in range(0, count, AT_ONCE):
+        yield from pool.map(function, range(first, min(first + AT_ONCE, count)))
+
+
+def told(items: Iterable[T], what: str, count: int) -> Iterator[T]:
+    """The `count` items, with a bar on a terminal, or a line now and then in a log."""
+    if sys.stderr.isatty():
+        yield from tqdm(items, what, total=count, unit="image")
+        return
+    spoke = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        if time.monotonic() - spoke >= SECONDS_APART or done == count:
+            spoke = time.monotonic()
+            print(f"{what}: {done}/{count} images", file=sys.stderr, flush=True)

@@ -1,0 +1,306 @@
+"""Reading and evaluating ImageNet from folders and RecordIO, against plain Python loops."""
+
+from __future__ import annotations
+
+import shutil
+
+import mxnet as mx
+import numpy as np
+import pytest
+from PIL import Image
+
+from gluon_resnetv2 import get_model, imagenet
+from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.imagenet.images import NoImage, decode
+from tests.common import randomise
+from tests.imagenet_tree import (
+    CLASSES,
+    corrupt,
+    files,
+    make_tree,
+    normalised,
+    rgb,
+    scaled,
+    write_rec,
+)
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    return make_tree(tmp_path_factory.mktemp("tree"))
+
+
+@pytest.fixture(scope="module")
+def packed(tree, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("packed")
+    for part in ("train", "val"):
+        imagenet.pack(tree / part, folder / f"{part}.rec")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def net():
+    net = get_model("preact8", classes=len(CLASSES))
+    devices = [mx.cpu(i) for i in range(3)]
+    randomise(net)
+    net.collect_params().reset_ctx(devices)
+    net.hybridize(static_alloc=True)
+    return net
+
+
+def centre(path, size, shorter):
+    image = scaled(rgb(path), shorter)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return [image.crop((left, top, left + size, top + size))]
+
+
+def ten(path, size, shorter):
+    image = scaled(rgb(path), shorter)
+    crops = centre(path, size, shorter)
+    for left in (0, image.width - size):
+        for top in (0, image.height - size):
+            crops.append(image.crop((left, top, left + size, top + size)))
+    return crops + [crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for crop in crops]
+
+
+def several(path, sides):
+    return [scaled(rgb(path), side) for side in sides]
+
+
+def plain_loop(net, part, views):
+    """One image after the other, one view after the other, on one device."""
+    wrong = wrong5 = loss = images = 0
+    for label, path in files(part):
+        score = 0
+        for view in views(path):
+            logits = net(mx.nd.array(normalised(view))).asnumpy()[0].astype(np.float64)
+            score = score + np.exp(logits) / np.exp(logits).sum()
+        score = score / len(views(path))
+        ranked = sorted(range(len(score)), key=lambda i: -score[i])
+        wrong += ranked[0] != label
+        wrong5 += label not in ranked[:5]
+        loss -= np.log(score[label])
+        images += 1
+    return 100 * wrong / images, 100 * wrong5 / images, loss / images, images
+
+
+# What to evaluate, and the same for the plain loop. 37 and 55 are 32 and 48 over 0.875.
+WAYS = {
+    "centre": ({}, lambda path: centre(path, 32, 37)),
+    "larger": ({"size": 48}, lambda path: centre(path, 48, 55)),
+    "ten": ({"crops": 10}, lambda path: ten(path, 32, 37)),
+    "scales": ({"scales": (28, 32, 48)}, lambda path: several(path, (28, 32, 48))),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_evaluation_is_a_plain_loop(tree, packed, net, way):
+    options, views = WAYS[way]
+    error, error5, loss, images = plain_loop(net, tree / "val", views)
+    assert 0 < error5 < error < 100, "a network that tells nothing would show nothing"
+    for data_dir in (tree, packed):
+        dataset = imagenet.load(data_dir, image_size=SIZE)
+        for devices in (1, 3):
+            found = imagenet.evaluate(
+                net, dataset, [mx.cpu(i) for i in range(devices)], batch_size=7, **options
+            )
+            assert found["images"] == images
+            assert found["error"] == pytest.approx(error)
+            assert found["error5"] == pytest.approx(error5)
+            assert found["loss"] == pytest.approx(loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+@pytest.mark.parametrize("way", WAYS)
+def test_every_view_is_computed_once(tree, way, devices):
+    options, views = WAYS[way]
+    expected = [normalised(view) for _, path in files(tree / "val") for view in views(path)]
+    seen, done = [], []
+
+    def spy(images):
+        assert len(images) <= 7
+        seen.extend(np.round(images.asnumpy().astype(np.float64).sum(axis=(1, 2, 3)), 0))
+        return mx.nd.zeros((len(images), len(CLASSES)), ctx=images.context)
+
+    dataset = imagenet.load(tree, image_size=SIZE)
+    contexts = [mx.cpu(i) for i in range(devices)]
+    imagenet.evaluate(spy, dataset, contexts, batch_size=7, progress=done.append, **options)
+    np.testing.assert_allclose(sorted(seen), sorted(view.sum() for view in expected), atol=1)
+    assert sum(done) == len(files(tree / "val"))
+
+
+def test_choices_that_exclude_each_other(tree, net):
+    dataset = imagenet.load(tree, image_size=SIZE)
+    for options in ({"crops": 5}, {"crops": 10, "scales": (32,)}):
+        with pytest.raises(UserError, match="choose"):
+            imagenet.evaluate(net, dataset, [mx.cpu()], 8, **options)
+
+
+def test_test_batches_are_what_pillow_makes(tree, packed):
+    dataset = imagenet.load(tree, image_size=16, test_size=SIZE)
+    batches = list(dataset.batches(7))
+    expected = files(tree / "val")
+    assert [len(labels) for _, labels in batches] == [7, 7, 7, 4]
+    images, labels = (np.concatenate(parts) for parts in zip(*batches))
+    assert (images.dtype, labels.dtype) == (np.float32, np.int32)
+    assert labels.tolist() == [label for label, _ in expected]
+    for image, (_, path) in zip(images, expected):
+        (view,) = centre(path, 32, 37)
+        np.testing.assert_allclose(image, normalised(view)[0], atol=1e-5)
+    # RecordIO gives the same bits.
+    other = imagenet.load(packed, image_size=16, test_size=SIZE)
+    for found, wanted in zip(other.batches(7), batches):
+        for left, right in zip(found, wanted):
+            np.testing.assert_array_equal(left, right)
+    assert (dataset.classes, dataset.train_count) == (CLASSES, 31)
+    assert (other.classes, other.train_count) == (CLASSES, 31)
+    assert dataset.image_shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_share_the_test_images(tree, workers):
+    dataset = imagenet.load(tree, image_size=16)
+    whole = np.concatenate([images for images, _ in dataset.batches(8)])
+    count = 0
+    for worker in range(workers):
+        for images, _ in dataset.batches(8, worker=worker, workers=workers):
+            assert len(images)
+            for image in images:
+                assert (image == whole).all(axis=(1, 2, 3)).sum() == 1
+            count += len(images)
+    assert count == len(whole)
+
+
+@pytest.fixture
+def mine(tree, tmp_path):
+    """A copy that a test may change."""
+    return shutil.copytree(tree, tmp_path / "mine")
+
+
+def test_a_corrupted_file_is_named(mine):
+    bad = corrupt(mine / "val" / "cat" / "1.JPEG")
+    dataset = imagenet.load(mine, image_size=16)
+    with pytest.raises(UserError, match=f"^{bad} can't be read as an image"):
+        list(dataset.batches(8))
+    (mine / "train" / "fox" / "2.JPEG").write_bytes(b"no image")
+    with pytest.raises(
+        UserError, match=r"train/fox/2.JPEG is no image of a kind that is read: JPEG,"
+    ):
+        list(dataset.batches(8, train=True))
+
+
+def test_a_corrupted_record_is_named(mine, tmp_path):
+    for part in ("train", "val"):
+        items = [(label, path.read_bytes()) for label, path in files(mine / part)]
+        items[11] = (2, b"no image")
+        write_rec(tmp_path / f"{part}.rec", items)
+    (tmp_path / "val.lst").write_text("11\t2\tsome/cat.JPEG\n")
+    dataset = imagenet.load(tmp_path, image_size=16)
+    with pytest.raises(UserError, match=r"/val.rec, record 11 \(some/cat.JPEG\) is no image"):
+        list(dataset.batches(8))
+    with pytest.raises(UserError, match=r"1 of 31 images .* /.*/train.rec, record 11 is no image"):
+        dataset.batches(8, train=True)
+
+
+def test_a_broken_record_file_is_told(packed, tmp_path):
+    copy = shutil.copytree(packed, tmp_path / "copy")
+    rec = copy / "val.rec"
+    data = bytearray(rec.read_bytes())
+    data[:4] = b"oops"  # the first record's magic number; which image that is, the list says
+    rec.write_bytes(data)
+    with pytest.raises(UserError, match=r"val.rec, record \d+ \(\w+/\d.\w+\) is broken"):
+        list(imagenet.load(copy, image_size=16).batches(8))
+    rec.write_bytes(data[:100])
+    with pytest.raises(UserError, match=r"val.idx does not belong to .*val.rec"):
+        imagenet.load(copy)
+    (copy / "val.idx").unlink()
+    with pytest.raises(UserError, match=r"val.idx is missing"):
+        imagenet.load(copy)
+
+
+@pytest.mark.parametrize("name", ["ape/0.JPEG", "bee/0.JPEG", "cat/9.PNG", "dog/0.JPEG"])
+def test_images_are_decoded_as_the_iterator_does(tree, tmp_path, name):
+    """Greyscale, CMYK, PNG and one that has to be turned."""
+    data = (tree / "train" / name).read_bytes()
+    path, image = write_rec(tmp_path / "one.rec", [(0, data)]), decode(data)
+    found = mx.io.ImageRecordIter(
+        path_imgrec=str(path),
+        path_imgidx=str(path.with_suffix(".idx")),
+        data_shape=(3, image.height, image.width),
+        batch_size=1,
+        verbose=False,
+    ).next()
+    pixels = found.data[0].asnumpy()[0].transpose(1, 2, 0)
+    np.testing.assert_allclose(np.asarray(image), pixels, atol=1)  # CMYK is rounded otherwise
+
+
+def test_deep_pixels_are_refused(tmp_path):
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.full((9, 9), 40000, np.uint16)).save(path)
+    with pytest.raises(NoImage, match=r"can't be read .* not of 8 bits"):
+        decode(path.read_bytes())
+
+
+def test_classes_are_matched_by_name(mine, packed, tmp_path):
+    """A part that was packed without some classes has other labels for the rest."""
+    for name in ("ape", "cat"):
+        shutil.rmtree(mine / "val" / name)
+    expected = [CLASSES.index(path.parent.name) for _, path in files(mine / "val")]
+    kept = ["fox", "eel", "bee", "dog"]
+    names = [path.relative_to(mine / "val") for _, path in files(mine / "val")]
+    own = [kept.index(name.parent.name) for name in names]
+    data = [(mine / "val" / name).read_bytes() for name in names]
+    write_rec(tmp_path / "val.rec", list(zip(own, data)))
+    lines = [
+        f"{key}\t{float(label)}\t{name}\n" for key, (label, name) in enumerate(zip(own, names))
+    ]
+    (tmp_path / "val.lst").write_text("".join(lines))
+    for suffix in (".rec", ".idx", ".lst"):
+        shutil.copy(packed / f"train{suffix}", tmp_path)
+    for data_dir in (mine, tmp_path):
+        labels = [labels for _, labels in imagenet.load(data_dir, image_size=16).batches(8)]
+        assert np.concatenate(labels).tolist() == expected
+
+    (mine / "val" / "bee").rename(mine / "val" / "gnu")
+    with pytest.raises(UserError, match="class gnu, which no training image has"):
+        imagenet.load(mine)
+
+
+def test_without_a_list_classes_are_numbers(packed, tmp_path, capsys):
+    copy = shutil.copytree(packed, tmp_path / "copy")
+    for part in ("train", "val"):
+        (copy / f"{part}.lst").unlink()
+    dataset = imagenet.load(copy, image_size=16)
+    assert dataset.classes == ("0", "1", "2", "3", "4", "5")
+    assert "train.rec: classes are named by number" in capsys.readouterr().err
+    labels = [
+        np.concatenate([y for _, y in imagenet.load(d, image_size=16).batches(8)])
+        for d in (copy, packed)
+    ]
+    np.testing.assert_array_equal(*labels)
+
+
+def test_labels_are_whole_numbers(tree, packed, tmp_path):
+    copy = shutil.copytree(packed, tmp_path / "copy")
+    (copy / "val.lst").unlink()
+    data = (tree / "val" / "ape" / "0.JPEG").read_bytes()
+    for label in (1.5, float("nan")):
+        write_rec(copy / "val.rec", [(0, data), (label, data)])
+        with pytest.raises(UserError, match=r"val.rec, record 1 has not one whole number"):
+            imagenet.load(copy)
+
+
+def test_missing_parts_are_named(tree, tmp_path):
+    with pytest.raises(UserError, match=r"has neither train.rec nor a folder train"):
+        imagenet.load(tmp_path)
+    (tmp_path / "train").mkdir()
+    with pytest.raises(UserError, match=r"train has no folders of images"):
+        imagenet.load(tmp_path)
+    (tmp_path / "train" / "ape").mkdir()
+    with pytest.raises(UserError, match=r"train/ape has no images"):
+        imagenet.load(tmp_path)
+    for options in ({"crop": 1.5}, {"image_size": 0}, {"augmentation": "scal"}):
+        with pytest.raises(UserError):
+            imagenet.load(tree, **options)
