@@ -41,6 +41,8 @@ EARLY_SECONDS = 5  # within which all workers end, where one ends before its tra
 LOST_SECONDS = 3  # from a broken connection to the end of its process, which tells more
 KILL_SECONDS = 5  # from being told to end to being killed
 
+_saying = threading.Lock()  # print writes a line and its end one after the other
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `launch`."""
@@ -114,7 +116,7 @@ def _resume(options) -> str:
 def _say(line: str, stream=None) -> None:
     stream = stream or sys.stderr
     clear = "\r\033[K" if stream.isatty() else ""  # worker 0's progress bar may be on the line
-    with contextlib.suppress(OSError, ValueError):  # nobody reads any more
+    with _saying, contextlib.suppress(OSError, ValueError):  # nobody reads any more
         print(f"{clear}{line}", file=stream, flush=True)
 
 

@@ -142,10 +142,17 @@ def join() -> None:
     os.execvp(role["command"][0], role["command"])
 
 
+def _fail(unraisable) -> None:
+    """Ends a server whose optimiser fails; Python ignores errors in functions that C has called."""
+    sys.__unraisablehook__(unraisable)
+    os._exit(1)
+
+
 def main() -> None:
     if sys.argv[1:] == ["join"]:
         join()
     start()
+    sys.unraisablehook = _fail
     import mxnet  # noqa: F401  # serves within the import, by DMLC_ROLE, and exits
 
 

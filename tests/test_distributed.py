@@ -1,0 +1,503 @@
+"""Workers, their launcher and supervisor, with real processes on loopback.
+
+Where only the supervision is tested, a module `mxnet` that waits for ever, as ps-lite does without
+its peers, takes the place of MXNet in the scheduler and the servers.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gluon_resnetv2 import cli
+from gluon_resnetv2.distributed import launch, watch
+from gluon_resnetv2.distributed import workers as workers_module
+from gluon_resnetv2.distributed.workers import Workers, connect
+from gluon_resnetv2.errors import UserError
+from tests import distributed_training
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAINING = (sys.executable, str(ROOT / "tests" / "distributed_training.py"))
+PATIENCE = 120  # seconds for anything to happen on a machine that does a lot else
+BOUND = 60  # seconds in which a job has to end after a death
+
+# In place of MXNet: says that it is there, and waits as ps-lite does, where no Python runs.
+WAITS = """
+import ctypes, sys
+print("up", sys.modules["__main__"].role, flush=True)
+while True:
+    ctypes.CDLL(None).pause()
+"""
+
+# In place of the training.
+WORKER = """
+import ctypes, os, signal, sys
+from pathlib import Path
+from gluon_resnetv2.distributed import watch
+
+what, rank, log = sys.argv[1], os.environ["GLUON_RESNETV2_ROLE"][-1], Path(sys.argv[2])
+with log.open("a") as lines:
+    lines.write(rank)
+if what == "fail" and rank == "1":
+    sys.exit("no such thing")
+watch.start()
+watch.tell(connected=True)
+if what == "abort" and log.read_text().count(rank) == 1:
+    os.abort()
+if what != "fail":
+    watch.tell(up=True)
+if what == "die" and rank == "1" and log.read_text().count(rank) == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+if what in ("abort", "die"):
+    watch.tell(done=True)
+    sys.exit()
+if what == "early" and rank == "1":
+    sys.exit()
+stopped = []
+signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+print("up", watch.role, os.environ["DMLC_NODE_HOST"], watch.TOKEN in os.environ, flush=True)
+while not stopped:
+    ctypes.CDLL(None).pause()
+print("stopped", flush=True)
+watch.tell(done=True)
+"""
+
+
+UNKNOWN_TO_SERVERS = """
+import gluon_resnetv2
+import mxnet as mx
+from gluon_resnetv2.distributed.server_optimizer import ServerOptimizer
+from gluon_resnetv2.distributed.workers import connect
+
+def rate(step):
+    return 0.1
+
+with connect("dist_async") as workers:
+    workers.store.set_optimizer(ServerOptimizer(mx.optimizer.SGD(), rate, 1))
+    workers.barrier()
+"""
+
+
+class Launched:
+    """`python -m gluon_resnetv2 launch` and what it prints."""
+
+    def __init__(self, *words, **variables):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "gluon_resnetv2", "launch", *map(str, words)],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.lines = {"stdout": [], "stderr": []}
+        self._news = queue.Queue()
+        self._readers = [
+            threading.Thread(target=self._read, args=(name,), daemon=True) for name in self.lines
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, name):
+        with getattr(self.process, name) as pipe:
+            for line in pipe:
+                self.lines[name].append(line.rstrip())
+                self._news.put(line)
+        self._news.put(None)
+
+    def wait_for(self, words, count=1):
+        """Returns the lines with `words` in them, when there are so many."""
+        while True:
+            found = [line for lines in self.lines.values() for line in lines if words in line]
+            if len(found) >= count:
+                return found
+            assert self._news.get(timeout=PATIENCE), f"ended without {words}: {self.lines}"
+
+    def children(self):
+        """Role and process id of everything that was started."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                parent = (folder / "stat").read_text().rsplit(")", 1)[1].split()[1]
+                variables = (folder / "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            roles = [
+                v.decode()[len(watch.ROLE) + 1 :] for v in variables if watch.ROLE.encode() in v
+            ]
+            if int(parent) == self.process.pid and roles:
+                found[roles[0]] = int(folder.name)
+        return found
+
+    def end(self, timeout=PATIENCE):
+        """The exit status, and the seconds until then."""
+        started = time.monotonic()
+        status = self.process.wait(timeout)
+        seconds = time.monotonic() - started
+        for reader in self._readers:
+            reader.join(timeout)
+        return status, seconds
+
+    def errors(self):
+        return [line for line in self.lines["stderr"] if "error: " in line]
+
+
+def gone(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Starts jobs, and ends what is left of them."""
+    started = []
+
+    def start(*words, **variables):
+        started.append(Launched(*words, **variables))
+        return started[-1]
+
+    yield start
+    for launched in started:
+        children = launched.children()
+        launched.process.kill()
+        launched.process.wait()
+        for pid in children.values():
+            if not gone(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def stand_in(job, tmp_path):
+    """Starts jobs without MXNet: two workers that do what is asked of them in a word."""
+    (tmp_path / "modules" / "mxnet").mkdir(parents=True)
+    (tmp_path / "modules" / "mxnet" / "__init__.py").write_text(WAITS)
+    (tmp_path / "worker.py").write_text(WORKER)
+    path = f"{tmp_path / 'modules'}{os.pathsep}{ROOT}"
+
+    def start(what, *options, **variables):
+        command = (sys.executable, tmp_path / "worker.py", what, tmp_path / "log")
+        variables.setdefault("PYTHONPATH", path)
+        return job("--workers", 2, *options, "--", *command, **variables)
+
+    return start
+
+
+def options(*words):
+    parser = cli.Parser(prog="launch")
+    launch.add_options(parser)
+    return parser.parse_args([str(word) for word in words])
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--workers", 0), "--workers must be at least 1"),
+        (("--workers", 2, "--servers", 0), "--servers must be at least 1"),
+        (("--workers", 2, "--restarts", -1), "--restarts must be at least 0"),
+        (("--workers", 2, "--launcher", "ssh"), "needs --hosts"),
+        (("--workers", 2, "--hosts", "here"), "--hosts goes with"),
+        (("--workers", 2, "--launcher", "ssh", "--hosts", "/no/such"), "/no/such: No such file"),
+        (("--workers", 2, "--launcher", "ssh", "--hosts", os.devnull), "names no machine"),
+        (("--workers", 2, "--launcher", "none", "--address", ":1"), "--address needs HOST"),
+        (("--workers", 2, "--launcher", "none", "--address", "a:b"), "--address needs HOST"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(words, named, monkeypatch):
+    monkeypatch.setattr(launch.shutil, "which", lambda name: name)
+    with pytest.raises(UserError) as refused:
+        launch.main(options(*words, "--", "true"))
+    assert named in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_command_that_is_not_there_is_refused():
+    with pytest.raises(UserError, match="no command no-such-command"):
+        launch.main(options("--workers", 2, "--", "no-such-command"))
+
+
+def test_hosts_are_read_as_mxnet_and_mpirun_write_them(tmp_path):
+    (tmp_path / "hosts").write_text("one\n\n# a comment\ntwo:2222\nthree slots=4\n")
+    assert launch._read_hosts(tmp_path / "hosts") == [("one", ""), ("two", "2222"), ("three", "")]
+
+
+@pytest.mark.parametrize(
+    ("variable", "kv_store", "named"),
+    [
+        (None, "dist_sync", "gluon_resnetv2 launch"),
+        (None, "horovod", "horovodrun"),
+        ("DMLC_ROLE", "device", "use dist_sync"),
+        ("DMLC_ROLE", "horovod", "use dist_sync"),
+    ],
+)
+def test_a_store_that_does_not_fit_the_launch_is_refused(variable, kv_store, named, monkeypatch):
+    monkeypatch.delenv("DMLC_ROLE", raising=False)
+    if variable:
+        monkeypatch.setenv(variable, "worker")
+    with pytest.raises(UserError, match=named):
+        connect(kv_store)
+
+
+def test_one_worker_alone_has_its_own_sums():
+    with connect("device") as workers:
+        values = [np.float32([[1, 2]]), np.array(3)]
+        for together in (workers.sum, workers.mean, workers.broadcast):
+            found = together(values)
+            assert [a.dtype for a in found] == [a.dtype for a in values]
+            assert all(np.array_equal(*pair) for pair in zip(found, values))
+        assert workers.any(True)
+        assert not workers.any(False)
+        assert (workers.rank, workers.count, workers.store) == (0, 1, "device")
+
+
+def test_what_servers_keep_of_a_number_is_all_of_it():
+    rng = np.random.RandomState(0)
+    numbers = rng.normal(size=1000) * 10.0 ** rng.uniform(-15, 30, 1000)
+    numbers[:5] = 0, 2.0**53 - 1, np.inf, -np.inf, np.nan
+    parts = workers_module._split(numbers)
+    assert parts.dtype == np.float32
+    assert np.array_equal(workers_module._join(parts[None])[0], numbers, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "kv_store",
+    [
+        "dist_sync",
+        pytest.param("dist_device_sync", marks=pytest.mark.slow),
+        pytest.param("dist_async", marks=pytest.mark.slow),
+    ],
+)
+def test_two_workers_are_as_one_process(kv_store, job, tmp_path):
+    launched = job("--workers", 2, "--", *TRAINING, kv_store, tmp_path)
+    assert launched.end()[0] == 0, launched.lines
+    first, second = (np.load(tmp_path / f"{rank}.npz") for rank in (0, 1))
+    assert first["count"] == second["count"] == 2
+    names = sorted(name for name in first if name.startswith("parameter"))
+    asynchronous = kv_store == "dist_async"
+    for name in sorted(set(first) - set(names if asynchronous else ())):
+        assert np.array_equal(first[name], second[name]), f"{name} differs between the workers"
+    assert np.array_equal(first["sum0"], np.full((2, 3), 3, "float32"))
+    assert first["sum0"].dtype == np.float32
+    assert first["sum1"] == 2**41 + 1  # float32 would have lost the 1
+    assert np.array_equal(first["sum2"], [2e-9, 2e9])
+    assert np.array_equal(first["mean"], np.full((2, 3), 1.5, "float32"))
+    assert np.array_equal(first["broadcast"], np.arange(3))
+    assert first["any"].tolist() == [False, True]
+    # One process on the whole batches, which no store has summed up.
+    alone = distributed_training.train(Workers("device"), "device")
+    assert len(names) == len(alone) == 6
+    start = [p.data().asnumpy() for p in distributed_training.network().collect_params().values()]
+    for name, expected, before in zip(names, alone, start):
+        if asynchronous:  # it has come the same way, by other steps
+            way = np.linalg.norm(expected - before)
+            assert np.linalg.norm(first[name] - expected) < 0.5 * way
+        else:
+            assert np.abs(first[name] - expected).max() < 2e-6 < np.abs(expected - before).max()
+
+
+@pytest.mark.parametrize("victim", ["worker 1", "server 0"])
+def test_a_death_in_mid_epoch_ends_the_training(victim, job, tmp_path):
+    launched = job("--workers", 2, "--", *TRAINING, "dist_sync", tmp_path, 100000)
+    launched.wait_for("up", 2)
+    check_end_after_death(launched, victim)
+
+
+@pytest.mark.parametrize("victim", ["worker 0", "worker 1", "server 1", "scheduler"])
+def test_a_death_ends_every_process_with_one_line(victim, stand_in):
+    launched = stand_in("wait", "--servers", 2)
+    launched.wait_for("up ", 5)
+    check_end_after_death(launched, victim)
+
+
+def check_end_after_death(launched, victim):
+    children = launched.children()
+    os.kill(children[victim], signal.SIGKILL)
+    status, seconds = launched.end()
+    assert status == 1
+    assert seconds < BOUND
+    assert all(gone(pid) for pid in children.values())
+    *lines, last = launched.errors()
+    why = f"error: {victim} (pid {children[victim]} on "
+    assert why in last
+    assert "killed by SIGKILL" in last
+    assert last.endswith("--resume auto")
+    assert len(lines) == len(children) - 1
+    for role, pid in children.items():
+        own = [line for line in lines if line.endswith(f"; {role} (pid {pid}) ends too")]
+        assert len(own) == (role != victim), lines
+        assert all(why in line and "SIGKILL" in line for line in own)
+
+
+def test_all_end_with_their_supervisor(stand_in):
+    launched = stand_in("wait")
+    launched.wait_for("up ", 3)
+    children = launched.children()
+    assert len(children) == 4
+    launched.process.kill()
+    until = time.monotonic() + BOUND
+    while not all(gone(pid) for pid in children.values()):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    launched.wait_for("error: the supervisor has ended; worker 0")
+
+
+@pytest.mark.slow
+def test_a_process_that_is_not_heard_of_counts_as_dead(stand_in):
+    launched = stand_in("wait")
+    launched.wait_for("up ", 3)
+    children = launched.children()
+    os.kill(children["worker 1"], signal.SIGSTOP)
+    status, seconds = launched.end()
+    assert status == 1
+    assert seconds < BOUND
+    assert all(gone(pid) for pid in children.values())
+    assert "worker 1" in launched.errors()[-1]
+    assert "not heard of" in launched.errors()[-1]
+
+
+@pytest.mark.slow
+def test_a_server_whose_optimiser_fails_ends_the_job(job, tmp_path):
+    """MXNet's own servers go on with the one before, or none, after a line on stderr."""
+    (tmp_path / "training.py").write_text(UNKNOWN_TO_SERVERS)
+    launched = job("--workers", 1, "--", sys.executable, tmp_path / "training.py")
+    assert launched.end()[0] == 1
+    assert "server 0" in launched.errors()[-1]
+    assert any("Can't get attribute 'rate'" in line for line in launched.lines["stderr"])
+
+
+def test_a_command_that_fails_at_once_is_not_tried_again(stand_in, tmp_path):
+    launched = stand_in("fail", "--restarts", 2)
+    assert launched.end()[0] == 1
+    assert sorted((tmp_path / "log").read_text()) == ["0", "1"]
+    assert "[worker 1] no such thing" in launched.lines["stderr"]
+    assert launched.errors()[-1] == "error: worker 1 ended with status 1"  # nothing to go on with
+
+
+def test_a_worker_that_leaves_the_others_waiting_ends_the_job(stand_in):
+    launched = stand_in("early")
+    status, seconds = launched.end()
+    assert status == 1
+    assert seconds < BOUND
+    assert "ended early" in launched.errors()[-1]
+    assert any("ended early" in line and "worker 0 (pid" in line for line in launched.errors())
+
+
+def test_a_start_that_aborts_is_tried_again(stand_in, tmp_path):
+    launched = stand_in("abort")
+    assert launched.end()[0] == 0, launched.lines
+    assert any("start failed" in line and "SIGABRT" in line for line in launched.lines["stderr"])
+    assert len((tmp_path / "log").read_text()) > 2
+
+
+@pytest.mark.parametrize(("restarts", "status"), [(0, 1), (1, 0)])
+def test_restarts_are_as_many_as_allowed(restarts, status, stand_in, tmp_path):
+    launched = stand_in("die", "--restarts", restarts)
+    assert launched.end()[0] == status, launched.lines
+    assert (tmp_path / "log").read_text().count("1") == 1 + restarts
+
+
+def test_a_signal_goes_on_to_the_workers(stand_in):
+    launched = stand_in("wait")
+    launched.wait_for("up ", 3)
+    launched.process.terminate()
+    assert launched.end()[0] == 0, launched.lines
+    assert {"stopped", "[worker 1] stopped"} <= set(launched.lines["stdout"])
+    assert not launched.errors()
+
+
+def test_workers_that_do_not_find_each_other_are_not_waited_for(job):
+    sleep = "import time; time.sleep(1000)"
+    launched = job("--workers", 2, "--start-timeout", 1, "--", sys.executable, "-c", sleep)
+    assert launched.end()[0] == 1
+    assert "worker 0, worker 1 did not find the others" in launched.errors()[-1]
+
+
+FAKE_SSH = """#!/bin/sh
+# ssh [-o OPTION] [-p PORT] HOST COMMAND, on this machine, with nothing of the environment
+while [ "${1#-}" != "$1" ]; do shift 2; done
+printf '%s\\n' "$*" >> "$0.log"
+shift
+exec env -i PATH="$PATH" sh -c "$*"
+"""
+
+FAKE_STARTER = """#!/bin/sh
+# mpirun -n COUNT [--hostfile FILE] [-x VARIABLE] COMMAND
+[ "$1" = -V ] && { echo "mpirun (Open MPI) 4.1.4"; exit; }
+printf '%s\\n' "$*" >> "$0.log"
+count=$2; shift 2
+while [ "${1#-}" != "$1" ]; do shift 2; done
+for i in $(seq $count); do "$@" & done
+wait
+"""
+
+
+@pytest.mark.parametrize(
+    ("launcher", "program", "script"),
+    [("ssh", "ssh", FAKE_SSH), ("mpi", "mpirun", FAKE_STARTER), ("slurm", "srun", FAKE_STARTER)],
+)
+def test_other_launchers(launcher, program, script, stand_in, tmp_path):
+    """With stand-ins for the programs: no machine of this kind is at hand."""
+    (tmp_path / program).write_text(script)
+    (tmp_path / program).chmod(0o755)
+    (tmp_path / "hosts").write_text("localhost\n127.0.0.1:2222\n")
+    hosts = ("--hosts", tmp_path / "hosts") if launcher != "slurm" else ()
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    options = ("--launcher", launcher, "--address", "127.0.0.1", *hosts)
+    launched = stand_in("wait", *options, PATH=path)
+    lines = launched.wait_for("up worker", 2)
+    assert all(line.endswith("127.0.0.1 False") for line in lines)  # address, no secret left
+    launched.wait_for("up server")
+    launched.process.terminate()
+    assert launched.end()[0] == 0, launched.lines
+    calls = (tmp_path / f"{program}.log").read_text().splitlines()
+    if launcher == "ssh":
+        assert sorted(calls) == ["127.0.0.1 sh", "localhost sh", "localhost sh"]
+    else:
+        assert len(calls) == 1
+        assert calls[0].startswith("-n 3 ")
+
+
+def test_processes_started_elsewhere_join(stand_in, tmp_path):
+    token, join = "a secret", [sys.executable, "-m", watch.__name__, "join"]
+    launched = stand_in(
+        "wait", "--launcher", "none", "--address", "127.0.0.1", GLUON_RESNETV2_TOKEN=token
+    )
+    (line,) = launched.wait_for("waiting for 3 processes")
+    address = line.split(f"{watch.ADDRESS}=")[1].split()[0]
+    modules = f"{tmp_path / 'modules'}{os.pathsep}{ROOT}"
+    environment = {**os.environ, "PYTHONPATH": modules, watch.ADDRESS: address}
+    stranger = subprocess.run(
+        join,
+        env={**environment, watch.TOKEN: "another"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert stranger.returncode == 2
+    assert "needs no more" in stranger.stderr
+    environment[watch.TOKEN] = token
+    joined = [
+        subprocess.Popen(join, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(3)
+    ]
+    for process in joined:
+        assert process.stdout.readline().startswith(b"up ")
+    victim = joined[0]
+    victim.kill()
+    assert launched.end()[0] == 1
+    for process in joined:
+        _, errors = process.communicate(timeout=BOUND)
+        if process is not victim:
+            assert process.returncode == 1
+            assert f"(pid {victim.pid} on ".encode() in errors
+            assert b"was lost" in errors
