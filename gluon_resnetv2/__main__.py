@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gluon_resnetv2 import cli
+from gluon_resnetv2.distributed import launch as launch_module
 
 
 def doctor(_options) -> int:
@@ -20,8 +21,49 @@ def models(_options) -> None:
 def export(options) -> None:
     from gluon_resnetv2.deploy.artifact import export_run
 
-    artifact = export_run(options.run, options.output)
+    artifact = export_run(options.run, options.output, options.checkpoint)
     print(f"exported {artifact.name} to {artifact.folder}")
+
+
+def recipes(_options) -> None:
+    from gluon_resnetv2.training.recipes import table
+
+    print(table())
+
+
+def launch(options) -> int:
+    return launch_module.main(options)
+
+
+def compare(options) -> None:
+    from gluon_resnetv2.training.compare import compare
+
+    print(compare(options.runs, options.output))
+
+
+def evaluate(options) -> None:
+    from gluon_resnetv2.training.assess import assess
+    from gluon_resnetv2.training.devices import contexts
+
+    given = {name: value for name, value in vars(options).items() if name not in _NOT_ASSESSED}
+    found = assess(options.source, contexts(options.gpus, options.cpus), **given)
+    for name, text in (("error", "error"), ("error5", "top-5 error")):
+        if name in found:
+            print(f"{text} {found[name]:.2f} %")
+    print(f"loss {found['loss']:.4f}")
+
+
+_NOT_ASSESSED = ("action", "source", "gpus", "cpus")
+
+
+def pack(options) -> None:
+    from gluon_resnetv2.imagenet import pack
+
+    packed = pack(
+        options.source, options.output, resize=options.resize, leave_out=options.leave_out
+    )
+    left_out = f", {len(packed.left_out)} left out" if packed.left_out else ""
+    print(f"{packed.path}: {packed.images} images of {len(packed.classes)} classes{left_out}")
 
 
 def verify(options) -> int:
@@ -49,7 +91,11 @@ def _shape(text: str) -> tuple:
     return channels, height, width
 
 
-_shape.__name__ = "C,H,W"  # argparse names it in its message
+def _numbers(text: str) -> tuple:
+    return tuple(int(number) for number in text.split(","))
+
+
+_shape.__name__, _numbers.__name__ = "C,H,W", "N,N,..."  # argparse names them in its message
 
 
 def main() -> int:
@@ -63,9 +109,46 @@ def main() -> int:
 
     verb(doctor, "what works on this machine, and each known hazard's state")
     verb(models, "the paper's networks, with their size, cost and reported error")
+    verb(recipes, "recipes with a name: their command, source, cost and expected error")
+    options = verb(launch, "train on several machines, or with several processes on this one")
+    launch_module.add_options(options)
+    options = verb(compare, "overlay the learning curves of runs, and tell what differs")
+    options.add_argument("runs", nargs="+", metavar="run", help="a run's folder")
+    options.add_argument("--output", default="compare.png", help="the picture")
+    options = verb(evaluate, "test error of a run or an export")
+    options.add_argument("source", help="folder of a run or an export")
+    options.add_argument("--checkpoint", default="last", help="of a run: last, best, or a step")
+    options.add_argument("--dataset", help="default: the run's")
+    options.add_argument("--data-dir", help="folder of the data set; default: the run's")
+    options.add_argument("--gpus", type=_numbers, help="as in 0,1,2,3")
+    options.add_argument("--cpus", type=int, default=1, help="devices to simulate without --gpus")
+    options.add_argument("--batch-size", type=int, default=64, help="images at once")
+    options.add_argument("--size", type=int, help="ImageNet: of a crop; default: the run's")
+    options.add_argument(
+        "--crops", type=int, default=1, choices=(1, 10), help="ImageNet: crops of each image"
+    )
+    options.add_argument(
+        "--scales", type=_numbers, default=(), help="ImageNet: whole images at these shorter sides"
+    )
+    options.add_argument(
+        "--recalibrate",
+        type=int,
+        default=0,
+        metavar="N",
+        help="first measure batch normalisation's statistics over N training batches",
+    )
+    options.add_argument("--threads", type=int, help="that read images; default: one per CPU")
+    options = verb(pack, "pack a folder of images, SOURCE/CLASS/*.JPEG, into RecordIO")
+    options.add_argument("source", help="folder with a folder of images for each class")
+    options.add_argument("output", help="train.rec or val.rec to be")
+    options.add_argument("--resize", type=int, help="scale larger images to this shorter side")
+    options.add_argument(
+        "--leave-out", action="store_true", help="leave out images that can't be decoded"
+    )
     options = verb(export, "write a run's network as a pair that MXNet serves")
     options.add_argument("run", help="a run's folder")
     options.add_argument("--output", help="the export's folder; default: RUN/export")
+    options.add_argument("--checkpoint", default="last", help="last, best, or a step")
     options = verb(verify, "compare an exported pair with the training graph in every runtime")
     options.add_argument("export", help="folder of an export or run, or a -symbol.json")
     options.add_argument(

@@ -23,9 +23,8 @@ LEVELS = (
     ("unit",),
     ("net",),
     ("checkpoint", "memory"),
-    ("deploy", "distributed"),
+    ("deploy", "distributed", "imagenet"),
     ("training",),
-    ("imagenet",),
     ("__main__", "doctor"),
 )
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}

@@ -134,19 +134,27 @@ def export_run(
         checkpoint: "last", "best" or the number of a step.
 
     Raises:
-        UserError: `run` holds no such checkpoint, or a damaged one; or as `export`.
+        UserError: `run` holds no such checkpoint; or as `export`.
         OSError: as `export`.
     """
+    net, state = load_run(run, checkpoint)
+    details = {key: state[key] for key in ("classes", "recipe", "metrics", "step")}
+    details.update((key, state["input"][key]) for key in ("mean", "std", "crop"))
+    return export(net, folder or Path(run) / "export", state["input"]["shape"], **details)
+
+
+def load_run(
+    run: str | Path, checkpoint: str = "last", devices: Sequence[mx.Context] | None = None
+) -> tuple[ResNetV2, dict]:
+    """The network of a run's checkpoint, on `devices`, and its state.
+
+    Raises:
+        UserError: `run` holds no such checkpoint.
+    """
     path, state = choose_checkpoint(run, checkpoint, warn=partial(print, file=sys.stderr))
-    try:
-        net = ResNetV2(Spec.from_dict(state["spec"]))
-        details = {key: state[key] for key in ("classes", "recipe", "metrics", "step")}
-        details.update((key, state["input"][key]) for key in ("mean", "std", "crop"))
-        shape = state["input"]["shape"]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path / 'state.json'} is damaged: {error} is missing") from None
-    load_parameters(net, path / "net.params")
-    return export(net, folder or Path(run) / "export", shape, **details)
+    net = ResNetV2(Spec.from_dict(state["spec"]))
+    load_parameters(net, path / "net.params", devices)
+    return net, state
 
 
 def load(path: str | Path) -> Artifact:

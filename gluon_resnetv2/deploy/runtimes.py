@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
+from collections.abc import Sequence
 
 import mxnet as mx
 import numpy as np
@@ -24,8 +25,10 @@ def symbol_block(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
     return block(mx.nd.array(images), *zeros).asnumpy()
 
 
-def import_block(symbol: str, params: str) -> tuple[mx.gluon.SymbolBlock, list[str]]:
-    """The pair as a block of images and labels, and the labels' names.
+def import_block(
+    symbol: str, params: str, devices: Sequence[mx.Context] | None = None
+) -> tuple[mx.gluon.SymbolBlock, list[str]]:
+    """The pair as a block of images and labels on `devices`, by default the CPU; the labels' names.
 
     `SymbolBlock.imports` needs to be told the inputs, and warns that it does not know their type.
     """
@@ -34,7 +37,7 @@ def import_block(symbol: str, params: str) -> tuple[mx.gluon.SymbolBlock, list[s
     block = mx.gluon.SymbolBlock(
         loaded, [mx.sym.var(name, dtype="float32") for name in (data, *labels)]
     )
-    block.collect_params().load(params, ctx=mx.cpu())
+    block.collect_params().load(params, ctx=devices or mx.cpu())
     return block, labels
 
 

@@ -18,12 +18,14 @@ from gluon_resnetv2.checkpoint import load_parameters
 from gluon_resnetv2.data import batch_images, num_batches, prefetch
 from gluon_resnetv2.distributed.workers import Workers
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.memory import Recomputed
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.training import statistics
 from gluon_resnetv2.training.curves import draw_curves
 from gluon_resnetv2.training.evaluate import Meter, evaluate
 from gluon_resnetv2.training.events import Events
 from gluon_resnetv2.training.optimizer import make_trainer, optimizer_state, restore_optimizer
+from gluon_resnetv2.training.precision import all_finite
 from gluon_resnetv2.training.progress import Progress
 from gluon_resnetv2.training.recipe import Recipe
 from gluon_resnetv2.training.run import Run
@@ -155,6 +157,7 @@ class Training:
                 self.meter.add(losses, outputs, answers)
                 self._pending.append((self.step, losses[0].mean()))
                 self.step += 1
+                workers.up()
                 loss = self._next_loss() if len(self._pending) > STEPS_AHEAD else None
                 self.progress.step(count, lr, loss)
                 wants_stop, wants_checkpoint = self._agree(stop.received, self._is_due())
@@ -176,7 +179,7 @@ class Training:
                 recipe.batch_size, worker=workers.rank, workers=workers.count
             )
             batches = self._unless_stopped(batches, stop)
-            tested = evaluate(self.net, batches, self.devices, recipe.dtype, workers.sum)
+            tested = evaluate(self.net, batches, self.devices, recipe.array_dtype, workers.sum)
             self.record = {
                 "epoch": self.epoch + 1,
                 "step": self.step,
@@ -315,8 +318,7 @@ class Training:
         }
         if not self.run.writes:
             return
-        learned = [p.list_data()[0] for p in self.net.collect_params().values()]
-        if not mx.nd.multi_all_finite(*learned, num_arrays=len(learned)).asscalar():
+        if not all_finite([p.list_data()[0] for p in self.net.collect_params().values()]):
             raise self._diverged(f"a parameter is not finite after step {self.step - 1}")
         try:
             self.last_good = self.run.checkpoint(self.net, arrays, state)
@@ -341,8 +343,13 @@ class Training:
                     "is this the data set it was trained on?"
                 )
             load_parameters(self.net, path / "net.params", self.devices)
-        self.trainer = make_trainer(self.net, self.recipe, self.workers.store)
-        self.update = Step(self.net, self.trainer, self.recipe, self.devices, self.workers.rank)
+        recipe, workers = self.recipe, self.workers
+        step = state["step"] if state else 0
+        self.trainer = make_trainer(self.net, recipe, workers, self.lr_at, step)
+        self.update = Step(self.net, self.trainer, recipe, self.devices, workers.rank)
+        if recipe.recompute != "off":
+            segments = None if recipe.recompute == "auto" else recipe.recompute
+            self.update.forward_backward = Recomputed(self.net, segments).forward_backward
         if path:
             self._restore(path, state)
 
@@ -360,8 +367,7 @@ class Training:
             own = [arrays[f"device{i}"] for i in range(len(self.devices))]
             statistics.restore(self.net, {name: [one[name] for one in own] for name in own[0]})
         if self.workers.rank == 0:
-            double = "float64" if self.recipe.dtype == "float64" else "float32"
-            self.meter = Meter(state["meter"], self.devices, double)
+            self.meter = Meter(state["meter"], self.devices, self.recipe.array_dtype)
 
     def _warn(self, text):
         if self.workers.rank == 0:

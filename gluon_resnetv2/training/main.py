@@ -2,52 +2,106 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
 
 import mxnet as mx
 
+from gluon_resnetv2 import data, imagenet
 from gluon_resnetv2.deploy.artifact import export_run
 from gluon_resnetv2.deploy.verify import report
+from gluon_resnetv2.distributed.workers import connect
+from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2, he_normal
+from gluon_resnetv2.spec import Dropout
 from gluon_resnetv2.training.devices import contexts
 from gluon_resnetv2.training.loop import fit
+from gluon_resnetv2.training.precision import SPACES, SPACES_VARIABLE, check_dtype, check_sync
 from gluon_resnetv2.training.recipe import Recipe
 from gluon_resnetv2.training.run import Run, check_folder
 
 
-def train(recipe: Recipe, load: Callable, resume: bool = False) -> int:
+def train(recipe: Recipe, resume: bool = False) -> int:
     """Trains, exports and verifies; returns the exit status.
 
     Args:
-        load: makes the recipe's data set.
         resume: go on with the run in `recipe.output`, if there is one.
 
     Raises:
         UserError, OSError: as `fit`, `Run` and `export_run`.
     """
+    if recipe.sync_bn:  # MXNet reads it at its first operation
+        os.environ.setdefault(SPACES_VARIABLE, str(SPACES))
     devices = contexts(recipe.gpus, recipe.cpus)
-    if not resume:
-        check_folder(recipe)
-    recipe.spec(classes=1)  # an impossible network is refused before anything is downloaded
-    dataset = load(recipe)
-    spec = recipe.spec(len(dataset.classes))
-    run = Run(recipe, resume=resume)
-    print(f"{spec.name}, {spec.parameter_count():,} parameters, on {devices}: {run.folder}")
-
-    mx.random.seed(recipe.seed)
-    net = ResNetV2(spec)
-    net.initialize(he_normal(recipe.init), ctx=devices)
-    net.cast(recipe.dtype)
-    net.hybridize(static_alloc=True, static_shape=True)
-    last = fit(net, dataset, recipe, devices, run)
+    check_dtype(recipe.dtype, recipe.gpus)
+    spec = recipe.spec(classes=1)  # an impossible network is refused before anything is downloaded
+    if recipe.sync_bn:
+        check_sync(devices, dropout=isinstance(spec.shortcut, Dropout))
+    with connect(recipe.kv_store) as workers:
+        recipe.check_batch(workers.count)
+        if workers.count > 1 and not recipe.output:
+            raise UserError("several workers need --output, a folder that all of them see")
+        if workers.rank == 0 and not resume:
+            check_folder(recipe)
+        dataset = load_data(recipe)
+        run = Run(recipe, resume=resume, writes=workers.rank == 0)
+        workers.barrier()  # only now has the folder what the others read
+        last = fit(_network(recipe, dataset, devices, run), dataset, recipe, devices, run, workers)
+    run.close()
+    if workers.rank:
+        return 0
     if last is None:
         print(f"stopped; go on with: python {sys.argv[0]} --resume {run.folder}")
         return 0
-    run.close()
     verified = report(export_run(run.folder))
     print(
         f"test accuracy {100 - last['test_error']:.2f} %; learning curves: {run.folder}/curves.png"
     )
     print(f"try: python -m gluon_resnetv2 predict {run.folder} IMAGE")
     return 0 if verified else 1
+
+
+def load_data(recipe: Recipe):
+    """The recipe's data set; of synthetic images two batches for training and one for testing.
+
+    Raises:
+        UserError: it can't be had, or takes no such option.
+    """
+    if recipe.dataset == "imagenet":
+        if not recipe.data_dir:
+            raise UserError("--data-dir is missing: a folder with train and val, or their .rec")
+        return imagenet.load(
+            recipe.data_dir,
+            image_size=recipe.image_size or 224,
+            test_size=recipe.test_size,
+            augmentation=recipe.augmentation,
+            colour=recipe.colour,
+            threads=recipe.threads,
+        )
+    counts = {}
+    if recipe.dataset == "synthetic":
+        counts = {"train_count": 2 * recipe.batch_size, "test_count": recipe.batch_size}
+    return data.load(
+        recipe.dataset,
+        recipe.data_dir,
+        image_size=recipe.image_size,
+        coarse=recipe.coarse,
+        **counts,
+    )
+
+
+def _network(recipe, dataset, devices, run) -> ResNetV2:
+    spec = recipe.spec(len(dataset.classes))
+    if run.writes:
+        print(
+            f"{spec.name}, {spec.parameter_count():,} parameters, on {devices}: {run.folder}",
+            flush=True,
+        )
+    mx.random.seed(recipe.seed)  # the same weights for every worker
+    sync_devices = len(devices) if recipe.sync_bn else 1
+    dtype = "float32" if recipe.dtype == "float64" else recipe.dtype
+    net = ResNetV2(spec, dtype=dtype, sync_devices=sync_devices)
+    net.initialize(he_normal(recipe.init), ctx=devices, zero_last=recipe.zero_init)
+    net.cast(recipe.array_dtype)
+    net.hybridize(static_alloc=True, static_shape=True)
+    return net

@@ -5,17 +5,23 @@ from __future__ import annotations
 import mxnet as mx
 from mxnet import gluon
 
+from gluon_resnetv2.distributed.server_optimizer import ServerOptimizer
+from gluon_resnetv2.distributed.workers import Workers
 from gluon_resnetv2.training.recipe import MOMENTUM, Recipe
 
 # Tensors updated by one operator call; MXNet's default of 4 costs deep networks time.
 TENSORS_AT_ONCE = 45
 
 
-def make_trainer(net: gluon.Block, recipe: Recipe, store=None) -> gluon.Trainer:
+def make_trainer(
+    net: gluon.Block, recipe: Recipe, workers: Workers | None = None, schedule=None, step: int = 0
+) -> gluon.Trainer:
     """The recipe's optimiser over every parameter of `net`, which is initialised on all devices.
 
     Args:
-        store: the kvstore of the workers that train together, if any.
+        workers: the processes that train together.
+        schedule, step: the learning rate by step, and the step to begin with, for servers that set
+            it themselves: those of dist_async.
     """
     params = net.collect_params()
     if recipe.wd_on == "weights":
@@ -27,12 +33,14 @@ def make_trainer(net: gluon.Block, recipe: Recipe, store=None) -> gluon.Trainer:
     optimizer = mx.optimizer.create(recipe.optimizer, **arguments)
     if optimizer.aggregate_num:
         optimizer.aggregate_num = TENSORS_AT_ONCE
+    on_server = recipe.kv_store == "dist_async"  # nobody else has every gradient
+    if on_server:
+        optimizer = ServerOptimizer(optimizer, schedule, workers.count, step)
     return gluon.Trainer(
         params,
         optimizer,
-        kvstore=store or recipe.kv_store,
-        # Where workers do not wait for each other, nobody but the server has every gradient.
-        update_on_kvstore=recipe.update_on_kvstore or recipe.kv_store == "dist_async",
+        kvstore=workers.store if workers else recipe.kv_store,
+        update_on_kvstore=recipe.update_on_kvstore or on_server,
     )
 
 
@@ -55,9 +63,8 @@ def restore_optimizer(trainer: gluon.Trainer, arrays: dict[str, mx.nd.NDArray], 
     trainer._init_params()
     optimizer = trainer.optimizer
     learned = [i for i, p in enumerate(trainer._params) if p.grad_req != "null"]
-    for updater in _updaters(trainer):
+    for device, updater in enumerate(_updaters(trainer)):
         for index in learned:
-            device = _updaters(trainer).index(updater)
             weight = trainer._params[index].list_data()[device]
             state = optimizer.create_state_multi_precision(index, weight)
             for name, array in _named(trainer._params[index].name, state).items():

@@ -14,14 +14,21 @@ from gluon_resnetv2.training.recipe import Recipe, flag
 from gluon_resnetv2.training.recipes import RECIPES
 from gluon_resnetv2.training.run import default_folder
 
+# Fields, and choices of "dataset", that only one of the scripts in train/ has.
+IMAGENET = ("test_size", "augmentation", "colour", "threads", "imagenet")
+CIFAR = ("coarse", "unit", "stem", "cifar10", "cifar100", "digits")
 
-def add_options(parser: argparse.ArgumentParser, without: Iterable[str] = ()) -> None:
+
+def add_options(
+    parser: argparse.ArgumentParser, without: Iterable[str] = (), defaults: dict | None = None
+) -> None:
     """--recipe, --resume, and an option for every field of `Recipe`.
 
     Only options that are given appear among the parsed ones; what is not given is the recipe's.
 
     Args:
-        without: fields that this command has no use for.
+        without: fields and choices that this command has no use for.
+        defaults: fields that differ from `Recipe`'s where nothing else is said.
     """
     parser.add_argument(
         "--recipe",
@@ -38,13 +45,15 @@ def add_options(parser: argparse.ArgumentParser, without: Iterable[str] = ()) ->
         if field.name in without:
             continue
         details = {key: field.metadata[key] for key in ("help", "type", "choices")}
+        if details["choices"]:
+            details["choices"] = [one for one in details["choices"] if one not in without]
         if field.metadata["flag"]:
             action = argparse.BooleanOptionalAction
             parser.add_argument(
                 flag(field.name), action=action, default=argparse.SUPPRESS, help=details["help"]
             )
             continue
-        default = field.default
+        default = (defaults or {}).get(field.name, field.default)
         if isinstance(default, tuple):
             default = ",".join(f"{number:g}" for number in default)
         if default is not None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gluon_resnetv2.data import NAMES
+from gluon_resnetv2.distributed.workers import DISTRIBUTED
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.spec import (
     FAMILIES,
@@ -30,7 +31,6 @@ OPTIMIZERS = (
 )
 MOMENTUM = ("sgd", "nag", "signum", "dcasgd", "lars")
 
-DISTRIBUTED = ("dist_sync", "dist_device_sync", "dist_async", "horovod")
 FLOAT32_MAX = 3.4e38  # MXNet's optimisers take no larger number
 
 
@@ -83,9 +83,17 @@ class Recipe:
         False, "start the last convolution of every unit at zero, each unit as identity", flag=True
     )
     # The data
-    dataset: str = _option("cifar10", "images to train on", choices=NAMES)
+    dataset: str = _option("cifar10", "images to train on", choices=(*NAMES, "imagenet"))
     data_dir: str = _option(None, "folder of the data set; default: the user's cache", machine=True)
     image_size: int = _option(None, "height and width in pixels; default: the data set's")
+    test_size: int = _option(None, "ImageNet: the same in evaluation; default: --image-size")
+    augmentation: str = _option(
+        "scale", "ImageNet: which part of an image is cut out", choices=("scale", "scale-aspect")
+    )
+    colour: bool = _option(True, "ImageNet: random light along the principal colours", flag=True)
+    threads: int = _option(
+        None, "ImageNet: threads that read images; default: one per CPU", machine=True
+    )
     coarse: bool = _option(False, "CIFAR-100's 20 coarse classes instead of 100", flag=True)
     label_smoothing: float = _option(0.0, "part of each label given to all classes alike")
     mixup: float = _option(0.0, "alpha of mixup, the Beta distribution of its weights; 0: none")
@@ -178,6 +186,7 @@ class Recipe:
     def _check_numbers(self):
         for name in (
             *("batch_size", "num_epochs", "num_steps", "accumulate", "cpus", "keep", "log_every"),
+            *("threads",),
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -191,8 +200,10 @@ class Recipe:
                 raise UserError(f"{flag(name)} must be a finite number, at least 0: {value}")
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"--label-smoothing must be from 0 to below 1: {self.label_smoothing}")
-        if self.image_size is not None and not 1 <= self.image_size <= IMAGE_SIZE_MAX:
-            raise UserError(f"--image-size must be 1 to {IMAGE_SIZE_MAX}, not {self.image_size}")
+        for name in ("image_size", "test_size"):
+            size = getattr(self, name)
+            if size is not None and not 1 <= size <= IMAGE_SIZE_MAX:
+                raise UserError(f"{flag(name)} must be 1 to {IMAGE_SIZE_MAX}, not {size}")
         if self.seed >= 2**31:
             raise UserError(f"--seed must be below 2^31: {self.seed}")
         if not re.fullmatch(r"0*[1-9]\d*|(\d+\.?\d*|\.\d+)m", self.checkpoint_every):
@@ -224,8 +235,10 @@ class Recipe:
             raise UserError("--kv-store nccl needs --gpus; CPUs use 'device' or 'local'")
         if self.recompute not in ("auto", "off") and self.recompute < 1:
             raise UserError(f"--recompute must be auto, off or at least 1, not {self.recompute}")
-        if self.update_on_kvstore and self.dtype == "float16":
-            raise UserError("--update-on-kvstore can't scale the loss; leave it out for float16")
+        if self.update_on_kvstore and (self.dtype == "float16" or self.kv_store in DISTRIBUTED):
+            raise UserError(
+                "--update-on-kvstore is for one process, and not for float16; leave it out"
+            )
         self.check_batch(workers=1)
 
     def check_batch(self, workers: int) -> None:
@@ -254,6 +267,11 @@ class Recipe:
     def parts(self) -> int:
         """Into how many parts a worker splits its share of a batch."""
         return self.devices * self.accumulate
+
+    @property
+    def array_dtype(self) -> str:
+        """What images, parameters and losses are: float32, but where all is float64."""
+        return "float64" if self.dtype == "float64" else "float32"
 
     def spec(self, classes: int) -> Spec:
         """The network for so many classes.

@@ -13,6 +13,7 @@ from gluon_resnetv2.data import random_numbers
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import Dropout
 from gluon_resnetv2.training.devices import split
+from gluon_resnetv2.training.precision import LossScaler
 from gluon_resnetv2.training.recipe import Recipe
 
 
@@ -77,7 +78,7 @@ class Step:
     ):
         self.trainer, self.recipe, self.devices, self.worker = trainer, recipe, devices, worker
         self.forward_backward = partial(forward_backward, net)
-        self.scaler = None
+        self.scaler = LossScaler() if recipe.dtype == "float16" else None
         self._draws = isinstance(net.spec.shortcut, Dropout) or recipe.optimizer == "sgld"
         self._added = []  # parameters whose gradients add up over the rounds of a step
         if recipe.accumulate > 1:
@@ -125,12 +126,9 @@ class Step:
     def rounds(self, array: np.ndarray) -> list[list[mx.nd.NDArray]]:
         """`array`, split along its first axis, as lists with an entry for each device."""
         count = len(self.devices)
-        parts = split(array, self.devices * self.recipe.accumulate, self._dtype(array))
+        dtype = self.recipe.array_dtype if array.dtype == np.float32 else array.dtype
+        parts = split(array, self.devices * self.recipe.accumulate, dtype)
         return [parts[i : i + count] for i in range(0, len(parts), count)]
-
-    def _dtype(self, array):
-        double = self.recipe.dtype == "float64" and array.dtype == np.float32
-        return "float64" if double else array.dtype
 
     def _mix(self, images, labels, step):
         """Images, the classes of those mixed in, and the weight of their own."""
@@ -147,9 +145,11 @@ class Step:
         return int(random_numbers(self.recipe.seed, step, self.worker, 0).integers(2**30))
 
     def _update(self, count):
+        if self.recipe.kv_store == "dist_async":
+            count = self.recipe.batch_size  # the servers know no other; a last batch weighs less
         if self.scaler:
             self.trainer.allreduce_grads()
-            if self.scaler.passed(self.trainer):
+            if self.scaler.passed(self.trainer._params):
                 self.trainer.update(count)
         else:
             self.trainer.step(count)

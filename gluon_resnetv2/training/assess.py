@@ -1,0 +1,95 @@
+"""What `python -m gluon_resnetv2 evaluate` does: the test error of a run or of an exported pair."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import mxnet as mx
+from tqdm import tqdm
+
+from gluon_resnetv2 import data, imagenet
+from gluon_resnetv2.checkpoint import checkpoints
+from gluon_resnetv2.deploy.artifact import load, load_run
+from gluon_resnetv2.deploy.runtimes import import_block
+from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.training import statistics
+from gluon_resnetv2.training.devices import split
+from gluon_resnetv2.training.evaluate import evaluate
+from gluon_resnetv2.training.step import forward_backward
+
+
+def assess(
+    source: str | Path,
+    devices: Sequence[mx.Context],
+    *,
+    checkpoint: str = "last",
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    batch_size: int = 64,
+    size: int | None = None,
+    crops: int = 1,
+    scales: Sequence[int] = (),
+    recalibrate: int = 0,
+    threads: int | None = None,
+) -> dict[str, float]:
+    """The error of a run's checkpoint or of an export on its test images, each counted once.
+
+    Args:
+        source: a run's folder, or an export's.
+        checkpoint: of a run: "last", "best" or the number of a step.
+        dataset, data_dir: by default those of the run.
+        size, crops, scales, threads: ImageNet only, as `imagenet.evaluate` and `imagenet.load`.
+        recalibrate: over how many training batches a run's moving statistics are measured anew.
+
+    Raises:
+        UserError: the source, the data or an option won't do.
+    """
+    if batch_size < len(devices):
+        raise UserError(f"--batch-size {batch_size} is smaller than the number of devices")
+    if checkpoints(source):
+        net, about = load_run(source, checkpoint, devices)
+    else:
+        artifact = load(source)
+        if artifact.manifest is None:
+            raise UserError(f"{source} has no manifest.json; evaluate needs a run or an export")
+        if recalibrate:
+            raise UserError("--recalibrate needs a run's folder: an export can't be trained")
+        about = artifact.manifest
+        net, _ = import_block(str(artifact.symbol), str(artifact.params), devices)
+    net.hybridize(static_alloc=True)
+    recipe, prepared = about["recipe"], about["input"]
+    name, data_dir = dataset or recipe["dataset"], data_dir or recipe["data_dir"]
+    if name == "imagenet":
+        if not data_dir:
+            raise UserError("--data-dir is missing: a folder with train and val, or their .rec")
+        images = imagenet.load(
+            data_dir,
+            image_size=recipe["image_size"] or 224,
+            test_size=size or prepared["shape"][1],
+            crop=prepared["crop"],
+            augmentation=recipe["augmentation"],
+            colour=recipe["colour"],
+            mean=prepared["mean"],
+            std=prepared["std"],
+            threads=threads,
+        )
+    elif size or crops != 1 or scales:
+        raise UserError(f"--size, --crops and --scales are for ImageNet; this is {name}")
+    else:
+        images = data.load(name, data_dir, image_size=recipe["image_size"], coarse=recipe["coarse"])
+    if list(images.classes) != list(about["classes"]):
+        raise UserError(f"the network has other classes than the data set {name}")
+    if recalibrate:
+        batches = images.batches(batch_size, train=True, devices=len(devices))
+        few = itertools.islice(data.prefetch(batches), recalibrate)
+        rounds = (split(pixels, devices) for pixels, _ in few)
+        statistics.recalibrate(net, rounds, partial(forward_backward, net))
+    if name != "imagenet":
+        return evaluate(net, data.prefetch(images.batches(batch_size)), devices)
+    with tqdm(total=images.test_count, unit="image", disable=None, leave=False) as bar:
+        return imagenet.evaluate(
+            net, images, devices, batch_size, crops=crops, scales=scales, progress=bar.update
+        )
