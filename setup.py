@@ -24,6 +24,8 @@ EXTRAS = {
     ],
     # The model zoo and detection pipelines that our exports load into.
     "gluoncv": ["gluoncv==0.10.5.post0"],
+    # The second engine for several workers. Its build imports MXNet: the README says how.
+    "horovod": ["horovod==0.28.1"],
     # What the tests need.
     "dev": [
         "pytest>=8",  # the runner

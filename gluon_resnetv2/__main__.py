@@ -26,9 +26,9 @@ def export(options) -> None:
 
 
 def recipes(_options) -> None:
-    from gluon_resnetv2.training.recipes import table
+    from gluon_resnetv2.training.recipes import RECIPES
 
-    print(table())
+    print("\n".join(recipe.about(name) for name, recipe in RECIPES.items()))
 
 
 def launch(options) -> int:

@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from gluon_resnetv2.training.recipes import RECIPES
+from tests.imagenet_tree import corrupt, make_tree
+
 ROOT = Path(__file__).resolve().parents[1]
 TINY = (
     *("--dataset", "synthetic", "--image-size", "8", "--model", "preact8"),
@@ -90,6 +93,56 @@ def test_export_verify_and_predict(trained, command):
     assert printed.count(" %  class") == 10
 
 
+def test_recipes_say_what_to_expect(command):
+    status, printed, _ = command("gluon_resnetv2", "recipes")
+    assert status == 0
+    assert printed.count("expected") == printed.count("python train/") == len(RECIPES)
+    assert "--recipe paper-cifar100\n" in printed
+    assert "24.33" in printed
+
+
+def test_evaluate_finds_the_error_that_training_found(trained, command):
+    folder, _ = trained
+    error = json.loads((folder / "metrics.jsonl").read_text())["test_error"]
+    for words in ((folder,), (folder / "export",), (folder, "--cpus", "3", "--batch-size", "7")):
+        status, printed, _ = command("gluon_resnetv2", "evaluate", *words)
+        assert status == 0
+        assert printed.startswith(f"error {error:.2f} %\nloss ")
+
+
+def test_compare_overlays_runs(trained, command):
+    folder, _ = trained
+    status, printed, _ = command("gluon_resnetv2", "compare", folder, folder)
+    assert status == 0
+    assert printed.count("preact8") == 2
+    with Image.open("compare.png") as picture:
+        assert picture.size[0] > 500
+
+
+def test_imagenet_from_folders_and_from_recordio(command, tmp_path):
+    tree = make_tree(tmp_path / "tree")
+    words = "--model preact18 --image-size 32 --batch-size 12 --num-epochs 1 --lr 0.01 --cpus 2"
+    status, printed, err = command(
+        "train/imagenet.py", "--data-dir", tree, *words.split(), "--output", "run"
+    )
+    assert status == 0, err
+    assert "verified: " in printed
+    error = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())["test_error"]
+    for part in ("train", "val"):
+        assert command("gluon_resnetv2", "pack", tree / part, f"packed/{part}.rec")[0] == 0
+    for where in (tree, "packed"):
+        words = ("run", "--data-dir", where, "--cpus", "3", "--batch-size", "7")
+        status, printed, _ = command("gluon_resnetv2", "evaluate", *words)
+        assert status == 0
+        assert f"error {error:.2f} %" in printed
+    corrupt(tree / "val" / "eel" / "1.JPEG")
+    for verb in (("evaluate", "run"), ("pack", tree / "val", "again.rec")):
+        status, printed, line = command("gluon_resnetv2", *verb)
+        assert (status, printed) == (2, "")
+        assert "1.JPEG" in line
+    assert not Path("again.rec").exists()
+
+
 def test_models_lists_the_papers_networks(command):
     status, printed, _ = command("gluon_resnetv2", "models")
     rows = [line.split() for line in printed.splitlines()]
@@ -122,6 +175,16 @@ MISTAKES = {
     "no data": ((CIFAR, *TINY, "--data-dir", "here"), "data_dir"),
     "taken folder": ((CIFAR, *TINY, "--output", "."), "exists"),
     "folder that can't be made": ((CIFAR, *TINY, "--output", "/proc/run"), "/proc/run"),
+    "no recipe": ((CIFAR, "--recipe", "mine"), "paper-cifar10"),
+    "nothing to resume": ((CIFAR, "--resume", "nowhere"), "nowhere"),
+    "two lengths": ((CIFAR, "--num-epochs", "1", "--num-steps", "2"), "--num-steps"),
+    "float16 without GPU": ((CIFAR, *TINY, "--dtype", "float16"), "--gpus"),
+    "no launcher": ((CIFAR, *TINY, "--kv-store", "dist_sync"), "launch"),
+    "no images": (("train/imagenet.py",), "--data-dir"),
+    "nowhere to evaluate": (("gluon_resnetv2", "evaluate", "nowhere"), "nowhere"),
+    "nothing to pack": (("gluon_resnetv2", "pack", "nowhere", "a.rec"), "nowhere"),
+    "nothing to compare": (("gluon_resnetv2", "compare", "nowhere"), "nowhere"),
+    "no workers": (("gluon_resnetv2", "launch", "--workers", "0", "--", "true"), "--workers"),
     "no run": (("gluon_resnetv2", "export", "nowhere"), "nowhere"),
     "no export": (("gluon_resnetv2", "verify", "nowhere"), "nowhere"),
     "no shape": (("gluon_resnetv2", "verify", "x", "--shape", "3"), "--shape"),

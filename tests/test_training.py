@@ -23,7 +23,9 @@ from gluon_resnetv2.training.devices import contexts, split
 from gluon_resnetv2.training.evaluate import evaluate
 from gluon_resnetv2.training.loop import fit
 from gluon_resnetv2.training.optimizer import make_trainer
+from gluon_resnetv2.training.options import override
 from gluon_resnetv2.training.recipe import Recipe
+from gluon_resnetv2.training.recipes import RECIPES
 from gluon_resnetv2.training.run import Run, read_metrics
 from gluon_resnetv2.training.step import Step, forward_backward
 from tests.common import randomise, relative, use_moving_statistics
@@ -338,6 +340,20 @@ def test_a_run_never_takes_anothers_folder(tmp_path, monkeypatch):
     ]
     mine = dataclasses.replace(recipe, output="mine")
     (tmp_path / "mine").mkdir()
-    assert str(Run(mine).folder) == "mine"
+    run = Run(mine)
+    assert str(run.folder) == "mine"
+    with pytest.raises(UserError, match="another process"):
+        Run(mine)
+    run.log(step=1)
+    run.close()
     with pytest.raises(UserError, match="exists already"):
         Run(mine)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_trains_two_steps(tmp_path, name):
+    model, size = ("preact18", 32) if RECIPES[name].script == "imagenet.py" else ("preact20", 8)
+    small = {"dataset": "synthetic", "model": model, "image_size": size, "batch_size": 4}
+    recipe = override(RECIPES[name].fields, {**small, "num_steps": 2})
+    train(tmp_path / "run", recipe, dataset=data.load("synthetic", image_size=size))
+    assert read_metrics(tmp_path / "run")[-1]["step"] == 2

@@ -20,7 +20,8 @@ with cli.one_line_errors():  # of an MXNet that is missing or can't be loaded, t
 def main() -> int:
     parser = cli.Parser(description=__doc__.splitlines()[0])
     add_options(parser, IMAGENET)
-    return train(*read_options(vars(parser.parse_args())))
+    chosen = vars(parser.parse_args())
+    return train(*read_options(chosen), chosen["recipe"])
 
 
 if __name__ == "__main__":

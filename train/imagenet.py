@@ -22,7 +22,8 @@ def main() -> int:
     parser = cli.Parser(description=__doc__.splitlines()[0])
     recipe = RECIPES["paper-imagenet"].fields
     add_options(parser, CIFAR, defaults=recipe)
-    return train(*read_options(vars(parser.parse_args()), recipe))
+    chosen = vars(parser.parse_args())
+    return train(*read_options(chosen, recipe), chosen["recipe"])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from functools import partial
@@ -16,8 +17,10 @@ from gluon_resnetv2.deploy.artifact import load, load_run
 from gluon_resnetv2.deploy.runtimes import import_block
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.training import statistics
+from gluon_resnetv2.training.datasets import load_data
 from gluon_resnetv2.training.devices import split
 from gluon_resnetv2.training.evaluate import evaluate
+from gluon_resnetv2.training.recipe import Recipe
 from gluon_resnetv2.training.step import forward_backward
 
 
@@ -41,7 +44,8 @@ def assess(
         source: a run's folder, or an export's.
         checkpoint: of a run: "last", "best" or the number of a step.
         dataset, data_dir: by default those of the run.
-        size, crops, scales, threads: ImageNet only, as `imagenet.evaluate` and `imagenet.load`.
+        size, threads: ImageNet only, as `imagenet.load` takes them.
+        crops, scales: ImageNet only, as `imagenet.evaluate`.
         recalibrate: over how many training batches a run's moving statistics are measured anew.
 
     Raises:
@@ -60,26 +64,14 @@ def assess(
         about = artifact.manifest
         net, _ = import_block(str(artifact.symbol), str(artifact.params), devices)
     net.hybridize(static_alloc=True)
-    recipe, prepared = about["recipe"], about["input"]
-    name, data_dir = dataset or recipe["dataset"], data_dir or recipe["data_dir"]
-    if name == "imagenet":
-        if not data_dir:
-            raise UserError("--data-dir is missing: a folder with train and val, or their .rec")
-        images = imagenet.load(
-            data_dir,
-            image_size=recipe["image_size"] or 224,
-            test_size=size or prepared["shape"][1],
-            crop=prepared["crop"],
-            augmentation=recipe["augmentation"],
-            colour=recipe["colour"],
-            mean=prepared["mean"],
-            std=prepared["std"],
-            threads=threads,
-        )
-    elif size or crops != 1 or scales:
-        raise UserError(f"--size, --crops and --scales are for ImageNet; this is {name}")
-    else:
-        images = data.load(name, data_dir, image_size=recipe["image_size"], coarse=recipe["coarse"])
+    recipe = Recipe.from_dict(about["recipe"])
+    others = {"dataset": dataset, "data_dir": data_dir, "test_size": size, "threads": threads}
+    given = {name: value for name, value in others.items() if value is not None}
+    recipe = dataclasses.replace(recipe, **given)
+    name = recipe.dataset
+    if name != "imagenet" and (size or threads or crops != 1 or scales):
+        raise UserError(f"--size, --threads, --crops and --scales are for ImageNet, not {name}")
+    images = load_data(recipe)
     if list(images.classes) != list(about["classes"]):
         raise UserError(f"the network has other classes than the data set {name}")
     if recalibrate:

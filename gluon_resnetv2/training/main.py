@@ -7,25 +7,27 @@ import sys
 
 import mxnet as mx
 
-from gluon_resnetv2 import data, imagenet
 from gluon_resnetv2.deploy.artifact import export_run
 from gluon_resnetv2.deploy.verify import report
 from gluon_resnetv2.distributed.workers import connect
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2, he_normal
 from gluon_resnetv2.spec import Dropout
+from gluon_resnetv2.training.datasets import load_data
 from gluon_resnetv2.training.devices import contexts
 from gluon_resnetv2.training.loop import fit
 from gluon_resnetv2.training.precision import SPACES, SPACES_VARIABLE, check_dtype, check_sync
 from gluon_resnetv2.training.recipe import Recipe
+from gluon_resnetv2.training.recipes import RECIPES
 from gluon_resnetv2.training.run import Run, check_folder
 
 
-def train(recipe: Recipe, resume: bool = False) -> int:
+def train(recipe: Recipe, resume: bool = False, name: str | None = None) -> int:
     """Trains, exports and verifies; returns the exit status.
 
     Args:
         resume: go on with the run in `recipe.output`, if there is one.
+        name: of the recipe, where it has one: what to expect of it is printed first.
 
     Raises:
         UserError, OSError: as `fit`, `Run` and `export_run`.
@@ -43,6 +45,8 @@ def train(recipe: Recipe, resume: bool = False) -> int:
             raise UserError("several workers need --output, a folder that all of them see")
         if workers.rank == 0 and not resume:
             check_folder(recipe)
+        if workers.rank == 0 and name in RECIPES:
+            print(RECIPES[name].about(name))
         dataset = load_data(recipe)
         run = Run(recipe, resume=resume, writes=workers.rank == 0)
         workers.barrier()  # only now has the folder what the others read
@@ -59,35 +63,6 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     )
     print(f"try: python -m gluon_resnetv2 predict {run.folder} IMAGE")
     return 0 if verified else 1
-
-
-def load_data(recipe: Recipe):
-    """The recipe's data set; of synthetic images two batches for training and one for testing.
-
-    Raises:
-        UserError: it can't be had, or takes no such option.
-    """
-    if recipe.dataset == "imagenet":
-        if not recipe.data_dir:
-            raise UserError("--data-dir is missing: a folder with train and val, or their .rec")
-        return imagenet.load(
-            recipe.data_dir,
-            image_size=recipe.image_size or 224,
-            test_size=recipe.test_size,
-            augmentation=recipe.augmentation,
-            colour=recipe.colour,
-            threads=recipe.threads,
-        )
-    counts = {}
-    if recipe.dataset == "synthetic":
-        counts = {"train_count": 2 * recipe.batch_size, "test_count": recipe.batch_size}
-    return data.load(
-        recipe.dataset,
-        recipe.data_dir,
-        image_size=recipe.image_size,
-        coarse=recipe.coarse,
-        **counts,
-    )
 
 
 def _network(recipe, dataset, devices, run) -> ResNetV2:

@@ -26,9 +26,14 @@ class Named:
     cost: str
     expected: str
 
-    def command(self, name: str) -> str:
-        """What to type."""
-        return f"python train/{self.script} --recipe {name}"
+    def about(self, name: str) -> str:
+        """Its command, source, cost and the error to expect, as text."""
+        return (
+            f"python train/{self.script} --recipe {name}\n"
+            f"    from      {self.source}\n"
+            f"    cost      {self.cost}\n"
+            f"    expected  {self.expected}: test error in %"
+        )
 
 
 _PAPER = "[v2], appendix"
@@ -176,16 +181,3 @@ RECIPES = {
         expected="top-1 22.89, top-5 6.57; preact18 29.00 and 10.08, preact101 21.47 and 5.83",
     ),
 }
-
-
-def table() -> str:
-    """Every recipe: its command, source, cost and the error to expect."""
-    lines = []
-    for name, recipe in RECIPES.items():
-        lines += [
-            recipe.command(name),
-            f"    from      {recipe.source}",
-            f"    cost      {recipe.cost}",
-            f"    expected  {recipe.expected}, test error in %",
-        ]
-    return "\n".join(lines)

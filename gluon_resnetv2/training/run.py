@@ -120,11 +120,16 @@ class Run:
 def check_folder(recipe: Recipe) -> None:
     """Refuses early what `Run` would refuse after the data has been loaded.
 
+    A folder may be empty, or be what a run has left that came to nothing.
+
     Raises:
         UserError: `recipe.output` is taken.
     """
     folder = Path(recipe.output or "")
-    if recipe.output and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    if not recipe.output or not folder.exists():
+        return
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name]
+    if any(name != "recipe.json" and ".tfevents." not in name for name in names):
         way_out = " or add --resume auto" if checkpoints(folder) else ""
         raise UserError(f"--output {folder} exists already; name a new folder{way_out}")
 
