@@ -24,8 +24,8 @@ class ResNetV2(HybridBlock):
             this spec takes the parameters.
         sync_devices: of so many devices, each normalises its part of a training batch by the
             statistics of the whole. Every device counts the same, so the parts should be of one
-            size, and a training batch must reach all of the devices: each waits for the others.
-            Devices that are CPUs need `training.precision.check_sync`.
+            size. Each waits for the others: hybridize the network, and give every device a part of
+            every training batch. See `training.precision.check_sync`.
     """
 
     def __init__(self, spec: Spec, prefix: str = "", dtype: str = "float32", sync_devices: int = 1):

@@ -88,7 +88,7 @@ def apart(found, expected):
         "logits": relative(found["logits"], expected["logits"]),
         "evaluated": relative(found["evaluated"], expected["evaluated"]),
         "gradients": max(
-            relative(found["gradients"][name], gradient, floor=0.1)
+            relative(found["gradients"][name], gradient, floor=1)
             for name, gradient in expected["gradients"].items()
         ),
         "statistics": max(

@@ -124,7 +124,8 @@ def check_sync(devices: Sequence[mx.Context], dropout: bool = False) -> None:
     """Lets through devices that can share batch statistics without waiting for each other for ever.
 
     Several CPU devices, which are for trials (one computes the same), need an environment variable
-    that MXNet reads once, at its first operation: each operator gets memory of its own.
+    that MXNet reads once, at its first operation: each operator gets memory of its own. Nothing may
+    read from an array, or make one, between the first device's forward pass and the last one's.
 
     Args:
         dropout: whether the network drops out: its random numbers are shared, too.
