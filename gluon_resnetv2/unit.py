@@ -43,7 +43,11 @@ class ResidualUnit(HybridBlock):
             if unit.gate:
                 self.gate = convolution(unit.gate, spec, numerics)
             if isinstance(self.shortcut, Dropout):
-                self.dropout = nn.Dropout(self.shortcut.p, prefix="dropout_")
+                # cuDNN's dropout does not heed mx.random.seed, on which masks have to depend.
+                self.dropout = nn.HybridLambda(
+                    lambda F, x, p=self.shortcut.p: F.Dropout(x, p=p, cudnn_off=True, name="fwd"),
+                    prefix="dropout_",
+                )
 
     def _widening(self, spec):
         """What fits the shortcut to the shape of F(x): nothing where it fits already."""
