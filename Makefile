@@ -21,8 +21,9 @@ endif
 train: $(VENV)/cpu
 	$(RUN) train/cifar.py --recipe digits
 
+# Side by side, each on one thread: most networks of the tests are too small for two.
 test: $(VENV)/$(TEST_EXTRAS)
-	$(RUN) -W error -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -W error -m pytest --numprocesses auto --maxprocesses 4
 
 test-slow: $(VENV)/$(TEST_EXTRAS)
 	$(RUN) -W error -m pytest -m slow

@@ -29,6 +29,7 @@ EXTRAS = {
     # What the tests need.
     "dev": [
         "pytest>=8",  # the runner
+        "pytest-xdist>=3.5",  # runs them side by side
         "ruff==0.17.6",  # the linter, pinned because each release formats a little differently
         "gluoncv==0.10.5.post0",  # the peer whose export `verify` must catch
         "pyparsing<3.3; python_version < '3.10'",  # newer ones warn in matplotlib for Python 3.9
