@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gluon_resnetv2 import cli
 from gluon_resnetv2.distributed import launch as launch_module
+from gluon_resnetv2.errors import UserError
 
 
 def doctor(_options) -> int:
@@ -45,6 +46,8 @@ def evaluate(options) -> None:
     from gluon_resnetv2.training.assess import assess
     from gluon_resnetv2.training.devices import contexts
 
+    if options.cpus < 1:
+        raise UserError(f"--cpus must be at least 1, not {options.cpus}")
     given = {name: value for name, value in vars(options).items() if name not in _NOT_ASSESSED}
     found = assess(options.source, contexts(options.gpus, options.cpus), **given)
     for name, text in (("error", "error"), ("error5", "top-5 error")):

@@ -9,6 +9,7 @@ RUN/checkpoints/step-00001234/
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -117,17 +118,17 @@ def checkpoints(run: str | Path) -> list[Path]:
     return sorted(Path(run).glob("checkpoints/step-*"))
 
 
-def remove_checkpoints(run: str | Path, keep: int, best: int | None = None) -> None:
-    """Removes all checkpoints but the last `keep`, that of step `best`, and what a killed run left.
+def remove_checkpoints(run: str | Path, step: int, keep: int, best: int | None = None) -> None:
+    """Removes all checkpoints but the last `keep` up to `step`, that of step `best`, and remains.
 
-    Raises:
-        OSError: one can't be removed.
+    Those after `step` are damaged ones that the run has gone on before.
     """
-    for path in checkpoints(run)[:-keep]:
+    past = [path for path in checkpoints(run) if path.name <= f"step-{step:08d}"]
+    for path in set(checkpoints(run)) - set(past[-keep:]):
         if best is None or path.name != f"step-{best:08d}":
-            # Renamed first: a checkpoint is whole or has another name.
-            path = path.rename(path.with_name(f".{path.name}.old"))
-            shutil.rmtree(path)
+            with contextlib.suppress(OSError):  # the next time, then
+                # Renamed first: a checkpoint is whole or has another name.
+                path.rename(path.with_name(f".{path.name}.old"))
     for path in Path(run).glob("checkpoints/.step-*"):
         shutil.rmtree(path, ignore_errors=True)
 

@@ -39,6 +39,7 @@ PASSED_ON = ("MXNET_", "OMP_", "KMP_", "PS_", "DMLC_INTERFACE", "LD_LIBRARY_PATH
 START_RETRIES = 3  # ps-lite aborts in about one of sixty starts
 EARLY_SECONDS = 5  # within which all workers end, where one ends before its training is done
 LOST_SECONDS = 3  # from a broken connection to the end of its process, which tells more
+MISTAKE = 2  # status of a command that would fail again, such as for a loss that diverges
 KILL_SECONDS = 5  # from being told to end to being killed
 
 _saying = threading.Lock()  # print writes a line and its end one after the other
@@ -85,7 +86,7 @@ def main(options: argparse.Namespace) -> int:
             if failure.at_start and retries and not job.stopping:
                 retries -= 1
                 _say(f"the start failed: {failure}; trying again")
-            elif job.up and restarts and not job.stopping:
+            elif job.up and restarts and not job.stopping and failure.status != MISTAKE:
                 restarts -= 1
                 _say(f"error: {failure}; starting again (left after this: {restarts})")
             else:
@@ -97,6 +98,11 @@ def _check(options) -> None:
     for name, least in (("workers", 1), ("servers", 1), ("restarts", 0)):
         if getattr(options, name) < least:
             raise UserError(f"--{name} must be at least {least}, not {getattr(options, name)}")
+    for name in ("start_timeout", "grace"):
+        if not getattr(options, name) > 0:
+            raise UserError(f"--{name.replace('_', '-')} must be above 0 seconds")
+    if options.restarts and "--resume" not in " ".join(options.command):
+        raise UserError("--restarts needs a command that goes on, with --resume auto")
     if options.launcher == "ssh" and not options.hosts:
         raise UserError("--launcher ssh needs --hosts FILE, with a machine per line")
     if options.hosts and options.launcher not in ("ssh", "mpi"):

@@ -30,6 +30,7 @@ class Workers:
     """
 
     rank, count = 0, 1
+    _is_up = False
 
     def __init__(self, store):
         self.store = store
@@ -66,8 +67,10 @@ class Workers:
         self.any(False)
 
     def up(self) -> None:
-        """Tells `launch` that training is under way: a failure is no failed start any more."""
-        watch.tell(up=True)
+        """Tells `launch`, once, that training is under way: a failure is no failed start then."""
+        if not self._is_up:
+            watch.tell(up=True)
+        self._is_up = True
 
     def close(self) -> None:
         """Says that the training is done, and leaves the others when all have said so.

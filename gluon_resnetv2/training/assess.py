@@ -53,14 +53,21 @@ def assess(
     """
     if batch_size < len(devices):
         raise UserError(f"--batch-size {batch_size} is smaller than the number of devices")
+    for option, value, least in (("--size", size, 1), ("--recalibrate", recalibrate, 0)):
+        if value is not None and value < least:
+            raise UserError(f"{option} must be at least {least}, not {value}")
+    if min(scales, default=1) < 1:
+        raise UserError(f"--scales needs positive numbers, as in 224,256: {min(scales)}")
     if checkpoints(source):
         net, about = load_run(source, checkpoint, devices)
     else:
         artifact = load(source)
         if artifact.manifest is None:
             raise UserError(f"{source} has no manifest.json; evaluate needs a run or an export")
-        if recalibrate:
-            raise UserError("--recalibrate needs a run's folder: an export can't be trained")
+        if recalibrate or checkpoint != "last":
+            raise UserError("--recalibrate and --checkpoint need a run's folder, not an export")
+        if not artifact.manifest.get("recipe"):
+            raise UserError(f"{source} does not say what it was trained on")
         about = artifact.manifest
         net, _ = import_block(str(artifact.symbol), str(artifact.params), devices)
     net.hybridize(static_alloc=True)

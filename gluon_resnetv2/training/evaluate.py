@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 import mxnet as mx
@@ -10,6 +11,9 @@ from mxnet import gluon
 
 from gluon_resnetv2.training.devices import split
 from gluon_resnetv2.training.step import cross_entropy
+
+# How many batches Python may be ahead of the devices, lest they fill the memory.
+BATCHES_AHEAD = 2
 
 
 class Meter:
@@ -54,13 +58,17 @@ class Meter:
         ]
 
     def read(self, sum_over_workers: Callable = lambda arrays: arrays) -> dict[str, float]:
-        """{"loss": mean loss, "error": percentage of wrong answers}, over all workers.
+        """Mean "loss", "error" as the percentage of wrong answers, and how many "images".
 
-        Waits for the devices.
+        All are over all workers. Waits for the devices.
         """
         total = np.sum([np.zeros(3), *self.sums()], axis=0)
         ((loss, wrong, count),) = sum_over_workers([total])
-        return {"loss": float(loss / count), "error": float(100 * wrong / count)}
+        return {
+            "loss": float(loss / count),
+            "error": float(100 * wrong / count),
+            "images": int(count),
+        }
 
 
 def evaluate(
@@ -71,10 +79,14 @@ def evaluate(
     sum_over_workers: Callable = lambda arrays: arrays,
 ) -> dict[str, float]:
     """Loss and error of `net` over (images, labels) batches, in the manner of `Meter.read`."""
-    meter = Meter()
+    meter, pending = Meter(), deque()
     for images, labels in batches:
         used = devices[: len(labels)]  # a last batch may be smaller than the number of devices
         images, labels = split(images, used, dtype), split(labels, used)
         outputs = [net(part) for part in images]
         meter.add([cross_entropy(*pair) for pair in zip(outputs, labels)], outputs, labels)
+        pending.append(outputs)
+        if len(pending) > BATCHES_AHEAD:
+            for output in pending.popleft():
+                output.wait_to_read()
     return meter.read(sum_over_workers)

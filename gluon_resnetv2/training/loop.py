@@ -131,16 +131,7 @@ class Training:
         """The steps that are left of the epoch."""
         recipe, workers = self.recipe, self.workers
         first = self.epoch * self.steps
-        batches = self.dataset.batches(
-            recipe.batch_size,
-            train=True,
-            seed=recipe.seed,
-            epoch=self.epoch,
-            devices=recipe.parts,
-            start=self.step - first,
-            worker=workers.rank,
-            workers=workers.count,
-        )
+        batches = self._training_batches(start=self.step - first)
         began, end = self.step, min(first + self.steps, self.steps_in_all)
         with closing(prefetch(batches)) as prepared:
             for images, labels in itertools.islice(prepared, end - self.step):
@@ -160,7 +151,7 @@ class Training:
                 workers.up()
                 loss = self._next_loss() if len(self._pending) > STEPS_AHEAD else None
                 self.progress.step(count, lr, loss)
-                wants_stop, wants_checkpoint = self._agree(stop.received, self._is_due())
+                wants_stop, wants_checkpoint = self._agree(stop.received)
                 if wants_stop:
                     raise Stopped
                 if wants_checkpoint and self.step < end:  # the epoch ends with one anyway
@@ -168,17 +159,30 @@ class Training:
                         self._checkpoint(own)
         self._drain()
 
+    def _training_batches(self, start: int = 0):
+        """This worker's parts of the epoch's batches, from its step `start` on."""
+        return self.dataset.batches(
+            self.recipe.batch_size,
+            train=True,
+            seed=self.recipe.seed,
+            epoch=self.epoch,
+            devices=self.recipe.parts,
+            start=start,
+            worker=self.workers.rank,
+            workers=self.workers.count,
+        )
+
     def _evaluate(self, stop):
         """Ends an epoch: its evaluation, its record and its checkpoint."""
         recipe, workers = self.recipe, self.workers
         passed = self.meter.read(workers.sum)
-        speed = self.meter.count * workers.count / self._clock()
+        speed = passed["images"] / self._clock()
         settle = self._recalibrate if self.step < STEPS_UNSETTLED else self._average
         with statistics.settled(self.net, settle) as own:
             batches = self.dataset.batches(
                 recipe.batch_size, worker=workers.rank, workers=workers.count
             )
-            batches = self._unless_stopped(batches, stop)
+            batches = self._unless_stopped(prefetch(batches), stop)
             tested = evaluate(self.net, batches, self.devices, recipe.array_dtype, workers.sum)
             self.record = {
                 "epoch": self.epoch + 1,
@@ -197,7 +201,7 @@ class Training:
             self._log(**self.record)
             self._checkpoint(own, final=self.epoch == self.epochs)
         if self.run.writes:
-            with suppress(OSError):
+            with suppress(OSError, UserError):  # a full disk has kept the metrics back
                 draw_curves(self.run.folder)
             self.progress.epoch(self.record)
 
@@ -213,14 +217,18 @@ class Training:
                 raise Stopped
             yield batch
 
-    def _agree(self, wants_stop: bool, wants_checkpoint: bool) -> tuple[bool, bool]:
-        """What the workers do together after this step: what one wants, all do."""
-        if self.workers.count == 1:
-            return wants_stop, wants_checkpoint
-        if self.step % STEPS_AGREED:
-            return False, False
-        (wishes,) = self.workers.sum([np.array([wants_stop, wants_checkpoint], "float32")])
-        return bool(wishes[0]), bool(wishes[1])
+    def _agree(self, stop: bool) -> tuple[bool, bool]:
+        """Whether to stop, and whether to write a checkpoint: what one worker wants, all do."""
+        every, late = self.recipe.checkpoint_every, False
+        due = not every.endswith("m") and self.step % int(every) == 0
+        if every.endswith("m") and self.run.writes:
+            late = time.monotonic() - self._saved_at >= 60 * float(every[:-1])
+        if self.workers.count > 1 and self.step % STEPS_AGREED:
+            return False, due
+        if self.workers.count > 1:
+            (wishes,) = self.workers.sum([np.array([stop, late], "float32")])
+            stop, late = bool(wishes[0]), bool(wishes[1])
+        return stop, due or late
 
     # The moving statistics that are evaluated and saved
 
@@ -229,19 +237,9 @@ class Training:
         statistics.average(self.net, self.workers.mean if several else None)
 
     def _recalibrate(self):
-        recipe, workers = self.recipe, self.workers
-        batches = self.dataset.batches(
-            recipe.batch_size,
-            train=True,
-            seed=recipe.seed,
-            epoch=self.epoch,
-            devices=recipe.parts,
-            worker=workers.rank,
-            workers=workers.count,
-        )
-        few = itertools.islice(batches, STATISTICS_BATCHES)
+        few = itertools.islice(self._training_batches(), STATISTICS_BATCHES)
         rounds = (part for images, _ in few for part in self.update.rounds(images))
-        statistics.recalibrate(self.net, rounds, self.update.forward_backward)
+        statistics.recalibrate(self.net, rounds, self.update.gradients)
         self.update.forget_gradients()
         self._average()
 
@@ -276,12 +274,6 @@ class Training:
             self.events.add(**{key: value for key, value in record.items() if value is not None})
 
     # Checkpoints
-
-    def _is_due(self) -> bool:
-        every = self.recipe.checkpoint_every
-        if every.endswith("m"):
-            return time.monotonic() - self._saved_at >= 60 * float(every[:-1])
-        return self.step % int(every) == 0
 
     def _checkpoint(self, own: dict[str, list], final: bool = False) -> None:
         """Writes the run's state. Where it can't, says so and goes on, unless it is the last."""
@@ -339,8 +331,8 @@ class Training:
         if path:
             if state["steps_per_epoch"] != self.steps:
                 raise UserError(
-                    f"{path} has {state['steps_per_epoch']} steps in an epoch, not {self.steps}; "
-                    "is this the data set it was trained on?"
+                    f"{path} has {state['steps_per_epoch']} steps in an epoch, not {self.steps}: "
+                    "another data set, or so many devices or workers that the last batch changes"
                 )
             load_parameters(self.net, path / "net.params", self.devices)
         recipe, workers = self.recipe, self.workers

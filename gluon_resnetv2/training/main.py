@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 
 import mxnet as mx
@@ -48,14 +49,16 @@ def train(recipe: Recipe, resume: bool = False, name: str | None = None) -> int:
         if workers.rank == 0 and name in RECIPES:
             print(RECIPES[name].about(name))
         dataset = load_data(recipe)
-        run = Run(recipe, resume=resume, writes=workers.rank == 0)
-        workers.barrier()  # only now has the folder what the others read
-        last = fit(_network(recipe, dataset, devices, run), dataset, recipe, devices, run, workers)
-    run.close()
+        with Run(recipe, resume=resume, writes=workers.rank == 0) as run:
+            workers.barrier()  # only now has the folder what the others read
+            net = _network(recipe, dataset, devices, run)
+            last = fit(net, dataset, recipe, devices, run, workers)
     if workers.rank:
         return 0
     if last is None:
-        print(f"stopped; go on with: python {sys.argv[0]} --resume {run.folder}")
+        command = shlex.join(["python", sys.argv[0], "--resume", str(run.folder)])
+        alone = workers.count == 1
+        print(f"stopped; go on with: {command if alone else 'the same command, --resume auto'}")
         return 0
     verified = report(export_run(run.folder))
     print(

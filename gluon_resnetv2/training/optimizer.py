@@ -33,6 +33,8 @@ def make_trainer(
     optimizer = mx.optimizer.create(recipe.optimizer, **arguments)
     if optimizer.aggregate_num:
         optimizer.aggregate_num = TENSORS_AT_ONCE
+    # The Trainer forgets them; LARS tells by them which parameters it treats as others do.
+    optimizer.idx2name = {i: params[name].name for i, name in enumerate(sorted(params))}
     on_server = recipe.kv_store == "dist_async"  # nobody else has every gradient
     if on_server:
         optimizer = ServerOptimizer(optimizer, schedule, workers.count, step)
@@ -59,6 +61,8 @@ def optimizer_state(trainer: gluon.Trainer) -> tuple[dict[str, mx.nd.NDArray], i
 
 def restore_optimizer(trainer: gluon.Trainer, arrays: dict[str, mx.nd.NDArray], updates: int):
     """Gives the optimiser back what `optimizer_state` said, on however many devices it has now."""
+    if not updates:  # then there is nothing to restore
+        return
     trainer._init_kvstore()
     trainer._init_params()
     optimizer = trainer.optimizer
@@ -72,12 +76,11 @@ def restore_optimizer(trainer: gluon.Trainer, arrays: dict[str, mx.nd.NDArray], 
             updater.states[index] = state
             updater.states_synced[index] = True
     optimizer.num_update = updates
-    if updates:
-        ids = {context.device_id for context in trainer._contexts}
-        optimizer._all_index_update_counts.update(
-            {device_id: dict.fromkeys(learned, updates) for device_id in ids | {0}}
-        )
-        optimizer._set_current_context(0)
+    ids = {context.device_id for context in trainer._contexts}
+    optimizer._all_index_update_counts.update(
+        {device_id: dict.fromkeys(learned, updates) for device_id in ids | {0}}
+    )
+    optimizer._set_current_context(0)
 
 
 def _updaters(trainer):

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.training.recipe import Recipe, flag
+from gluon_resnetv2.training.recipe import MOMENTUM, Recipe, flag
 from gluon_resnetv2.training.recipes import RECIPES
 from gluon_resnetv2.training.run import default_folder
 
@@ -28,7 +28,7 @@ def add_options(
 
     Args:
         without: fields and choices that this command has no use for.
-        defaults: fields that differ from `Recipe`'s where nothing else is said.
+        defaults: fields that differ from `Recipe`'s where no recipe is named, for the help.
     """
     parser.add_argument(
         "--recipe",
@@ -47,17 +47,17 @@ def add_options(
         details = {key: field.metadata[key] for key in ("help", "type", "choices")}
         if details["choices"]:
             details["choices"] = [one for one in details["choices"] if one not in without]
+        default = (defaults or {}).get(field.name, field.default)
+        if isinstance(default, tuple):
+            default = ",".join(f"{number:g}" for number in default)
+        if default is not None and default is not False:
+            details["help"] = f"{details['help'].partition('; default:')[0]} (default: {default})"
         if field.metadata["flag"]:
             action = argparse.BooleanOptionalAction
             parser.add_argument(
                 flag(field.name), action=action, default=argparse.SUPPRESS, help=details["help"]
             )
             continue
-        default = (defaults or {}).get(field.name, field.default)
-        if isinstance(default, tuple):
-            default = ",".join(f"{number:g}" for number in default)
-        if default is not None:
-            details["help"] += f" (default: {default})"
         details["type"] = details["type"] or {"int": int, "float": float}.get(field.type, str)
         parser.add_argument(flag(field.name), default=argparse.SUPPRESS, **details)
 
@@ -67,7 +67,7 @@ def read_options(given: dict, defaults: dict | None = None) -> tuple[Recipe, boo
 
     Args:
         given: the options that were given, by field, and "recipe" and "resume".
-        defaults: fields that differ from `Recipe`'s where neither they nor a recipe say otherwise.
+        defaults: fields that differ from `Recipe`'s where no recipe is named.
 
     Raises:
         UserError: there is no such recipe or run, or the run was started with other options.
@@ -126,14 +126,49 @@ EITHER = (
 )
 
 
+# Fields that follow from others unless they are given.
+DERIVED = ("lr_steps", "lr_step_epochs", "warmup_lr")
+
+# Options that mean something only where another field has one of these values.
+NEEDS = {
+    "mom": ("optimizer", MOMENTUM),
+    "lr_steps": ("lr_schedule", ("steps",)),
+    "lr_step_epochs": ("lr_schedule", ("steps",)),
+    "lr_factor": ("lr_schedule", ("steps",)),
+    "lr_end": ("lr_schedule", ("cosine", "poly")),
+    "lr_power": ("lr_schedule", ("poly",)),
+    "coarse": ("dataset", ("cifar100",)),
+    "test_size": ("dataset", ("imagenet",)),
+    "augmentation": ("dataset", ("imagenet",)),
+    "colour": ("dataset", ("imagenet",)),
+    "threads": ("dataset", ("imagenet",)),
+}
+
+
 def override(fields: dict, given: dict) -> Recipe:
-    """The recipe of `fields`, but for the options that were given."""
+    """The recipe of `fields`, but for the options that were given.
+
+    Raises:
+        UserError: an option would have no effect.
+    """
     fields = dict(fields)
+    for name in set(DERIVED) & set(fields):
+        rest = {key: value for key, value in fields.items() if key != name}
+        if getattr(Recipe(**rest), name) == fields[name]:  # it follows from the new ones, too
+            fields = rest
     for pair in EITHER:
         if set(pair) & set(given):
             for name in pair:
                 fields.pop(name, None)
-    return Recipe(**{**fields, **given})
+    recipe = Recipe(**{**fields, **given})
+    for name in given:
+        other, values = NEEDS.get(name, (None, ()))
+        if other and getattr(recipe, other) not in values:
+            raise UserError(
+                f"{flag(name)} has no effect with {flag(other)} {getattr(recipe, other)}; it is "
+                f"for {', '.join(values)}"
+            )
+    return recipe
 
 
 def _same(started: Recipe, recipe: Recipe, folder) -> Recipe:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gluon_resnetv2.data import NAMES
@@ -24,9 +23,9 @@ from gluon_resnetv2.spec import (
 from gluon_resnetv2.training import schedule
 
 # MXNet's optimisers whose whole state is arrays and a count of updates, so that a checkpoint can
-# hold it; those that have a momentum take --mom.
+# hold it, and equal on every device; those that have a momentum take --mom.
 OPTIMIZERS = (
-    *("sgd", "nag", "signum", "sgld", "dcasgd", "lars", "adam", "adamax", "adagrad", "adadelta"),
+    *("sgd", "nag", "signum", "dcasgd", "lars", "adam", "adamax", "adagrad", "adadelta"),
     *("rmsprop", "ftrl", "ftml", "lamb"),
 )
 MOMENTUM = ("sgd", "nag", "signum", "dcasgd", "lars")
@@ -100,14 +99,14 @@ class Recipe:
     # Optimisation
     batch_size: int = _option(128, "images per step, over all devices and workers")
     num_epochs: int = _option(None, "passes over the training images, instead of --num-steps")
-    num_steps: int = _option(None, "steps; default: 64000, or one pass for synthetic images")
+    num_steps: int = _option(None, "steps; default: 64000, where --num-epochs does not say")
     optimizer: str = _option("sgd", "one of MXNet's", choices=OPTIMIZERS)
     lr: float = _option(0.1, "learning rate")
     lr_schedule: str = _option(
         "steps", "how it falls after the warm-up", choices=("steps", "cosine", "poly")
     )
     lr_steps: tuple = _option(
-        None, "steps at which it falls; default: half and three quarters", type=_numbers(int)
+        None, "steps at which it falls; default: half and 3/4 of all", type=_numbers(int)
     )
     lr_step_epochs: tuple = _option(None, "the same in epochs", type=_numbers(float))
     lr_factor: float = _option(0.1, "what it is multiplied by there")
@@ -233,8 +232,14 @@ class Recipe:
             raise UserError("--gpus and --cpus exclude each other")
         if self.kv_store == "nccl" and not gpus:
             raise UserError("--kv-store nccl needs --gpus; CPUs use 'device' or 'local'")
-        if self.recompute not in ("auto", "off") and self.recompute < 1:
-            raise UserError(f"--recompute must be auto, off or at least 1, not {self.recompute}")
+        segments = self.recompute
+        if segments not in ("auto", "off") and (type(segments) is not int or segments < 1):
+            raise UserError(f"--recompute must be auto, off or at least 1, not {segments}")
+        if self.kv_store == "dist_async" and self.dtype == "float16":
+            raise UserError(
+                "--kv-store dist_async updates on servers, which can't scale the loss as float16 "
+                "needs; use dist_sync"
+            )
         if self.update_on_kvstore and (self.dtype == "float16" or self.kv_store in DISTRIBUTED):
             raise UserError(
                 "--update-on-kvstore is for one process, and not for float16; leave it out"
@@ -369,7 +374,8 @@ def _fits(field: dataclasses.Field, value) -> bool:
         value, _JSON[field.type]
     ):
         return False
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return all(isinstance(n, (int, float)) and not isinstance(n, bool) for n in value)
+    if isinstance(value, (list, tuple)):
+        kinds = (int,) if field.name in ("gpus", "lr_steps") else (int, float)
+        return all(type(number) in kinds for number in value)
     choices = field.metadata["choices"]
     return choices is None or value in choices

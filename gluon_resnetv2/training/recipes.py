@@ -28,8 +28,9 @@ class Named:
 
     def about(self, name: str) -> str:
         """Its command, source, cost and the error to expect, as text."""
+        data = " --data-dir DIR" if self.script == "imagenet.py" else ""
         return (
-            f"python train/{self.script} --recipe {name}\n"
+            f"python train/{self.script} --recipe {name}{data}\n"
             f"    from      {self.source}\n"
             f"    cost      {self.cost}\n"
             f"    expected  {self.expected}: test error in %"

@@ -65,6 +65,12 @@ class Run:
                 raise UserError(f"{self.folder} is in use: another process trains there") from None
             # Some network file systems know no locks: better unguarded than not at all.
 
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
     def close(self) -> None:
         """Lets another process go on here."""
         if self.writes:
@@ -113,7 +119,8 @@ class Run:
             OSError: it can't be written; those before are still there.
         """
         path = write_checkpoint(self.folder, net, arrays, state)
-        remove_checkpoints(self.folder, self.recipe.keep, (state["best"] or {}).get("step"))
+        best = (state["best"] or {}).get("step")
+        remove_checkpoints(self.folder, state["step"], self.recipe.keep, best)
         return path
 
 

@@ -62,7 +62,7 @@ def recalibrate(net: ResNetV2, rounds: Iterable[list], forward_backward: Callabl
 
     Args:
         rounds: lists of images (n, C, H, W), an entry for each device; a last one may have fewer.
-        forward_backward: as `step.plain`, of this network.
+        forward_backward: as `step.forward_backward`, of this network.
     """
     statistics, momentum = _statistics(net), net.spec.bn_momentum
     sums = {parameter.name: 0 for parameter in statistics}
@@ -70,7 +70,7 @@ def recalibrate(net: ResNetV2, rounds: Iterable[list], forward_backward: Callabl
     for images in rounds:
         for parameter in statistics:
             _set(parameter, 0)
-        forward_backward(images, lambda outputs: outputs)  # the backward pass is when they move
+        forward_backward(images, lambda outputs: outputs, count)  # going back is when they move
         mx.nd.waitall()
         for parameter in statistics:  # they have come from 0, by 1 - momentum of the way
             batch = _mean(parameter.list_data()[: len(images)]) / (1 - momentum)

@@ -79,7 +79,7 @@ class Step:
         self.trainer, self.recipe, self.devices, self.worker = trainer, recipe, devices, worker
         self.forward_backward = partial(forward_backward, net)
         self.scaler = LossScaler() if recipe.dtype == "float16" else None
-        self._draws = isinstance(net.spec.shortcut, Dropout) or recipe.optimizer == "sgld"
+        self._draws = isinstance(net.spec.shortcut, Dropout)
         self._added = []  # parameters whose gradients add up over the rounds of a step
         if recipe.accumulate > 1:
             self._added = [p for p in net.collect_params().values() if p.grad_req != "null"]
@@ -112,9 +112,7 @@ class Step:
                 smoothing = self.recipe.label_smoothing
                 return [cross_entropy(*of, smoothing, weight) * scale for of in zip(logits, y, z)]
 
-            if self._draws:
-                mx.random.seed(seed + round_)
-            found, logits = self.forward_backward(x, losses_of, seed=seed + round_)
+            found, logits = self.gradients(x, losses_of, seed + round_)
             losses += [loss / scale for loss in found]
             outputs += logits
             answers += y
@@ -122,6 +120,12 @@ class Step:
             mx.nd.waitall()
         self._update(count * scale)
         return losses, outputs, answers
+
+    def gradients(self, images: list[mx.nd.NDArray], losses_of: Callable, seed: int):
+        """`forward_backward` of one part on each device, with the random numbers of `seed`."""
+        if self._draws:
+            mx.random.seed(seed)
+        return self.forward_backward(images, losses_of, seed=seed)
 
     def rounds(self, array: np.ndarray) -> list[list[mx.nd.NDArray]]:
         """`array`, split along its first axis, as lists with an entry for each device."""
