@@ -37,6 +37,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def parse_args(self, args=None, namespace=None):
+        words = sys.argv[1:] if args is None else args
+        if "" in words or any(word[:2] == "--" and word.endswith("=") for word in words):
+            self.error("an argument is empty; is a variable unset?")
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             self.error(f"unknown option {unknown[0]}{self._suggestion(unknown[0])}")
@@ -78,5 +81,6 @@ def run(main: Callable[[], int | None]) -> None:
     """Runs `main` within `one_line_errors` and exits with what it returns."""
     with one_line_errors():
         status = main()
-        sys.stdout.flush()  # here rather than at exit, where a full disk would be a traceback
+        if sys.stdout:  # which may be closed
+            sys.stdout.flush()  # here rather than at exit, where a full disk would be a traceback
     sys.exit(status)

@@ -42,10 +42,11 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
         OSError: as `whole_file`; what `path` held before is then still there.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    before = temporary.with_name(f"{temporary.name}.before")
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        before = temporary.with_name(f"{temporary.name}.before")
         temporary.chmod(0o755)  # mkdtemp's folders are private
         yield temporary
         for file in temporary.iterdir():
@@ -66,7 +67,8 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
         error.filename = str(path)
         raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _sync_folder(path):

@@ -93,14 +93,15 @@ def test_comparison_tells_what_differs(tmp_path):
     text = compare([first, second], tmp_path / "both.png")
     head, a, b, empty, place = text.splitlines()
     assert re.split("  +", head) == [
-        *("run", "model", "num_epochs", "lr", "num_steps", "shortcut", "epochs", "test error"),
-        *("best", "in epoch", "images/s", "hours"),
+        *("run", "model", "shortcut", "num_epochs", "num_steps", "lr", "warmup_lr", "epochs"),
+        *("test error", "best", "in epoch", "images/s", "hours"),
     ]
     assert re.split("  +", a) == [
-        *("a", "preact20", "3", "0.1", "-", "-", "3/3", "8.50 %", "7.00 %", "2", "100", "0.03"),
+        *("a", "preact20", "-", "3", "-", "0.1", "0.01", "3/3", "8.50 %", "7.00 %", "2"),
+        *("100", "0.03"),
     ]
     assert re.split("  +", b) == [
-        *("b", "preact20", "-", "0.01", "90", "gate:-6", "2/5", "9.00 %", "9.00 %", "2"),
+        *("b", "preact20", "gate:-6", "-", "90", "0.01", "0.001", "2/5", "9.00 %", "9.00 %", "2"),
         *("2500", "2.00"),
     ]
     assert (empty, place) == ("", f"curves: {tmp_path}/both.png")

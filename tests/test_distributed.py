@@ -189,6 +189,8 @@ def stand_in(job, tmp_path):
 
     def start(what, *options, **variables):
         command = (sys.executable, tmp_path / "worker.py", what, tmp_path / "log")
+        if "--restarts" in options:
+            command += ("--resume", "auto")
         variables.setdefault("PYTHONPATH", path)
         return job("--workers", 2, *options, "--", *command, **variables)
 

@@ -156,7 +156,7 @@ def test_test_batches_are_what_pillow_makes(tree, packed):
             np.testing.assert_array_equal(left, right)
     assert (dataset.classes, dataset.train_count) == (CLASSES, 31)
     assert (other.classes, other.train_count) == (CLASSES, 31)
-    assert dataset.image_shape == (3, 16, 16)
+    assert dataset.image_shape == (3, 32, 32)
 
 
 @pytest.mark.parametrize("workers", [2, 3])

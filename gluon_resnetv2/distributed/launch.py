@@ -471,6 +471,8 @@ def _read_hosts(path: str) -> list[tuple[str, str | None]]:
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"--hosts {path} is no text file") from None
     except OSError as error:
         raise UserError(f"--hosts {path}: {error.strerror}") from error
     words = [line.split("#")[0].split() for line in lines]  # without comments and slots=N
@@ -488,7 +490,7 @@ def _own_address(options, hosts) -> tuple[str, int]:
     """
     if options.address:
         host, _, port = options.address.partition(":")
-        if not host or (port and not port.isdigit()):
+        if not host or (port and not (port.isdecimal() and int(port) < 65536)):
             raise UserError(f"--address needs HOST or HOST:PORT, not {options.address}")
         return host, int(port or 0)
     if options.launcher == "local" or (

@@ -41,7 +41,7 @@ class Folder:
             names = sorted(
                 entry.name
                 for entry in _entries(self.path / name)
-                if entry.name.lower().endswith(SUFFIXES)
+                if entry.name.lower().endswith(SUFFIXES) and not entry.is_dir()
             )
             if not names:
                 raise UserError(f"{self.path / name} has no images; remove it or fill it")

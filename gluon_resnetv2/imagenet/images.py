@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from gluon_resnetv2.errors import UserError
 
@@ -26,6 +26,7 @@ def decode(data: bytes) -> Image.Image:
     Raises:
         NoImage: the data are cut short, of none of `FORMATS`, or not of 8 bits a channel.
     """
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # as it is until GluonCV is imported
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as file:
             if file.mode.startswith(("I", "F")):

@@ -118,6 +118,8 @@ def _check(folder, copies, resize, threads) -> tuple[dict[int, int], list[str]]:
             image = decode(data)
         except NoImage as error:
             return row, None, f"{folder.name(row)} {error}"
+        except OSError as error:
+            return row, None, f"{folder.name(row)} can't be read: {error.strerror}"
         if resize:
             if min(image.size) > resize:
                 buffer = io.BytesIO()

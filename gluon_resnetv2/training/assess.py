@@ -16,6 +16,7 @@ from gluon_resnetv2.checkpoint import checkpoints
 from gluon_resnetv2.deploy.artifact import load, load_run
 from gluon_resnetv2.deploy.runtimes import import_block
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.spec import IMAGE_SIZE_MAX
 from gluon_resnetv2.training import statistics
 from gluon_resnetv2.training.datasets import load_data
 from gluon_resnetv2.training.devices import split
@@ -56,8 +57,9 @@ def assess(
     for option, value, least in (("--size", size, 1), ("--recalibrate", recalibrate, 0)):
         if value is not None and value < least:
             raise UserError(f"{option} must be at least {least}, not {value}")
-    if min(scales, default=1) < 1:
-        raise UserError(f"--scales needs positive numbers, as in 224,256: {min(scales)}")
+    for side in scales:
+        if not 1 <= side <= IMAGE_SIZE_MAX:
+            raise UserError(f"--scales must be 1 to {IMAGE_SIZE_MAX}, as in 224,256: {side}")
     if checkpoints(source):
         net, about = load_run(source, checkpoint, devices)
     else:
@@ -74,6 +76,8 @@ def assess(
     recipe = Recipe.from_dict(about["recipe"])
     others = {"dataset": dataset, "data_dir": data_dir, "test_size": size, "threads": threads}
     given = {name: value for name, value in others.items() if value is not None}
+    if dataset not in (None, recipe.dataset):  # what was said of the run's does not hold for it
+        given = {"data_dir": None, "image_size": None, "coarse": False, **given}
     recipe = dataclasses.replace(recipe, **given)
     name = recipe.dataset
     if name != "imagenet" and (size or threads or crops != 1 or scales):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -14,6 +13,8 @@ from matplotlib.ticker import MaxNLocator
 
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.training.curves import log_scale, save, scale_errors, shortened, steps_per_epoch
+from gluon_resnetv2.training.options import read_recipe
+from gluon_resnetv2.training.recipe import Recipe
 from gluon_resnetv2.training.run import read_metrics
 
 # A run's colour (Okabe and Ito's, grey for their yellow) and its marker, for black and white.
@@ -63,7 +64,7 @@ class Trained:
         path = Path(folder) / "recipe.json"
         if not path.is_file():
             raise UserError(f"{path} is missing; is {folder} a run's folder?")
-        return cls(Path(folder), json.loads(path.read_text(encoding="utf-8")), epochs)
+        return cls(Path(folder), Recipe.from_dict(read_recipe(path)).to_dict(), epochs)
 
     @property
     def planned(self) -> int:

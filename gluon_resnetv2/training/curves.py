@@ -87,7 +87,11 @@ def steps_per_epoch(epochs: list[dict]) -> float:
 
 
 def log_scale(axes: Axes) -> None:
-    """Makes `axes` logarithmic, with plain numbers at its ticks."""
+    """Makes `axes` logarithmic, with plain numbers at its ticks, if what it shows is positive."""
+    if axes.dataLim.minposy == float("inf") or axes.dataLim.y1 <= 0:
+        return
+    if axes.dataLim.y0 == axes.dataLim.y1:  # else matplotlib warns, and chooses itself
+        axes.set_ylim(axes.dataLim.y0 / 2, axes.dataLim.y1 * 2)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(LogFormatter())  # labels where there is less than a decade

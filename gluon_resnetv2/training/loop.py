@@ -107,7 +107,8 @@ class Training:
     def run_to_the_end(self, stop: StopSignal) -> dict | None:
         """As `fit`."""
         folder = self.run.folder
-        self.events = Events(folder, self.step) if self.run.writes else None
+        done = self.epoch == self.epochs
+        self.events = Events(folder, self.step) if self.run.writes and not done else None
         total, quiet = self.steps_in_all, not self.run.writes
         with Progress(
             self.epochs, self.steps, self.step, total=total, quiet=quiet
@@ -117,8 +118,7 @@ class Training:
                     self._train(stop)
                     self._evaluate(stop)
             except Stopped:
-                with statistics.settled(self.net, self._average) as own:
-                    self._checkpoint(own, final=True)
+                self._checkpoint_now(final=True)
                 return None
             finally:
                 if self.events:
@@ -155,8 +155,7 @@ class Training:
                 if wants_stop:
                     raise Stopped
                 if wants_checkpoint and self.step < end:  # the epoch ends with one anyway
-                    with statistics.settled(self.net, self._average) as own:
-                        self._checkpoint(own)
+                    self._checkpoint_now()
         self._drain()
 
     def _training_batches(self, start: int = 0):
@@ -183,7 +182,11 @@ class Training:
                 recipe.batch_size, worker=workers.rank, workers=workers.count
             )
             batches = self._unless_stopped(prefetch(batches), stop)
-            tested = evaluate(self.net, batches, self.devices, recipe.array_dtype, workers.sum)
+            try:
+                tested = evaluate(self.net, batches, self.devices, recipe.array_dtype, workers.sum)
+            except UserError:  # a test image can't be read: to be mended, and gone on from here
+                self._checkpoint(own)
+                raise
             self.record = {
                 "epoch": self.epoch + 1,
                 "step": self.step,
@@ -275,6 +278,10 @@ class Training:
 
     # Checkpoints
 
+    def _checkpoint_now(self, final: bool = False) -> None:
+        with statistics.settled(self.net, self._average) as own:
+            self._checkpoint(own, final)
+
     def _checkpoint(self, own: dict[str, list], final: bool = False) -> None:
         """Writes the run's state. Where it can't, says so and goes on, unless it is the last."""
         self._drain()
@@ -325,8 +332,7 @@ class Training:
 
     def _start(self):
         """Begins where the newest valid checkpoint ends, or at the beginning."""
-        found = self.run.last_checkpoint(self._warn)
-        path, state = found or (None, None)
+        path, state = self.run.last_checkpoint(self._warn) or (None, None)
         self.run.rewind(state)
         if path:
             if state["steps_per_epoch"] != self.steps:

@@ -42,7 +42,8 @@ def make_trainer(
         params,
         optimizer,
         kvstore=workers.store if workers else recipe.kv_store,
-        update_on_kvstore=recipe.update_on_kvstore or on_server,
+        # One device has no store to update on; there it means nothing.
+        update_on_kvstore=(recipe.update_on_kvstore and recipe.devices > 1) or on_server,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import re
@@ -74,9 +75,12 @@ def read_options(given: dict, defaults: dict | None = None) -> tuple[Recipe, boo
     """
     given = dict(given)
     name, resume = given.pop("recipe"), given.pop("resume")
+    if name and (Path(name) / "recipe.json").is_file():
+        name = Path(name) / "recipe.json"
     if resume and resume != "auto":
         return _resumed(given, name, resume), True
-    recipe = override(read_recipe(name) if name else defaults or {}, given)
+    fields = read_recipe(name) if name else defaults or {}
+    recipe = override({**fields, "output": None}, given)  # never the folder of another run
     folder = resume and (recipe.output or _last_of(recipe))
     if folder and (Path(folder) / "recipe.json").is_file():
         recipe = dataclasses.replace(recipe, output=str(folder))
@@ -112,7 +116,7 @@ def read_recipe(name: str | Path) -> dict:
         Recipe.from_dict(fields)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
-    except (OSError, ValueError):
+    except (OSError, ValueError, OverflowError, RecursionError):
         raise UserError(f"{name} can't be read as JSON; is it a recipe.json?") from None
     return {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
 
@@ -173,16 +177,20 @@ def override(fields: dict, given: dict) -> Recipe:
 
 def _same(started: Recipe, recipe: Recipe, folder) -> Recipe:
     """Lets a recipe be that computes what the run in `folder` has begun to."""
-    for name, (before, now) in started.differences(recipe, machine=False).items():
+    differences = started.differences(recipe, machine=False)
+    # Of two that exclude each other, the one that was given.
+    for name, (before, now) in sorted(differences.items(), key=lambda item: item[1][1] is None):
         raise UserError(
-            f"{folder} was started with {flag(name)} {_words(before)}, not {_words(now)}; leave it "
-            "so, or name a new --output"
+            f"{folder} was started with {_option(name, before)}, not with {_option(name, now)}; "
+            "leave it so, or name a new --output"
         )
     return recipe
 
 
-def _words(value) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def _option(name, value) -> str:
+    if value is None:
+        return f"no {flag(name)}"
+    return f"{flag(name)} {','.join(map(str, value)) if isinstance(value, tuple) else value}"
 
 
 def _last_of(recipe: Recipe) -> Path | None:
@@ -193,7 +201,7 @@ def _last_of(recipe: Recipe) -> Path | None:
         if match := re.fullmatch(re.escape(first.name) + r"-(\d+)", path.name):
             numbered[int(match[1])] = path
     for _, path in sorted(numbered.items(), reverse=True):
-        if (path / "recipe.json").is_file():
+        with contextlib.suppress(UserError):  # some other version's, or none
             started = Recipe.from_dict(read_recipe(path / "recipe.json"))
             if not started.differences(recipe, machine=False):
                 return path

@@ -25,10 +25,10 @@ from gluon_resnetv2.training import schedule
 # MXNet's optimisers whose whole state is arrays and a count of updates, so that a checkpoint can
 # hold it, and equal on every device; those that have a momentum take --mom.
 OPTIMIZERS = (
-    *("sgd", "nag", "signum", "dcasgd", "lars", "adam", "adamax", "adagrad", "adadelta"),
+    *("sgd", "nag", "signum", "lars", "adam", "adamax", "adagrad", "adadelta"),
     *("rmsprop", "ftrl", "ftml", "lamb"),
 )
-MOMENTUM = ("sgd", "nag", "signum", "dcasgd", "lars")
+MOMENTUM = ("sgd", "nag", "signum", "lars")
 
 FLOAT32_MAX = 3.4e38  # MXNet's optimisers take no larger number
 
@@ -156,8 +156,8 @@ class Recipe:
     output: str = _option(None, "the run's folder; default: a new one in runs/", machine=True)
 
     def __post_init__(self):
-        self._fill_in()
         self._check_numbers()
+        self._fill_in()
         self._check_schedule()
         self._check_devices()
 
@@ -205,7 +205,9 @@ class Recipe:
                 raise UserError(f"{flag(name)} must be 1 to {IMAGE_SIZE_MAX}, not {size}")
         if self.seed >= 2**31:
             raise UserError(f"--seed must be below 2^31: {self.seed}")
-        if not re.fullmatch(r"0*[1-9]\d*|(\d+\.?\d*|\.\d+)m", self.checkpoint_every):
+        if not re.fullmatch(
+            r"0*[1-9]\d{0,17}|(\d{1,9}\.?\d{0,9}|\.\d{1,9})m", self.checkpoint_every
+        ):
             raise UserError(
                 f"--checkpoint-every needs steps or minutes, as in 500 or 10m: "
                 f"{self.checkpoint_every}"

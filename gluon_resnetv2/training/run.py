@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -77,8 +78,21 @@ class Run:
             os.close(self._folder_lock)
 
     def last_checkpoint(self, warn=print) -> tuple[Path, dict] | None:
-        """Path and state of the newest valid checkpoint; `warn` is told of those skipped."""
-        return next(valid_checkpoints(self.folder, warn), None)
+        """Path and state of the newest valid checkpoint; `warn` is told of those skipped.
+
+        Raises:
+            UserError: there should be one, and none is valid; or it is of another recipe.
+        """
+        for path, state in valid_checkpoints(self.folder, warn):
+            for name in Recipe.from_dict(state["recipe"]).differences(self.recipe, machine=False):
+                raise UserError(f"{path} is of a recipe with another {name} than recipe.json's")
+            return path, state
+        trained = self.folder / "metrics.jsonl"
+        if checkpoints(self.folder) or (
+            trained.is_file() and any("epoch" in record for record in read_metrics(self.folder))
+        ):
+            raise UserError(f"{self.folder} has no valid checkpoint left; name a new --output")
+        return None
 
     def rewind(self, state: dict | None) -> None:
         """Removes from metrics.jsonl what came after a checkpoint, or everything."""
@@ -137,7 +151,7 @@ def check_folder(recipe: Recipe) -> None:
         return
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name]
     if any(name != "recipe.json" and ".tfevents." not in name for name in names):
-        way_out = " or add --resume auto" if checkpoints(folder) else ""
+        way_out = " or add --resume auto" if "recipe.json" in names else ""
         raise UserError(f"--output {folder} exists already; name a new folder{way_out}")
 
 
@@ -163,7 +177,7 @@ def _new_folder(recipe: Recipe) -> Path:
 
 
 def read_metrics(folder: str | Path) -> list[dict]:
-    """The records of a run's metrics.jsonl. A last line that was cut off is left out.
+    """The records of a run's metrics.jsonl, without lines that a crash has left damaged.
 
     Raises:
         UserError: the folder holds no metrics.
@@ -171,8 +185,13 @@ def read_metrics(folder: str | Path) -> list[dict]:
     path = Path(folder) / "metrics.jsonl"
     if not path.is_file():
         raise UserError(f"{path} is missing; is {folder} a run's folder?")
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and "step" in record:
+                records.append(record)
+    return records
 
 
 def _line(record):
