@@ -13,8 +13,9 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import mxnet as mx
@@ -115,30 +116,36 @@ def write_checkpoint(
 
 def checkpoints(run: str | Path) -> list[Path]:
     """The folders of a run's checkpoints, oldest first."""
-    return sorted(Path(run).glob("checkpoints/step-*"))
+    folders = Path(run).glob("checkpoints/step-*")
+    return sorted(path for path in folders if re.fullmatch(r"step-\d{8}", path.name))
 
 
-def remove_checkpoints(run: str | Path, step: int, keep: int, best: int | None = None) -> None:
-    """Removes all checkpoints but the last `keep` up to `step`, that of step `best`, and remains.
-
-    Those after `step` are damaged ones that the run has gone on before.
-    """
-    past = [path for path in checkpoints(run) if path.name <= f"step-{step:08d}"]
-    for path in set(checkpoints(run)) - set(past[-keep:]):
+def remove_checkpoints(
+    run: str | Path, keep: int, best: int | None = None, damaged: Collection[Path] = ()
+) -> None:
+    """Removes all checkpoints but the last `keep` that are not damaged, and that of step `best`."""
+    found = checkpoints(run)
+    kept = [path for path in found if path not in damaged][-keep:]
+    for path in set(found) - set(kept):
         if best is None or path.name != f"step-{best:08d}":
             with contextlib.suppress(OSError):  # the next time, then
                 # Renamed first: a checkpoint is whole or has another name.
                 path.rename(path.with_name(f".{path.name}.old"))
-    for path in Path(run).glob("checkpoints/.step-*"):
-        shutil.rmtree(path, ignore_errors=True)
+    _remove_remains(run)
 
 
 def recover_checkpoints(run: str | Path) -> None:
-    """Gives a checkpoint its name back whose replacement was interrupted."""
+    """Removes what a killed process has left unfinished, once what it was to replace is back."""
     for path in Path(run).glob("checkpoints/.step-*.before"):
         target = path.with_name(path.name[1:].split(".")[0])
         if not target.exists():
             path.rename(target)
+    _remove_remains(run)
+
+
+def _remove_remains(run):
+    for path in Path(run).glob("checkpoints/.step-*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def read_checkpoint(path: Path) -> dict:
@@ -157,7 +164,11 @@ def read_checkpoint(path: Path) -> dict:
     for name, expected in sums.items():
         if not (path / name).is_file():
             raise UserError(f"{path / name} is missing")
-        if sha256(path / name) != expected:
+        try:
+            found = sha256(path / name)
+        except OSError as error:
+            raise UserError(f"{path / name} can't be read: {error.strerror}") from None
+        if found != expected:
             raise UserError(f"{path / name} is damaged: its SHA-256 differs from the manifest's")
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     if path.name != f"step-{state['step']:08d}":

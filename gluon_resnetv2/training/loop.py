@@ -85,7 +85,7 @@ class Training:
         epoch: epochs done and evaluated.
         best: step, epoch and test error of the best epoch so far.
         record: the last epoch's.
-        last_good: the newest valid checkpoint.
+        saved: {step: path} of the checkpoints that are valid, oldest first.
     """
 
     def __init__(self, net, dataset, recipe, devices, run, workers):
@@ -98,7 +98,8 @@ class Training:
         self.lr_at = recipe.schedule(self.steps)
         self.step = self.epoch = 0
         self.seconds = 0.0  # of the epoch under way
-        self.best = self.record = self.last_good = None
+        self.best = self.record = None
+        self.saved = {}
         self.meter = Meter()
         self._pending = deque()  # (step, loss) that the devices may still be computing
         self._start()
@@ -257,7 +258,8 @@ class Training:
         step, loss = self._pending.popleft()
         loss, lr = loss.asscalar().item(), self.lr_at(step)
         if not math.isfinite(loss):
-            raise self._diverged(f"the loss is {loss} at step {step} with learning rate {lr:g}")
+            what = f"the loss is {loss} at step {step} with learning rate {lr:g}"
+            raise self._diverged(what, step)
         if (step + 1) % self.recipe.log_every == 0:
             speed = self.progress.images_per_second
             self._log(step=step + 1, lr=lr, loss=loss, images_per_second=speed)
@@ -267,8 +269,9 @@ class Training:
         while self._pending:
             self._next_loss()
 
-    def _diverged(self, what) -> UserError:
-        saved = f"; the last good checkpoint is {self.last_good}" if self.last_good else ""
+    def _diverged(self, what, step) -> UserError:
+        good = [path for at, path in self.saved.items() if at < step and path.exists()]
+        saved = f"; the last good checkpoint is {good[-1]}" if good else ""
         return UserError(f"{what}; try a smaller --lr{saved}")
 
     def _log(self, **record):
@@ -318,15 +321,16 @@ class Training:
         if not self.run.writes:
             return
         if not all_finite([p.list_data()[0] for p in self.net.collect_params().values()]):
-            raise self._diverged(f"a parameter is not finite after step {self.step - 1}")
+            what = f"a parameter is not finite after step {self.step - 1}"
+            raise self._diverged(what, self.step)
         try:
-            self.last_good = self.run.checkpoint(self.net, arrays, state)
+            self.saved[self.step] = self.run.checkpoint(self.net, arrays, state)
         except OSError as error:
             if final:
                 raise
             self._warn(
                 f"warning: no checkpoint of step {self.step}: {error.strerror or error}; training "
-                f"goes on, and the last checkpoint is {self.last_good or 'still to come'}"
+                f"goes on, and the last one is {['still to come', *self.saved.values()][-1]}"
             )
         self._saved_at = time.monotonic()
 
@@ -353,7 +357,7 @@ class Training:
 
     def _restore(self, path, state):
         self.step, self.epoch, self.seconds = (state[k] for k in ("step", "epoch", "seconds"))
-        self.best, self.record, self.last_good = state["best"], state["metrics"], path
+        self.best, self.record, self.saved = state["best"], state["metrics"], {self.step: path}
         if self.update.scaler and state["loss_scale"]:
             self.update.scaler.load(state["loss_scale"])
         arrays = {"optimizer": {}}

@@ -33,8 +33,6 @@ def make_trainer(
     optimizer = mx.optimizer.create(recipe.optimizer, **arguments)
     if optimizer.aggregate_num:
         optimizer.aggregate_num = TENSORS_AT_ONCE
-    # The Trainer forgets them; LARS tells by them which parameters it treats as others do.
-    optimizer.idx2name = {i: params[name].name for i, name in enumerate(sorted(params))}
     on_server = recipe.kv_store == "dist_async"  # nobody else has every gradient
     if on_server:
         optimizer = ServerOptimizer(optimizer, schedule, workers.count, step)

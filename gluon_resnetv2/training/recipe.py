@@ -25,10 +25,10 @@ from gluon_resnetv2.training import schedule
 # MXNet's optimisers whose whole state is arrays and a count of updates, so that a checkpoint can
 # hold it, and equal on every device; those that have a momentum take --mom.
 OPTIMIZERS = (
-    *("sgd", "nag", "signum", "lars", "adam", "adamax", "adagrad", "adadelta"),
+    *("sgd", "nag", "signum", "adam", "adamax", "adagrad", "adadelta"),
     *("rmsprop", "ftrl", "ftml", "lamb"),
 )
-MOMENTUM = ("sgd", "nag", "signum", "lars")
+MOMENTUM = ("sgd", "nag", "signum")
 
 FLOAT32_MAX = 3.4e38  # MXNet's optimisers take no larger number
 

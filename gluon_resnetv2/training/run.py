@@ -37,6 +37,7 @@ class Run:
 
     def __init__(self, recipe: Recipe, *, resume: bool = False, writes: bool = True):
         self.recipe, self.writes = recipe, writes
+        self._damaged = set()  # checkpoints that were left out
         self._unwritten = ""  # lines of metrics.jsonl that the disk had no room for
         if not writes:
             self.folder = Path(recipe.output)
@@ -86,6 +87,7 @@ class Run:
         for path, state in valid_checkpoints(self.folder, warn):
             for name in Recipe.from_dict(state["recipe"]).differences(self.recipe, machine=False):
                 raise UserError(f"{path} is of a recipe with another {name} than recipe.json's")
+            self._damaged = {one for one in checkpoints(self.folder) if one.name > path.name}
             return path, state
         trained = self.folder / "metrics.jsonl"
         if checkpoints(self.folder) or (
@@ -113,18 +115,21 @@ class Run:
         if not self.writes:
             return
         self._unwritten += _line(record)
+        with contextlib.suppress(OSError):  # it is tried again, before the next checkpoint at least
+            self._write_lines()
+
+    def _write_lines(self):
         path = self.folder / "metrics.jsonl"
+        before = path.stat().st_size if path.exists() else 0
         try:
-            before = path.stat().st_size if path.exists() else 0
-            try:
-                with open(path, "a", encoding="utf-8") as file:
-                    file.write(self._unwritten)
-            except OSError:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(self._unwritten)
+        except OSError as error:
+            with contextlib.suppress(OSError):
                 os.truncate(path, before)  # no half a line
-                raise
-            self._unwritten = ""
-        except OSError:
-            pass  # the checkpoint says so, and what was not written is tried again
+            error.filename = str(path)
+            raise
+        self._unwritten = ""
 
     def checkpoint(self, net: ResNetV2, arrays: dict, state: dict) -> Path:
         """Writes a checkpoint, then removes those that `recipe.keep` does not spare.
@@ -132,9 +137,12 @@ class Run:
         Raises:
             OSError: it can't be written; those before are still there.
         """
+        if self._unwritten:  # whoever goes on from here would not log it again
+            self._write_lines()
         path = write_checkpoint(self.folder, net, arrays, state)
+        self._damaged.discard(path)
         best = (state["best"] or {}).get("step")
-        remove_checkpoints(self.folder, state["step"], self.recipe.keep, best)
+        remove_checkpoints(self.folder, self.recipe.keep, best, self._damaged)
         return path
 
 
@@ -150,7 +158,8 @@ def check_folder(recipe: Recipe) -> None:
     if not recipe.output or not folder.exists():
         return
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name]
-    if any(name != "recipe.json" and ".tfevents." not in name for name in names):
+    ours = ("recipe.json", ".recipe.json.", "events.out.tfevents.")
+    if not all(name.startswith(ours) for name in names):
         way_out = " or add --resume auto" if "recipe.json" in names else ""
         raise UserError(f"--output {folder} exists already; name a new folder{way_out}")
 
