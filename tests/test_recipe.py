@@ -491,7 +491,7 @@ def test_only_where_and_how_a_run_goes_on_can_be_changed(field):
             assert getattr(recipe, field) == OPTIONS[field][1]
             assert (recipe.output, goes_on) == ("mine", True)
             continue
-        with pytest.raises(UserError, match="mine was started with (no )?--") as error:
+        with pytest.raises(UserError, match=r"mine was started with (no )?--") as error:
             parse(*options, without=())
         assert "\n" not in str(error.value)
     assert (folder / "recipe.json").read_bytes() == before

@@ -337,7 +337,6 @@ class Training:
     def _start(self):
         """Begins where the newest valid checkpoint ends, or at the beginning."""
         path, state = self.run.last_checkpoint(self._warn) or (None, None)
-        self.run.rewind(state)
         if path:
             if state["steps_per_epoch"] != self.steps:
                 raise UserError(
@@ -345,6 +344,7 @@ class Training:
                     "another data set, or so many devices or workers that the last batch changes"
                 )
             load_parameters(self.net, path / "net.params", self.devices)
+        self.run.rewind(state)
         recipe, workers = self.recipe, self.workers
         step = state["step"] if state else 0
         self.trainer = make_trainer(self.net, recipe, workers, self.lr_at, step)
