@@ -387,6 +387,15 @@ def test_a_kill_while_writing_loses_no_older_checkpoint(tmp_path, in_peace, kill
     assert not list(broken.glob("checkpoints/.*"))
 
 
+def test_a_kill_while_writing_the_first_checkpoint_loses_no_run(tmp_path, in_peace):
+    """The epoch's record is in metrics.jsonl already."""
+    broken = tmp_path / "broken"
+    assert train(broken, trouble=before_replacing("step-00000004")) is None
+    assert [record["step"] for record in read_metrics(broken)] == [3, 4]
+    train(broken)
+    assert differences(outcome(broken), outcome(in_peace)) == []
+
+
 @pytest.mark.parametrize("new_is_whole", [True, False])
 def test_a_checkpoint_that_was_being_replaced_is_still_there(tmp_path, in_peace, new_is_whole):
     broken = tmp_path / "broken"
@@ -882,6 +891,27 @@ def test_checkpoints_come_every_so_many_steps_or_minutes(tmp_path, monkeypatch, 
     monkeypatch.setattr(loop, "Step", Slow)
     train(tmp_path / "run", variant(checkpoint_every=every, keep=99))
     assert [int(path.name[5:]) for path in checkpoints(tmp_path / "run")] == expected
+
+
+def test_an_epochs_seconds_are_those_of_all_its_processes(tmp_path, monkeypatch):
+    """Each step takes a minute here, too."""
+    now = {"seconds": 0.0}
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now["seconds"]))
+
+    class Slow(Step):
+        def __call__(self, images, labels, step, *args):
+            now["seconds"] += 60
+            if step == 1 and not checkpoints(tmp_path / "run"):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().__call__(images, labels, step, *args)
+
+    monkeypatch.setattr(loop, "Step", Slow)
+    for _ in range(2):
+        train(tmp_path / "run")
+        now["seconds"] += 1000  # between the processes
+    records = [record for record in read_metrics(tmp_path / "run") if "epoch" in record]
+    assert [record["seconds"] for record in records] == [240, 240]
+    assert [record["images_per_second"] for record in records] == [22 / 240, 22 / 240]
 
 
 # -- Going on, or not ------------------------------------------------------------------------------
