@@ -89,10 +89,10 @@ class Run:
                 raise UserError(f"{path} is of a recipe with another {name} than recipe.json's")
             self._damaged = {one for one in checkpoints(self.folder) if one.name > path.name}
             return path, state
-        trained = self.folder / "metrics.jsonl"
-        if checkpoints(self.folder) or (
-            trained.is_file() and any("epoch" in record for record in read_metrics(self.folder))
-        ):
+        # One epoch may be there without: its record comes before its checkpoint.
+        logged = self.folder / "metrics.jsonl"
+        epochs = [r for r in read_metrics(self.folder) if "epoch" in r] if logged.is_file() else []
+        if checkpoints(self.folder) or len(epochs) > 1:
             raise UserError(f"{self.folder} has no valid checkpoint left; name a new --output")
         return None
 
