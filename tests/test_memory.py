@@ -253,13 +253,13 @@ def test_the_peak_of_a_cut_by_hand():
 
 
 @pytest.mark.parametrize("model", ["preact50", "preact164", "preact1001"])
-def test_the_automatic_choice_saves_about_what_a_root_does(model):
+def test_the_automatic_choice_keeps_a_part_and_cuts_the_rest_alike(model):
     sizes = unit_sizes(named(model))
     starts = best_starts(sizes)
-    root = round(math.sqrt(len(sizes)))
-    assert peak(sizes, starts) <= peak(sizes, even_starts(sizes, root))
-    assert root / 2 <= len(starts) <= 3 * root
-    assert peak(sizes, starts) < 3 / root * peak(sizes, [0])
+    needs = [sum(n for _, n in sizes[a:b]) for a, b in zip(starts, [*starts[1:], None])]
+    assert 0.08 <= needs[-1] / sum(needs) < 0.3
+    assert max(needs) / sum(needs) < 0.3
+    assert peak(sizes, starts) < (0.2 if len(sizes) > 50 else 0.4) * peak(sizes, [0])
 
 
 @pytest.mark.parametrize("segments", [0, -1, 4])
