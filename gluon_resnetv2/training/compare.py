@@ -13,8 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.training.curves import log_scale, save, scale_errors, shortened, steps_per_epoch
-from gluon_resnetv2.training.options import read_recipe
-from gluon_resnetv2.training.recipe import Recipe
+from gluon_resnetv2.training.options import run_recipe
 from gluon_resnetv2.training.run import read_metrics
 
 # A run's colour (Okabe and Ito's, grey for their yellow) and its marker, for black and white.
@@ -61,10 +60,7 @@ class Trained:
         epochs = [record for record in read_metrics(folder) if "epoch" in record]
         if not epochs:
             raise UserError(f"no epoch of {folder} has ended yet; wait for it, or leave it out")
-        path = Path(folder) / "recipe.json"
-        if not path.is_file():
-            raise UserError(f"{path} is missing; is {folder} a run's folder?")
-        return cls(Path(folder), Recipe.from_dict(read_recipe(path)).to_dict(), epochs)
+        return cls(Path(folder), run_recipe(folder).to_dict(), epochs)
 
     @property
     def planned(self) -> int:

@@ -84,21 +84,29 @@ def read_options(given: dict, defaults: dict | None = None) -> tuple[Recipe, boo
     folder = resume and (recipe.output or _last_of(recipe))
     if folder and (Path(folder) / "recipe.json").is_file():
         recipe = dataclasses.replace(recipe, output=str(folder))
-        started = Recipe.from_dict(read_recipe(Path(folder) / "recipe.json"))
-        return _same(started, recipe, folder), True
+        return _same(run_recipe(folder), recipe, folder), True
     return recipe, bool(resume)
 
 
 def _resumed(given, name, folder):
     if name:
         raise UserError("--resume RUN has the run's own recipe; leave out --recipe")
+    started = run_recipe(folder)
+    if given.setdefault("output", folder) != folder:
+        raise UserError(f"--resume {folder} goes on there; leave out --output")
+    return _same(started, override(vars(started), given), folder)
+
+
+def run_recipe(folder: str | Path) -> Recipe:
+    """The recipe of the run in `folder`.
+
+    Raises:
+        UserError: the folder holds none.
+    """
     path = Path(folder) / "recipe.json"
     if not path.is_file():
         raise UserError(f"{path} is missing; is {folder} a run's folder?")
-    if given.setdefault("output", folder) != folder:
-        raise UserError(f"--resume {folder} goes on there; leave out --output")
-    started = read_recipe(path)
-    return _same(Recipe.from_dict(started), override(started, given), folder)
+    return Recipe.from_dict(read_recipe(path))
 
 
 def read_recipe(name: str | Path) -> dict:
@@ -202,7 +210,6 @@ def _last_of(recipe: Recipe) -> Path | None:
             numbered[int(match[1])] = path
     for _, path in sorted(numbered.items(), reverse=True):
         with contextlib.suppress(UserError):  # some other version's, or none
-            started = Recipe.from_dict(read_recipe(path / "recipe.json"))
-            if not started.differences(recipe, machine=False):
+            if not run_recipe(path).differences(recipe, machine=False):
                 return path
     return None
