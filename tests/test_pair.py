@@ -1,0 +1,557 @@
+"""No file that anybody may have written crashes MXNet, and every honest pair is read as it is."""
+
+from __future__ import annotations
+
+import json
+import struct
+import tracemalloc
+from pathlib import Path
+
+import mxnet as mx
+import numpy as np
+import pytest
+
+from gluon_resnetv2.deploy.pair import SEAL, read_arrays, read_pair, seal
+from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.layers import DTYPES
+from gluon_resnetv2.net import ResNetV2
+from gluon_resnetv2.spec import named
+from tests.common import randomise
+from tests.mutations import outcomes
+from tests.test_net import SHORTCUTS
+
+FLAGS = {  # MXNet's number of a type, from mshadow/base.h, and `struct`'s letter
+    "float32": (0, "f"),
+    "float64": (1, "d"),
+    "float16": (2, "e"),
+    "uint8": (3, "B"),
+    "int32": (4, "i"),
+    "int8": (5, "b"),
+    "int64": (6, "q"),
+}
+
+
+def packed(
+    values=(1, 2, 3, 4, 5, 6),
+    dims=(2, 3),
+    dtype="float32",
+    name=b"arg:w",
+    *,
+    version=0xF993FAC9,
+    storage=0,
+    device=(1, 0),
+    flag=None,
+    names=1,
+    copies=1,
+) -> bytes:
+    """A file of `copies` of one array, packed by hand."""
+    number, letter = FLAGS[dtype]
+    array = struct.pack("<I", version) + (
+        b"" if version == 0xF993FAC8 else struct.pack("<i", storage)
+    )
+    array += struct.pack(f"<i{len(dims)}q", len(dims), *dims)
+    array += struct.pack("<3i", *device, number if flag is None else flag)
+    array += struct.pack(f"<{len(values)}{letter}", *values)
+    named = struct.pack("<Q", len(name)) + name
+    return (
+        struct.pack("<3Q", 0x112, 0, copies)
+        + copies * array
+        + struct.pack("<Q", names)
+        + names * named
+    )
+
+
+def written(folder: Path, content: bytes) -> Path:
+    path = folder / "net-0000.params"
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("dtype", FLAGS)
+@pytest.mark.parametrize("version", [0xF993FAC8, 0xF993FAC9])
+def test_a_file_packed_by_hand_is_read(tmp_path, dtype, version):
+    path = written(tmp_path, packed(dtype=dtype, version=version, name=b"aux:a.b/c", device=(2, 3)))
+    (found,) = read_arrays(path).items()
+    assert found[0] == "aux:a.b/c"
+    assert found[1].dtype == dtype
+    assert found[1].tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert not found[1].flags.writeable
+    assert mx.nd.load(str(path))["aux:a.b/c"].asnumpy().tolist() == found[1].tolist()
+
+
+def test_arrays_are_those_that_mxnet_saved(tmp_path):
+    rng = np.random.RandomState(0)
+    arrays = {
+        f"arg:{dtype}": mx.nd.array(rng.randint(0, 100, (3, 1, 5)), dtype=dtype) for dtype in FLAGS
+    }
+    arrays["aux:one"] = mx.nd.array([0.1])
+    arrays["arg:bfloat16"] = mx.nd.array([[1.5, -2, 3e38]]).astype(DTYPES["bfloat16"])
+    path = tmp_path / "net-0000.params"
+    mx.nd.save(str(path), arrays)
+    found = read_arrays(path)
+    assert list(found) == list(arrays)
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype
+        assert found[name].tobytes() == array.asnumpy().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty"),
+        (b"x" * 100, "no MXNet parameter file"),
+        (struct.pack("<4Q", 0x112, 0, 0, 0), "exported before it has run"),
+        (packed()[:-1], "cut off"),
+        (packed()[:60], "cut off"),
+        (packed() + b"\0", "1 bytes more"),
+        (packed(copies=2), "name for each"),
+        (packed(copies=2, names=2), "arg:w twice"),
+        (packed(version=0xF993FACB), "format"),
+        (packed(storage=1), "not dense"),
+        (packed(device=(7, 0)), "device"),
+        (packed(flag=7), "type, 7"),
+        (packed(flag=1), "cut off"),
+        (packed(flag=2), "format|name"),
+        (packed(dims=()), "0 dimensions"),
+        (packed(dims=(1,) * 9), "9 dimensions"),
+        (packed(dims=(2, -3)), "shape"),
+        (packed(dims=(0, 3)), "shape"),
+        (packed(dims=(2**62, 2**62)), "cut off"),
+        (packed(dims=(10**9, 3)), "cut off"),
+        (packed(name=b"w"), "arg:NAME"),
+        (packed(name=b"arg:"), "arg:NAME"),
+        (packed(name=b"arg:\xff"), "arg:NAME"),
+        (packed(name=b"arg:a\n"), "arg:NAME"),
+        (packed((1, 2, 3, 4, 5, float("nan"))), "not finite"),
+        (packed((1, 2, 3, 4, 5, float("-inf")), dtype="float16"), "not finite"),
+    ],
+)
+def test_a_bad_parameter_file_is_refused(tmp_path, content, message):
+    path = written(tmp_path, content)
+    with pytest.raises(UserError, match=message) as refused:
+        read_arrays(path)
+    assert str(refused.value).startswith(f"{path} ")
+    assert "\n" not in str(refused.value)
+
+
+def test_bfloat16_that_is_not_finite_is_refused(tmp_path):
+    path = tmp_path / "net-0000.params"
+    mx.nd.save(str(path), {"arg:w": mx.nd.array([1, np.inf]).astype(DTYPES["bfloat16"])})
+    with pytest.raises(UserError, match="not finite"):
+        read_arrays(path)
+
+
+@pytest.mark.parametrize("name", ["missing.params", "."])
+def test_what_is_no_file_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match=r"can't be read|is no file"):
+        read_arrays(tmp_path / name)
+
+
+def test_reading_allocates_the_file_once_and_lies_about_sizes_nothing(tmp_path):
+    size = 1 << 20
+    path = tmp_path / "net-0000.params"
+    mx.nd.save(str(path), {"arg:w": mx.nd.ones((4, size // 4))})
+    content = bytearray(path.read_bytes())
+    for dims in ((4, size // 4), (2**40, 2**20), (2**31, 1)):
+        struct.pack_into("<2q", content, 36, *dims)
+        path.write_bytes(content)
+        tracemalloc.start()
+        try:
+            read_arrays(path)
+        except UserError:
+            assert dims != (4, size // 4)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 1.5 * len(content)
+
+
+# Honest pairs
+
+
+def saved(folder: Path, symbol, arguments, states) -> tuple[Path, Path]:
+    """The paths of a pair, written as MXNet writes it."""
+    paths = folder / "net-symbol.json", folder / "net-0000.params"
+    paths[0].write_text(symbol.tojson())
+    arrays = {f"arg:{name}": array for name, array in arguments.items()}
+    mx.nd.save(str(paths[1]), {**arrays, **{f"aux:{name}": v for name, v in states.items()}})
+    return paths
+
+
+def traced(**switches):
+    """Symbol, arguments and auxiliary states of a small network of ours."""
+    net = ResNetV2(named(**{"name": "preact8", "unit": "basic", **switches}))
+    randomise(net)
+    symbol = net(mx.sym.var("data"))
+    values = {name: parameter.data() for name, parameter in net.collect_params().items()}
+    states = {name: values.pop(name) for name in symbol.list_auxiliary_states()}
+    return symbol, values, states
+
+
+def computed(symbol, arguments, states, data, labels=(), size=32):
+    images = mx.nd.array(np.random.RandomState(1).normal(size=(2, 3, size, size)))
+    inputs = {data: images, **{label: mx.nd.zeros(2) for label in labels}}
+    arrays = [{**arguments, **states, **inputs}[name] for name in symbol.list_inputs()]
+    return mx.nd.CachedOp(symbol)(*arrays).asnumpy()
+
+
+def is_read_as_by_mxnet(symbol: Path, params: Path):
+    """Whether a pair computes what it does where MXNet's own functions load it, to the bit."""
+    pair = read_pair(symbol, params)
+    values = mx.nd.load(str(params))
+    parts = (
+        {name[4:]: value for name, value in values.items() if name[:4] == kind}
+        for kind in ("arg:", "aux:")
+    )
+    expected = computed(mx.sym.load(str(symbol)), *parts, pair.data, pair.labels)
+    found = computed(pair.symbol(), *pair.arrays(), pair.data, pair.labels)
+    assert np.isfinite(found).all()
+    return np.array_equal(found, expected)
+
+
+SWITCHES = {
+    **{f"shortcut {shortcut}": {"shortcut": shortcut} for shortcut in SHORTCUTS},
+    **{f"widening {option}": {"widening": option} for option in "ABC"},
+    "input BN": {"input_bn": "shift"},
+    "bottleneck": {"name": "preact11", "unit": "bottleneck"},
+}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_our_exports_are_read(tmp_path, name):
+    assert is_read_as_by_mxnet(*saved(tmp_path, *traced(**SWITCHES[name])))
+
+
+def with_preprocessing(symbol, arguments, states):
+    data, mean, std = (mx.sym.var(name) for name in ("data", "mean", "std"))
+    values = {"mean": mx.nd.ones((1, 3, 1, 1)), "std": 2 * mx.nd.ones((1, 3, 1, 1))}
+    normalised = mx.sym.broadcast_div(mx.sym.broadcast_sub(data, mean), std)
+    return mx.sym.softmax(symbol(data=normalised)), {**arguments, **values}, states
+
+
+def in_bfloat16(symbol, arguments, states):
+    inner = mx.sym.amp_cast(mx.sym.var("data"), dtype=DTYPES["bfloat16"])
+    return symbol(data=mx.sym.amp_cast(inner, dtype="float32")), arguments, states
+
+
+CHANGES = {
+    "baked preprocessing": with_preprocessing,
+    "bfloat16": in_bfloat16,
+    "softmax": lambda symbol, *arrays: (mx.sym.softmax(symbol / 2 + 1), *arrays),
+    "SoftmaxOutput": lambda symbol, *arrays: (
+        mx.sym.SoftmaxOutput(symbol, name="softmax"),
+        *arrays,
+    ),
+    "fused": lambda symbol, *arrays: (symbol.get_backend_symbol("MKLDNN"), *arrays),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_forms_of_our_exports_are_read(tmp_path, name):
+    assert is_read_as_by_mxnet(*saved(tmp_path, *CHANGES[name](*traced())))
+
+
+def test_symbols_that_mxnet_named_the_variables_of_are_read(tmp_path):
+    """`mx.sym` leaves an operator's attributes on the variables that it makes for it."""
+    conv = mx.sym.Convolution(mx.sym.var("data"), kernel=(3, 3), num_filter=4, name="conv")
+    logits = mx.sym.FullyConnected(mx.sym.Pooling(conv, global_pool=True), num_hidden=2, name="fc")
+    shapes = dict(zip(logits.list_arguments(), logits.infer_shape(data=(1, 3, 32, 32))[0]))
+    del shapes["data"]
+    values = {name: mx.nd.random.normal(shape=shape) for name, shape in shapes.items()}
+    symbol, params = saved(tmp_path, logits, values, {})
+    assert '"kernel"' in json.dumps(json.loads(symbol.read_text())["nodes"][1])
+    assert is_read_as_by_mxnet(symbol, params)
+
+
+@pytest.mark.parametrize(
+    "name", ["cifar_resnet20_v2", "resnet50_v2", "resnet18_v1", "se_resnext50_32x4d", "resnest14"]
+)
+def test_gluoncv_s_exports_are_read(tmp_path, name):
+    model_zoo = pytest.importorskip("gluoncv.model_zoo")
+    zoo_export(model_zoo.get_model(name, classes=10), tmp_path)
+    assert is_read_as_by_mxnet(tmp_path / "net-symbol.json", tmp_path / "net-0000.params")
+
+
+@pytest.mark.parametrize("name", ["resnet18_v1", "resnet18_v2", "mobilenet_v2_0_25"])
+def test_the_model_zoo_s_exports_are_read(tmp_path, name):
+    zoo_export(getattr(mx.gluon.model_zoo.vision, name)(classes=10), tmp_path)
+    assert is_read_as_by_mxnet(tmp_path / "net-symbol.json", tmp_path / "net-0000.params")
+
+
+def zoo_export(net, folder):
+    net.initialize(mx.init.Xavier())
+    net.hybridize()
+    net(mx.nd.zeros((1, 3, 32, 32)))
+    net.export(str(folder / "net"))
+
+
+@pytest.mark.filterwarnings("ignore")  # MXNet's quantisation has its own
+def test_a_quantised_export_is_read(tmp_path):
+    symbol, params = quantised(tmp_path)
+    assert "_contrib_quantize_v2" in symbol.read_text()
+    assert is_read_as_by_mxnet(symbol, params)
+
+
+def quantised(folder: Path) -> tuple[Path, Path]:
+    symbol, params = saved(folder, *traced())
+    net = mx.gluon.SymbolBlock.imports(str(symbol), ["data"], str(params))
+    images = np.random.RandomState(0).normal(size=(4, 3, 16, 16)).astype("float32")
+    quantised = mx.contrib.quantization.quantize_net_v2(
+        net,
+        quantized_dtype="auto",
+        calib_mode="naive",
+        calib_data=mx.io.NDArrayIter(images, None, batch_size=4),
+        ctx=mx.cpu(),
+    )
+    quantised.hybridize()
+    quantised(mx.nd.array(images)).wait_to_read()
+    quantised.export(str(folder / "int8"))
+    return folder / "int8-symbol.json", folder / "int8-0000.params"
+
+
+# Hostile graphs
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory):
+    """A small sealed pair."""
+    folder = tmp_path_factory.mktemp("honest")
+    symbol, params = saved(folder, *traced())
+    symbol.write_text(seal(symbol.read_text(), params))
+    return symbol, params
+
+
+def unsealed(symbol: Path) -> dict:
+    graph = json.loads(symbol.read_text())
+    for node in graph["nodes"]:
+        node.get("attrs", {}).pop(SEAL, None)
+    return graph
+
+
+def node_of(graph, op):
+    return next(node for node in graph["nodes"] if node["op"] == op)
+
+
+def set_attribute(op, **attributes):
+    return lambda graph: node_of(graph, op).setdefault("attrs", {}).update(attributes)
+
+
+def replace_operator(op, new, **attributes):
+    return lambda graph: node_of(graph, op).update(op=new, attrs=attributes)
+
+
+def concatenate_without_end(graph):
+    """Each of these nodes holds twice as much as the one before: 2^40 times the image."""
+    conv = next(i for i, node in enumerate(graph["nodes"]) if node["op"] == "Convolution")
+    graph["nodes"] += [
+        {
+            "op": "Concat",
+            "name": f"more{i}",
+            "attrs": {"dim": "2", "num_args": "2"},
+            "inputs": [[len(graph["nodes"]) + i - 1 if i else conv, 0, 0]] * 2,
+        }
+        for i in range(40)
+    ]
+    pooled = {"op": "mean", "name": "end", "attrs": {"axis": "(2, 3)"}}
+    graph["nodes"].append({**pooled, "inputs": [[len(graph["nodes"]) - 1, 0, 0]]})
+    both = [[graph["heads"][0][0], 0, 0], [len(graph["nodes"]) - 1, 0, 0]]
+    graph["nodes"].append(
+        {"op": "Concat", "name": "all", "attrs": {"dim": "1", "num_args": "2"}, "inputs": both}
+    )
+    graph["heads"] = [[len(graph["nodes"]) - 1, 0, 0]]
+    del graph["node_row_ptr"]
+
+
+def reshape_beyond(graph):
+    """MXNet takes the kernel's word for how many numbers there are."""
+    reshape = {"op": "Reshape", "name": "more", "attrs": {"shape": "(0, 1000)"}}
+    graph["nodes"].append({**reshape, "inputs": graph["heads"]})
+    graph["heads"] = [[len(graph["nodes"]) - 1, 0, 0]]
+    del graph["node_row_ptr"]
+
+
+def gamma_of_another_size(graph):
+    """MXNet's shape inference lets it pass, and its kernel reads beyond the end."""
+    gammas = [node for node in graph["nodes"] if node["name"].endswith("_gamma")]
+    gammas[0]["name"], gammas[-1]["name"] = gammas[-1]["name"], gammas[0]["name"]
+
+
+HOSTILE = {
+    "stride 0": (set_attribute("Convolution", stride="(0, 0)"), "stride"),
+    "no groups": (set_attribute("Convolution", num_group="0"), "num_group"),
+    "groups that don't divide": (set_attribute("Convolution", num_group="3"), "num_group"),
+    "huge pad": (set_attribute("Convolution", pad="(100000, 1)"), "pad"),
+    "pad beyond the kernel": (set_attribute("Convolution", pad="(64, 64)"), "pad"),
+    "huge kernel": (set_attribute("Convolution", kernel="(2147483647, 2)"), "kernel"),
+    "another kernel": (set_attribute("Convolution", kernel="(5, 5)"), "does not fit"),
+    "unknown attribute": (set_attribute("Convolution", plugin="x"), "plugin"),
+    "unknown operator": (replace_operator("Activation", "Custom", op_type="x"), "Custom"),
+    "fused without a graph": (replace_operator("Activation", "_sg_mkldnn_conv"), "stands for"),
+    "axis beyond": (set_attribute("BatchNorm", axis="100"), "axis"),
+    "scaled by nan": (replace_operator("Activation", "_mul_scalar", scalar="nan"), "scalar"),
+    "reshape that reads beyond": (reshape_beyond, "turn"),
+    "reshape by nothing": (
+        replace_operator("Activation", "Reshape", shape="(0, -4, 0, -1)"),
+        "shape",
+    ),
+    "reshape of the batch": (replace_operator("Activation", "Reshape", shape="(1, -1)"), "shape"),
+    "a mean over the images": (set_attribute("mean", axis="(0, 1)"), "axis"),
+    "integers": (replace_operator("Activation", "Cast", dtype="int32"), "dtype"),
+    "a loop": (lambda graph: node_of(graph, "Convolution")["inputs"][0].__setitem__(0, 2), "reads"),
+    "a later node": (
+        lambda graph: node_of(graph, "mean")["inputs"][0].__setitem__(0, 10**9),
+        "reads",
+    ),
+    "an output not there": (
+        lambda graph: node_of(graph, "mean")["inputs"][0].__setitem__(1, 2),
+        "reads",
+    ),
+    "an unread node": (lambda graph: graph.update(heads=[[2, 0, 0]]), "nothing reads"),
+    "two outputs": (lambda graph: graph.update(heads=graph["heads"] * 2), "one output"),
+    "an unknown key": (lambda graph: graph["nodes"][0].update(plugin=1), "may have"),
+    "a name twice": (lambda graph: graph["nodes"][1].update(name="data"), "another node"),
+    "another name": (lambda graph: graph["nodes"][1].update(name="conv0_weigh"), "no variable"),
+    "too few inputs": (lambda graph: node_of(graph, "BatchNorm")["inputs"].pop(), "reads 5"),
+    "more memory than any network": (concatenate_without_end, "numbers of an image"),
+    "parameters of another layer": (gamma_of_another_size, "gamma"),
+    "another seal's name": (
+        lambda graph: graph["nodes"][0].update(attrs={"__sha257__": "0"}),
+        "sha257",
+    ),
+    "deep nesting": (
+        lambda graph: json.dumps(graph).replace("[]", "[" * 10**5 + "]" * 10**5),
+        "deep",
+    ),
+    "a key twice": (lambda graph: json.dumps(graph).replace('"op"', '"op": "null", "op"'), "twice"),
+    "another encoding": (lambda graph: json.dumps(graph).encode("utf-16"), "no JSON"),
+    "a huge number": (
+        lambda graph: json.dumps(graph).replace("[[", "[[" + 99999 * "9", 1),
+        "number",
+    ),
+    "no graph": (lambda graph: "[]", "no MXNet graph"),
+    "nothing": (lambda graph: b"", "no JSON"),
+    "too much": (lambda graph: b" " * (9 << 20), "the most"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_graph_is_refused(honest, tmp_path, name):
+    change, message = HOSTILE[name]
+    graph = unsealed(honest[0])
+    content = change(graph)
+    content = content if isinstance(content, (str, bytes)) else json.dumps(graph)
+    path = tmp_path / "net-symbol.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=message) as refused:
+        read_pair(path, honest[1])
+    assert str(refused.value).startswith(f"{path} ")
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 600
+
+
+def test_the_shape_of_the_images_is_checked(honest):
+    pair = read_pair(*honest)
+    assert pair.shape == (3, 32, 32)
+    assert pair.check((3, 16, 16)) == 10
+    with pytest.raises(UserError, match="does not fit"):
+        pair.check((1, 16, 16))
+    with pytest.raises(UserError, match="does not fit"):
+        read_pair(*honest, shape=(4, 16, 16))
+
+
+# Seals
+
+
+def test_a_sealed_pair_is_read_by_everyone(honest, tmp_path):
+    symbol, params = honest
+    assert is_read_as_by_mxnet(symbol, params)
+    mx.sym.load(str(symbol)).save(str(tmp_path / "again-symbol.json"))
+    assert SEAL in (tmp_path / "again-symbol.json").read_text()
+    read_pair(tmp_path / "again-symbol.json", params)
+
+
+def test_a_seal_is_of_graph_and_parameters_however_they_are_written(honest):
+    symbol, params = honest
+    graph = json.loads(symbol.read_text())
+    again = seal(json.dumps(unsealed(symbol), indent=7), params.read_bytes())
+    assert json.loads(again) == graph
+    assert json.loads(seal(again, params)) == graph
+
+
+CHANGED = {
+    "a weight": ("params", lambda data: data[:-4000] + bytes([data[-4000] ^ 1]) + data[-3999:]),
+    "an attribute": ("symbol", lambda data: data.replace(b'"1e-05"', b'"2e-05"', 1)),
+    "a multiplier": ("symbol", lambda data: data.replace(b'"1.0"', b'"1.1"', 1)),
+    "the seal": ("symbol", lambda data: data.replace(b'sha256__": "', b'sha256__": "0', 1)),
+}
+
+
+@pytest.mark.parametrize("what", CHANGED)
+def test_a_changed_pair_is_refused(honest, tmp_path, what):
+    which, change = CHANGED[what]
+    symbol, params = tmp_path / "net-symbol.json", tmp_path / "net-0000.params"
+    for path, source in zip((symbol, params), honest):
+        data = source.read_bytes()
+        path.write_bytes(change(data) if which in path.name else data)
+    with pytest.raises(UserError, match="damaged or was changed after export"):
+        read_pair(symbol, params)
+
+
+# Mutants, in a process of their own
+
+
+def is_one_line(outcome: str) -> bool:
+    return outcome.startswith("refused: ") and "\n" not in outcome
+
+
+def assert_survived(found, files, allowed):
+    """Every mutant was refused in one line, or came to what is allowed, within bounded memory."""
+    assert not [f for f in found if f["outcome"] not in allowed and not is_one_line(f["outcome"])]
+    honest = sum(path.stat().st_size for path in files)
+    assert max(f["growth"] - 2 * max(f["size"], honest) for f in found) < NOISE
+    assert {"same", "refused"} <= {f["outcome"].split(":")[0] for f in found}
+
+
+NOISE = 2 << 20  # bytes: pieces in which the allocator asks for memory
+
+
+def mutants_of_a_sealed_pair(honest, count, seed):
+    """Without its manifest it still gives its own outputs, or none."""
+    assert_survived(outcomes(*honest, count, seed), honest, {"same"})
+
+
+def mutants_of_a_pair_without_seal(honest, folder, count, seed):
+    symbol = folder / "net-symbol.json"
+    symbol.write_text(json.dumps(unsealed(honest[0])))
+    found = outcomes(symbol, honest[1], count, seed)
+    assert_survived(found, (symbol, honest[1]), {"same", "different"})
+
+
+def test_mutants_of_a_sealed_pair(honest):
+    mutants_of_a_sealed_pair(honest, 300, seed=0)
+
+
+def test_mutants_of_a_pair_without_seal(honest, tmp_path):
+    mutants_of_a_pair_without_seal(honest, tmp_path, 300, seed=0)
+
+
+@pytest.mark.slow  # half a minute each
+def test_2000_mutants_of_a_sealed_pair(honest):
+    mutants_of_a_sealed_pair(honest, 2000, seed=1)
+
+
+@pytest.mark.slow
+def test_2000_mutants_of_a_pair_without_seal(honest, tmp_path):
+    mutants_of_a_pair_without_seal(honest, tmp_path, 2000, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["fused", "int8"])
+@pytest.mark.filterwarnings("ignore")
+def test_2000_mutants_of_other_forms(tmp_path, form):
+    files = quantised(tmp_path) if form == "int8" else saved(tmp_path, *CHANGES["fused"](*traced()))
+    assert_survived(outcomes(*files, 2000, 2), files, {"same", "different"})
+
+
+def test_a_process_that_ends_early_is_seen(honest, tmp_path):
+    with pytest.raises(AssertionError, match="ended with"):
+        outcomes(tmp_path / "missing", honest[1], 1)
