@@ -1,0 +1,196 @@
+"""ONNX: the exported model computes in ONNX Runtime what the network itself does in MXNet."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import mxnet as mx
+import numpy as np
+import pytest
+
+from gluon_resnetv2.deploy import onnx as module
+from gluon_resnetv2.deploy.onnx import export_onnx, run_onnx
+from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.net import ResNetV2
+from gluon_resnetv2.spec import ORDER, named
+from tests.common import randomise
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+TOLERANCE = 1e-5  # largest difference over largest logit
+SHORTCUTS = (
+    "identity",
+    "plain",
+    "scale:0.5,0.5",
+    "gate:-6",
+    "exclusive-gate:-6",
+    "conv1x1",
+    "dropout:0.5",
+)
+
+
+def network(name, **switches):
+    net = ResNetV2(named(name, **switches))
+    randomise(net)
+    return net
+
+
+def manifest(classes=10, size=32, output="logits", **more):
+    return {
+        "name": "net",
+        "output": output,
+        "classes": [f"class {index}" for index in range(classes)],
+        "input": {"name": "data", "shape": [3, size, size], "mean": [1.5, 2.5, 3.5]},
+        **more,
+    }
+
+
+def parameters(net):
+    return {name: parameter.data() for name, parameter in net.collect_params().items()}
+
+
+def images(count, size=32):
+    return np.random.RandomState(count).normal(size=(count, 3, size, size)).astype("float32")
+
+
+def difference(found, expected):
+    assert found.shape == expected.shape
+    return np.abs(found - expected).max() / np.abs(expected).max()
+
+
+def differences(net, path, size=32):
+    """Of the logits at batch 1 and 7 between ONNX Runtime and the network itself."""
+    classes = net.spec.classes
+    export_onnx(net(mx.sym.var("data")), parameters(net), manifest(classes, size), path)
+    return [
+        difference(run_onnx(path, batch), net(mx.nd.array(batch)).asnumpy())
+        for batch in (images(1, size), images(7, size))
+    ]
+
+
+VARIANTS = {
+    **{f"shortcut {kind}": {"shortcut": kind} for kind in SHORTCUTS},
+    **{f"{kind}, bottleneck": {"shortcut": kind, "unit": "bottleneck"} for kind in SHORTCUTS},
+    **{f"order {order}": {"order": order} for order in ORDER},
+    **{f"widening {option}": {"widening": option} for option in "ABC"},
+    **{f"input BN {option}": {"input_bn": option} for option in ("shift", "plain")},
+}
+
+
+@pytest.mark.parametrize("switches", VARIANTS.values(), ids=VARIANTS)
+def test_every_variant_agrees_with_the_network(switches, tmp_path):
+    depth = 11 if switches.get("unit") == "bottleneck" else 8
+    net = network(f"preact{depth}", **{"unit": "basic", **switches})
+    assert max(differences(net, tmp_path / "net.onnx")) <= TOLERANCE
+
+
+@pytest.mark.parametrize(("name", "size"), [("preact20", 32), ("preact18", 64)])
+def test_networks_agree(name, size, tmp_path):
+    assert max(differences(network(name), tmp_path / "net.onnx", size)) <= TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "size"), [("preact110", 32), ("preact164", 32), ("resnet110", 32), ("preact50", 64)]
+)
+def test_deep_networks_agree(name, size, tmp_path):
+    assert max(differences(network(name), tmp_path / "net.onnx", size)) <= TOLERANCE
+
+
+def test_preprocessing_and_softmax_in_the_graph_are_translated(tmp_path):
+    net, path = network("preact8", unit="basic"), tmp_path / "net.onnx"
+    constants = {
+        "mean": mx.nd.array([[[[78]], [[88]], [[98]]]]),
+        "std": mx.nd.array([[[[50]], [[60]], [[70]]]]),
+    }
+    normalised = mx.sym.broadcast_div(
+        mx.sym.broadcast_sub(mx.sym.var("data"), mx.sym.var("mean")), mx.sym.var("std")
+    )
+    symbol = mx.sym.softmax(net(normalised))
+    export_onnx(symbol, {**parameters(net), **constants}, manifest(output="probabilities"), path)
+    pixels = np.random.RandomState(0).randint(0, 256, (5, 3, 32, 32)).astype("float32")
+    prepared = (mx.nd.array(pixels) - constants["mean"]) / constants["std"]
+    expected = mx.nd.softmax(net(prepared)).asnumpy()
+    assert difference(run_onnx(path, pixels), expected) <= TOLERANCE
+    (output,) = onnx.load(path).graph.output
+    assert output.name == "probabilities"
+
+
+def test_the_model_says_what_it_takes_and_gives(tmp_path):
+    net, path = network("preact8", unit="basic", classes=7), tmp_path / "net.onnx"
+    described = manifest(classes=7)
+    export_onnx(net(mx.sym.var("data")), parameters(net), described, path)
+    assert [tensor.name for tensor in onnx.load(path).graph.input] == ["data"]
+    session = onnxruntime.InferenceSession(path)
+    (data,), (output,) = session.get_inputs(), session.get_outputs()
+    assert (data.name, data.type, data.shape) == ("data", "tensor(float)", ["N", 3, 32, 32])
+    assert (output.name, output.shape) == ("logits", ["N", 7])
+    metadata = session.get_modelmeta()
+    assert metadata.producer_name == "gluon_resnetv2"
+    assert metadata.graph_name == "net"
+    assert json.loads(metadata.custom_metadata_map["classes"]) == described["classes"]
+    assert json.loads(metadata.custom_metadata_map["input"]) == described["input"]
+
+
+def test_the_opset_is_the_translations_and_not_the_newest(tmp_path):
+    net, path = network("preact8", unit="basic"), tmp_path / "net.onnx"
+    export_onnx(net(mx.sym.var("data")), parameters(net), manifest(), path)
+    (opset,) = onnx.load(path).opset_import
+    assert opset.version == 13
+
+
+def test_an_export_is_the_same_bytes_each_time_and_quiet(tmp_path, capfd):
+    net = network("preact8", unit="basic")
+    for name in ("first", "second"):
+        export_onnx(net(mx.sym.var("data")), parameters(net), manifest(), tmp_path / name)
+        run_onnx(tmp_path / name, images(1))
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "form", [{"precision": "bfloat16"}, {"precision": "int8"}, {"fused": True}], ids=str
+)
+def test_other_forms_than_plain_float32_are_refused(form, tmp_path):
+    net = network("preact8", unit="basic")
+    with pytest.raises(UserError, match="plain float32 graph") as caught:
+        export_onnx(net(mx.sym.var("data")), {}, manifest(**form), tmp_path / "net.onnx")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_operator_without_translation_is_named(tmp_path):
+    symbol = mx.sym.gamma(mx.sym.var("data"))
+    with pytest.raises(UserError, match="gamma"):
+        export_onnx(symbol, {}, manifest(), tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """Has an import fail."""
+    module._exporter.cache_clear()
+
+    def forget(name):
+        monkeypatch.setitem(sys.modules, name, None)
+        parent, _, child = name.partition(".")
+        if child:
+            monkeypatch.delattr(sys.modules[parent], child)
+
+    return forget
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnx.mapping"])
+def test_an_onnx_that_is_missing_or_too_new_is_named_with_the_way_out(missing, without, tmp_path):
+    """`onnx.mapping` is what onnx 1.19 and newer lack."""
+    without(missing)
+    with pytest.raises(UserError, match=r"older than 1\.19: pip install '\.\[onnx\]'"):
+        export_onnx(mx.sym.var("data"), {}, manifest(), tmp_path / "net.onnx")
+
+
+def test_a_missing_runtime_is_named_with_the_way_out(without, tmp_path):
+    without("onnxruntime")
+    with pytest.raises(UserError, match=r"pip install '\.\[onnx\]'"):
+        run_onnx(tmp_path / "net.onnx", images(1))
