@@ -1,0 +1,201 @@
+"""Dynamic batching: requests that wait while one batch computes make up the next."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+
+
+class Full(Exception):
+    """The queue has no room for these images now."""
+
+
+class Closed(Exception):
+    """No more images are taken."""
+
+
+class Batcher:
+    """Threads that compute what others hand in, many requests at a time.
+
+    A batch is all that waits when a thread becomes free, up to `max_batch` images: nobody waits for
+    company. Whoever hands images in has checked them: what is in a batch is concatenated unseen.
+
+    Args:
+        runs: what each thread calls, (n, C, H, W) float32 to (n, classes); a thread for each.
+        max_batch: most images in one call, unless a single request has more.
+        queue: most images that wait.
+        batching: whether requests share calls.
+        observe: called in those threads with the number of images of each call.
+
+    Attributes:
+        waiting: images in the queue.
+    """
+
+    def __init__(
+        self,
+        *runs: Callable[[np.ndarray], np.ndarray],
+        max_batch: int = 64,
+        queue: int = 1024,
+        batching: bool = True,
+        observe: Callable[[int], None] = lambda images: None,
+    ):
+        self.waiting = 0
+        self._max_batch, self._queue, self._batching = max_batch, queue, batching
+        self._observe = observe
+        self._requests: collections.deque[_Waiting] = collections.deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._serve, args=(run,), name="batcher", daemon=True)
+            for run in runs
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, images: np.ndarray) -> Future:
+        """The outputs that `images`, (n, C, H, W) float32, will have; for any thread.
+
+        Raises:
+            Full: the queue has no room for them.
+            Closed: `close` was called.
+        """
+        future = Future()
+        self._add(_Waiting(images, future, None))
+        return future
+
+    def submit_async(self, images: np.ndarray) -> asyncio.Future:
+        """As `submit`, for the running event loop; cheaper than wrapping what `submit` returns."""
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        self._add(_Waiting(images, future, loop))
+        return future
+
+    def check_room(self, images: int) -> None:
+        """Raises what `submit` would for so many images now."""
+        if self._closed:
+            raise Closed("no more images are taken")
+        # An empty queue takes any request, so that none is refused for ever.
+        if self.waiting and self.waiting + images > self._queue:
+            raise Full(f"{self.waiting} images wait already")
+
+    def close(self, patience: float | None = None) -> None:
+        """Takes no more, and returns when all that was taken is answered.
+
+        Args:
+            patience: seconds after which what still waits is answered with `Closed`. What computes
+                is waited for.
+        """
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        deadline = None if patience is None else time.monotonic() + patience
+        for thread in self._threads:
+            thread.join(None if deadline is None else max(0, deadline - time.monotonic()))
+        with self._changed:
+            late = list(self._requests)
+            self._requests.clear()
+            self.waiting = 0
+        _settle([(request, None, Closed("no time was left to compute this")) for request in late])
+        for thread in self._threads:
+            thread.join()
+
+    def _add(self, request):
+        with self._changed:
+            self.check_room(len(request.images))
+            self._requests.append(request)
+            self.waiting += len(request.images)
+            self._changed.notify()
+
+    def _serve(self, run):
+        while self._serve_batch(run):
+            pass
+
+    def _serve_batch(self, run):
+        """False where there will be no more. A function of its own, to hold on to no images."""
+        batch = self._take()
+        if batch is None:
+            return False
+        batch = [request for request in batch if request.wanted()]
+        if not batch:
+            return True
+        arrays = [request.images for request in batch]
+        images = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        self._observe(len(images))
+        try:
+            rows = run(images)
+        except Exception as error:  # the requests' to tell; the thread goes on
+            _settle([(request, None, error) for request in batch])
+            return True
+        ends = np.cumsum([len(array) for array in arrays])
+        parts = np.split(rows, ends[:-1])
+        _settle([(request, part, None) for request, part in zip(batch, parts)])
+        return True
+
+    def _take(self):
+        """The requests of the next batch, oldest first; None where there will be no more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._requests or self._closed)
+            most = _without_waste(min(self.waiting, self._max_batch)) if self._batching else 0
+            batch, images = [], 0
+            while self._requests:
+                more = images + len(self._requests[0].images)
+                if batch and more > most:
+                    break
+                batch.append(self._requests.popleft())
+                images = more
+            self.waiting -= images
+            return batch or None
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    images: np.ndarray
+    future: Future | asyncio.Future
+    loop: asyncio.AbstractEventLoop | None  # the future's, where it has one
+
+    def wanted(self) -> bool:
+        """Whether anybody still waits for the answer."""
+        return (
+            not self.future.cancelled() if self.loop else self.future.set_running_or_notify_cancel()
+        )
+
+
+def _without_waste(images):
+    """How many of so many images to compute at once.
+
+    All are padded to the next power of two, which networks are compiled for. Where that would be
+    more than a quarter of the batch, some wait for the next one.
+    """
+    padded = 1 << (images - 1).bit_length()
+    return images if 4 * images >= 3 * padded else padded // 2
+
+
+def _settle(outcomes):
+    """Hands each request its rows or error; wakes an event loop once for all of them."""
+    by_loop = collections.defaultdict(list)
+    for request, rows, error in outcomes:
+        by_loop[request.loop].append((request.future, rows, error))
+    for loop, its in by_loop.items():
+        if loop is None:
+            _settle_futures(its)
+            continue
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
+            loop.call_soon_threadsafe(_settle_futures, its)
+
+
+def _settle_futures(outcomes):
+    for future, rows, error in outcomes:
+        if future.done():  # cancelled meanwhile
+            continue
+        if error is None:
+            future.set_result(rows)
+        else:
+            future.set_exception(error)

@@ -1,0 +1,384 @@
+"""What is served: models, as an ASGI application that speaks the Open Inference Protocol v2.
+
+One event loop reads requests and answers them. What a request asks is checked (`protocol`) before
+it waits with others (`batching`); image files are decoded in a few threads beside. All that waits
+is bounded: bytes of bodies, images in the queue, seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from gluon_resnetv2 import __version__, runtime
+from gluon_resnetv2.deploy import protocol
+from gluon_resnetv2.deploy.batching import Batcher, Closed, Full
+from gluon_resnetv2.deploy.protocol import VERSION, Interface, Refused
+from gluon_resnetv2.errors import UserError
+
+if TYPE_CHECKING:
+    from gluon_resnetv2.deploy.predictor import Predictor
+
+PAGE = Path(__file__).with_name("page.html")
+DRAIN_SECONDS = 10  # from `Infer.drain` to refusing what is not computed yet
+LINGER_SECONDS = 2  # for which the rest of a refused body is read, so that the client reads why
+DRAINING = "the server is shutting down"
+JSON = (b"content-type", b"application/json")
+BINARY = (b"content-type", b"application/octet-stream")
+JSON_SIZE = b"inference-header-content-length"
+RETRY = (b"retry-after", b"1")  # seconds
+CLOSE = (b"connection", b"close")
+# Beside what the page says itself: a frame's policy counts only here.
+PAGE_HEADERS = {
+    "Content-Security-Policy": "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What requests may take."""
+
+    body: int  # bytes of one body
+    memory: int  # bytes of all bodies at hand
+    queue: int  # images that wait for one model
+    seconds: float  # from a request's head to its answer
+
+
+class Metrics:
+    """What GET /metrics tells."""
+
+    def __init__(self):
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        by_model = {"labelnames": ["model"], "registry": registry}
+        self.requests = Counter(
+            "resnetv2_requests", "Infer requests answered", ["model", "status"], registry=registry
+        )
+        self.images = Counter("resnetv2_images", "Images answered with status 200", **by_model)
+        self.seconds = Histogram("resnetv2_request_seconds", "From head to answer", **by_model)
+        self.batch = Histogram(
+            "resnetv2_batch_images",
+            "Images computed at once",
+            buckets=[2**n for n in range(11)],
+            **by_model,
+        )
+        self.queue = Gauge("resnetv2_queue_images", "Images that wait", **by_model)
+
+
+class Model:
+    """A predictor, what its clients see of it, and the queue before it."""
+
+    def __init__(
+        self, name: str, predictor: Predictor, metrics: Metrics, queue: int, batching: bool = True
+    ):
+        self.predictor = predictor
+        classes, shape = list(predictor.classes), tuple(predictor.shape)
+        self.interface = Interface(name, classes, shape, predictor.output, predictor.max_batch)
+        self.batcher = Batcher(
+            predictor.run,
+            max_batch=predictor.max_batch,
+            queue=queue,
+            batching=batching,
+            observe=metrics.batch.labels(name).observe,
+        )
+        metrics.queue.labels(name).set_function(lambda: self.batcher.waiting)
+
+    def prepare(self, request: protocol.Request) -> np.ndarray:
+        """What the network takes for pixels or image files: (n, C, H, W) float32.
+
+        Raises:
+            Refused: a file is no image that can be read.
+        """
+        pixels = request.values
+        if request.input == "image":
+            pixels = np.stack([self._read(index, file) for index, file in enumerate(pixels)])
+        return self.predictor.prepare(pixels)
+
+    def metadata(self) -> dict:
+        """The answer to GET v2/models/NAME."""
+        parameters = {
+            "classes": self.interface.classes,
+            "image_shape": self.interface.shape,
+            "max_batch": self.interface.max_batch,
+            "form": self.predictor.form,
+        }
+        return {**self.interface.metadata(), "parameters": parameters}
+
+    def _read(self, index, file):
+        try:
+            return self.predictor.read(io.BytesIO(file))
+        except UserError as error:
+            raise Refused(f"image {index}: {error}") from None
+
+
+class Unread(Refused):
+    """Refused before the body was read."""
+
+
+class Gone(Exception):
+    """The client is."""
+
+
+class Infer:
+    """POST v2/models/NAME/infer, as an ASGI application."""
+
+    def __init__(self, models: dict[str, Model], limits: Limits, metrics: Metrics):
+        self.draining = False
+        self._models, self._limits, self._metrics = models, limits, metrics
+        self._pool = ThreadPoolExecutor(runtime.cpus(), "images")
+        self._held: dict[asyncio.Task, int] = {}  # bytes of the body of each request at hand
+        self._memory = 0  # their sum
+
+    def drain(self) -> None:
+        """Refuses new requests, and after DRAIN_SECONDS those that have no answer yet."""
+        self.draining = True
+        asyncio.get_running_loop().call_later(DRAIN_SECONDS, self._give_up)
+
+    def _give_up(self):
+        for task in self._held:
+            task.cancel()
+
+    async def __call__(self, scope, receive, send):
+        began, task = time.perf_counter(), asyncio.current_task()
+        self._held[task] = 0
+        # Only this and `_give_up` cancel the task: it is late.
+        timer = asyncio.get_running_loop().call_later(self._limits.seconds, task.cancel)
+        model = self._models.get(scope["path_params"]["model"])
+        name = model.interface.name if model else ""  # no client can add to the metrics
+        status, headers, rest = 200, [JSON], None
+        try:
+            request, rows = await self._outputs(model, scope, receive)
+            body, json_size = protocol.encode(request, rows, model.interface)
+            if json_size is not None:
+                headers = [BINARY, (JSON_SIZE, b"%d" % json_size)]
+            self._metrics.images.labels(name).inc(len(request))
+        except Gone:
+            return
+        except Refused as refused:
+            status, body = refused.status, protocol.error(str(refused))
+            rest = receive if isinstance(refused, Unread) else None
+        except Exception:
+            log.exception("infer failed")
+            status, body = 500, protocol.error("the server failed; its log tells more")
+        finally:
+            timer.cancel()
+            self._memory -= self._held.pop(task)
+        self._metrics.requests.labels(name, str(status)).inc()
+        self._metrics.seconds.labels(name).observe(time.perf_counter() - began)
+        if status == 503:
+            headers.append(RETRY)
+        if rest or self.draining:
+            headers.append(CLOSE)
+        await _answer(send, status, headers, body, rest)
+
+    async def _outputs(self, model, scope, receive):
+        """The request, and the network's outputs for it."""
+        headers = dict(scope["headers"])
+        body = await self._body(headers, receive)
+        if self.draining:
+            raise Refused(DRAINING, 503)
+        if model is None:
+            raise Refused(f"there is no model {protocol.shown(scope['path_params']['model'])}", 404)
+        _check_version(scope["path_params"])
+        request = _decode(headers, body, model.interface)
+        try:
+            inputs = request.values
+            if request.input != "data":
+                model.batcher.check_room(len(request))  # before the work
+                loop = asyncio.get_running_loop()
+                inputs = await loop.run_in_executor(self._pool, model.prepare, request)
+            return request, await model.batcher.submit_async(inputs)
+        except Full as full:
+            raise Refused(f"the queue is full: {full}", 503) from None
+        except Closed:
+            raise Refused(DRAINING, 503) from None
+        except asyncio.CancelledError:
+            raise self._late(Refused, "no answer could be computed", 504) from None
+
+    async def _body(self, headers, receive):
+        """The request's body, counted as it arrives."""
+        limit, task = self._limits.body, asyncio.current_task()
+        size, more = int(headers.get(b"content-length", 0)), True
+        if size > limit:
+            raise Unread(f"the body has {size} bytes; {limit} are the most", 413)
+        parts, size = [], 0
+        try:
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Gone
+                part, more = message.get("body", b""), message.get("more_body", False)
+                size += len(part)
+                if size > limit:
+                    raise Unread(f"the body has more than {limit} bytes", 413)
+                self._held[task] += len(part)
+                self._memory += len(part)
+                if self._memory > self._limits.memory:
+                    raise Unread("the server has too many requests at hand", 503)
+                parts.append(part)
+        except asyncio.CancelledError:
+            raise self._late(Unread, "the body did not arrive", 408) from None
+        return b"".join(parts)
+
+    def _late(self, kind, what, status):
+        if self.draining:
+            return kind(DRAINING, 503)
+        return kind(f"{what} within {self._limits.seconds:g} seconds", status)
+
+    def close(self) -> None:
+        """Ends the threads that decode images."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _decode(headers, body, interface):
+    """The request that a body of any of the content types is."""
+    encoding = headers.get(b"content-encoding", b"identity").strip().lower()
+    if encoding != b"identity":
+        raise Refused("Content-Encoding is not supported: send the body as it is", 415)
+    media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if media_type in (b"image/jpeg", b"image/png"):
+        return protocol.decode_image(body, media_type.decode(), interface)
+    if media_type not in (b"", b"application/json", b"application/octet-stream"):
+        raise Refused(
+            f"Content-Type {protocol.shown(media_type.decode('latin-1'))} is not known; send "
+            "application/json, application/octet-stream, image/png or image/jpeg",
+            415,
+        )
+    size = headers.get(JSON_SIZE)
+    if size is not None and not (size.isdigit() and len(size) <= 18):
+        raise Refused("Inference-Header-Content-Length must be a number of bytes")
+    return protocol.decode(body, None if size is None else int(size), interface)
+
+
+def _check_version(path_params):
+    version = path_params.get("version", VERSION)
+    if version != VERSION:
+        raise Refused(f"there is no version {protocol.shown(version)}, only {VERSION}", 404)
+
+
+async def _answer(send, status, headers, body, rest=None):
+    """Sends an answer.
+
+    Where the `rest` of a body would still come, it is received for a while before the connection is
+    closed: a client that is still sending would otherwise lose the answer.
+    """
+    headers = [*headers, (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": rest is not None})
+    if rest:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(_discard(rest), LINGER_SECONDS)
+        await send({"type": "http.response.body"})
+
+
+async def _discard(receive):
+    while (await receive()).get("more_body"):
+        pass
+
+
+class Service:
+    """All that is served, as an ASGI application: `app`."""
+
+    def __init__(self, models: dict[str, Model], limits: Limits, metrics: Metrics, page: bool):
+        self.models, self._registry = models, metrics.registry
+        self.infer = Infer(models, limits, metrics)
+        one = "/v2/models/{model}"
+        version = one + "/versions/{version}"
+        routes = [
+            Route("/v2", self._server),
+            Route("/v2/health/live", self._live),
+            Route("/v2/health/ready", self._ready),
+            Route("/v2/repository/index", self._index, methods=["POST"]),
+            Route("/metrics", self._metrics),
+        ]
+        for path in (one, version):
+            # Callables that are no functions are ASGI applications to Starlette.
+            routes.insert(0, Route(f"{path}/infer", self.infer, methods=["POST"]))
+            routes += [Route(path, self._model), Route(f"{path}/ready", self._model_ready)]
+        if page:
+            routes.append(Route("/", self._page))
+        errors = {HTTPException: _http_error, Refused: _refused}
+        self.app = Starlette(routes=routes, exception_handlers=errors)
+        self.app.router.redirect_slashes = False
+
+    async def _server(self, request):
+        extensions = ["binary_tensor_data", "classification"]
+        about = {"name": "gluon_resnetv2", "version": __version__, "extensions": extensions}
+        return JSONResponse(about)
+
+    async def _live(self, request):
+        return JSONResponse({"live": True})
+
+    async def _ready(self, request):
+        return self._readiness({})
+
+    def _readiness(self, about):
+        ready = not self.infer.draining
+        return JSONResponse({**about, "ready": ready}, 200 if ready else 503)
+
+    async def _index(self, request):
+        state = "UNAVAILABLE" if self.infer.draining else "READY"
+        reason = DRAINING if self.infer.draining else ""
+        return JSONResponse(
+            [
+                {"name": name, "version": VERSION, "state": state, "reason": reason}
+                for name in self.models
+            ]
+        )
+
+    def _find(self, request):
+        name = request.path_params["model"]
+        if name not in self.models:
+            raise Refused(f"there is no model {protocol.shown(name)}", 404)
+        _check_version(request.path_params)
+        return self.models[name]
+
+    async def _model(self, request):
+        return JSONResponse(self._find(request).metadata())
+
+    async def _model_ready(self, request):
+        return self._readiness({"name": self._find(request).interface.name})
+
+    async def _metrics(self, request):
+        return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def _page(self, request):
+        return FileResponse(PAGE, headers=PAGE_HEADERS)
+
+    def close(self) -> None:
+        """Ends the threads. Nobody may wait for an answer any more."""
+        self.infer.close()
+        for model in self.models.values():
+            model.batcher.close(patience=0)
+
+
+def _http_error(request, error):
+    """What Starlette's router refuses."""
+    path = protocol.shown(request.url.path)
+    told = {404: f"there is no {path}", 405: f"{path} can't be asked by {request.method}"}
+    message = told.get(error.status_code, error.detail)
+    return Response(protocol.error(message), error.status_code, error.headers, "application/json")
+
+
+def _refused(request, refused):
+    return Response(protocol.error(str(refused)), refused.status, media_type="application/json")

@@ -1,0 +1,230 @@
+"""Batches: who computes with whom, in which order, and who is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from gluon_resnetv2.deploy.batching import Batcher, Closed, Full
+
+PATIENCE = 30  # seconds
+
+
+class Network:
+    """Doubles its inputs; each call waits for `go`, where that is asked for."""
+
+    def __init__(self, waits=False):
+        self.sizes, self.started, self.go = [], threading.Semaphore(0), threading.Semaphore(0)
+        self._waits = waits
+
+    def __call__(self, images):
+        self.sizes.append(len(images))
+        self.started.release()
+        if self._waits:
+            assert self.go.acquire(timeout=PATIENCE)
+        if (images < 0).any():
+            raise ValueError("negative")
+        return 2 * images[:, :, 0, 0]
+
+
+def images(*numbers):
+    return np.float32(numbers).reshape(-1, 1, 1, 1)
+
+
+@pytest.fixture
+def network():
+    return Network(waits=True)
+
+
+@pytest.fixture
+def start(network):
+    """Starts a batcher whose network computes an image of 0 until it may go on."""
+    batchers = []
+
+    def start(**options):
+        batchers.append(Batcher(network, **options))
+        first = batchers[-1].submit(images(0))
+        assert network.started.acquire(timeout=PATIENCE)
+        return batchers[-1], first
+
+    yield start
+    for _ in range(100):
+        network.go.release()
+    for batcher in batchers:
+        batcher.close()
+
+
+def test_what_waits_makes_up_the_next_batch(start, network):
+    batcher, first = start()
+    futures = [batcher.submit(images(*row)) for row in ([1], [2, 3], [4])]
+    assert batcher.waiting == 4
+    network.go.release()
+    network.go.release()
+    assert first.result(PATIENCE).tolist() == [[0]]
+    assert [f.result(PATIENCE).ravel().tolist() for f in futures] == [[2], [4, 6], [8]]
+    assert network.sizes == [1, 4]
+    assert batcher.waiting == 0
+
+
+def test_batches_keep_the_order_and_the_largest_size(start, network):
+    batcher, _ = start(max_batch=4)
+    rows = [[1, 2], [3], [4, 5], [6, 7, 8, 9, 10], [11]]
+    futures = [batcher.submit(images(*row)) for row in rows]
+    for _ in range(5):
+        network.go.release()
+    found = [future.result(PATIENCE).ravel().tolist() for future in futures]
+    assert found == [[2 * number for number in row] for row in rows]
+    assert network.sizes == [1, 3, 2, 5, 1]
+
+
+@pytest.mark.parametrize(
+    ("waiting", "sizes"), [(3, [3]), (5, [4, 1]), (6, [6]), (9, [8, 1]), (11, [8, 3]), (12, [12])]
+)
+def test_a_batch_is_not_padded_by_more_than_a_quarter(start, network, waiting, sizes):
+    """To the next power of two, that is."""
+    batcher, _ = start()
+    futures = [batcher.submit(images(number)) for number in range(waiting)]
+    for _ in range(1 + len(sizes)):
+        network.go.release()
+    assert [future.result(PATIENCE).item() for future in futures] == list(range(0, 2 * waiting, 2))
+    assert network.sizes == [1, *sizes]
+
+
+def test_without_batching_each_request_computes_alone(start, network):
+    batcher, _ = start(batching=False)
+    futures = [batcher.submit(images(1)) for _ in range(3)]
+    for _ in range(4):
+        network.go.release()
+    assert [future.result(PATIENCE).item() for future in futures] == [2, 2, 2]
+    assert network.sizes == [1, 1, 1, 1]
+
+
+def test_a_full_queue_refuses_until_there_is_room(start, network):
+    batcher, _ = start(queue=3)
+    last = batcher.submit(images(1, 2))
+    with pytest.raises(Full, match="2 images"):
+        batcher.submit(images(3, 4))
+    with pytest.raises(Full):
+        batcher.check_room(2)
+    batcher.check_room(1)
+    for _ in range(3):
+        network.go.release()
+    last.result(PATIENCE)
+    assert batcher.submit(images(1, 2, 3, 4)).result(PATIENCE).size == 4  # nobody else waits
+
+
+def test_an_error_is_told_to_those_it_concerns_and_the_thread_goes_on():
+    batcher = Batcher(Network(), batching=False)
+    with pytest.raises(ValueError, match="negative"):
+        batcher.submit(images(-1)).result(PATIENCE)
+    assert batcher.submit(images(1)).result(PATIENCE).item() == 2
+    batcher.close()
+
+
+def test_what_was_cancelled_is_not_computed(start, network):
+    batcher, _ = start()
+    cancelled, other = batcher.submit(images(1, 2, 3)), batcher.submit(images(4))
+    assert cancelled.cancel()
+    network.go.release()
+    network.go.release()
+    assert other.result(PATIENCE).item() == 8
+    assert network.sizes == [1, 1]
+
+
+def test_the_sizes_of_batches_are_told(start, network):
+    sizes = []
+    batcher, _ = start(observe=sizes.append)
+    last = batcher.submit(images(1, 2))
+    network.go.release()
+    network.go.release()
+    last.result(PATIENCE)
+    assert sizes == [1, 2]
+
+
+def test_closing_answers_what_was_taken_and_takes_no_more(start, network):
+    batcher, first = start()
+    last = batcher.submit(images(1))
+    closing = threading.Thread(target=batcher.close)
+    closing.start()
+    refused = []
+    while not refused:  # until the thread is there
+        try:
+            batcher.check_room(1)
+        except Closed as closed:
+            refused.append(closed)
+    with pytest.raises(Closed):
+        batcher.submit(images(2))
+    network.go.release()
+    network.go.release()
+    closing.join(PATIENCE)
+    assert (first.result(0).item(), last.result(0).item()) == (0, 2)
+
+
+def test_closing_in_a_hurry_answers_what_computes_and_tells_the_rest(start, network):
+    batcher, first = start()
+    last = batcher.submit(images(1))
+    closing = threading.Thread(target=batcher.close, kwargs={"patience": 0})
+    closing.start()
+    with pytest.raises(Closed):
+        last.result(PATIENCE)
+    network.go.release()
+    closing.join(PATIENCE)
+    assert first.result(0).item() == 0
+
+
+def test_several_threads_share_the_queue():
+    both = threading.Barrier(2)
+
+    def network(images):
+        both.wait(PATIENCE)  # each call needs the other
+        return images[:, :, 0, 0]
+
+    batcher = Batcher(network, network, batching=False)
+    futures = [batcher.submit(images(number)) for number in range(10)]
+    assert [future.result(PATIENCE).item() for future in futures] == list(range(10))
+    batcher.close()
+
+
+def test_event_loops_and_threads_share_batches_and_each_get_their_own():
+    batcher = Batcher(Network())
+    wrong = []
+
+    async def client(number):
+        for step in range(20):
+            row = [number, step]
+            found = await batcher.submit_async(images(*row))
+            wrong.extend(found.ravel().tolist() != [2 * number, 2 * step] for _ in range(1))
+
+    async def clients():
+        await asyncio.gather(*(client(number) for number in range(8)))
+
+    def plain():
+        for step in range(50):
+            wrong.append(batcher.submit(images(step)).result(PATIENCE).item() != 2 * step)
+
+    threads = [threading.Thread(target=plain) for _ in range(2)]
+    threads.append(threading.Thread(target=lambda: asyncio.run(clients())))
+    for thread in threads:
+        thread.start()
+    asyncio.run(clients())
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert len(wrong) == 2 * 8 * 20 + 2 * 50
+    assert not any(wrong)
+    batcher.close()
+
+
+def test_an_event_loop_that_ended_disturbs_nobody(start, network):
+    batcher, _ = start()
+
+    async def leave():
+        batcher.submit_async(images(1))
+
+    asyncio.run(leave())
+    network.go.release()
+    network.go.release()
+    network.go.release()
+    assert batcher.submit(images(2)).result(PATIENCE).item() == 4

@@ -1,0 +1,699 @@
+"""The server, asked by clients that are not ours, by our own malformed requests, and under load."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import concurrent.futures
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import mxnet as mx
+import numpy as np
+import pytest
+from PIL import Image
+
+from gluon_resnetv2 import cli
+from gluon_resnetv2.deploy import server
+from gluon_resnetv2.deploy.artifact import load
+from gluon_resnetv2.deploy.export import export
+from gluon_resnetv2.deploy.predictor import Predictor
+from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.net import ResNetV2
+from gluon_resnetv2.spec import named
+from tests import malformed
+from tests.common import randomise
+from tests.malformed import answer_of, request
+
+triton = pytest.importorskip("tritonclient.http", exc_type=ImportError)
+service_module = pytest.importorskip("gluon_resnetv2.deploy.service", exc_type=ImportError)
+from gluon_resnetv2.deploy import http_server  # noqa: E402  # needs what the line above looked for
+
+ROOT = Path(__file__).resolve().parents[1]
+SHAPE = (3, 16, 16)
+MEAN, STD = (120.0, 110.0, 100.0), (60.0, 50.0, 40.0)
+CLASSES = [f"class {i}" for i in range(10)]
+TOLERANCE = 1e-5  # relative to the largest
+PATIENCE = 60  # seconds
+LIMITS = {"body": 8 * 2**20, "memory": 64 * 2**20, "queue": 1024, "seconds": PATIENCE}
+
+
+@pytest.fixture(scope="module")
+def net():
+    net = ResNetV2(named("preact8", unit="basic"))
+    randomise(net)
+    return net
+
+
+@pytest.fixture(scope="module")
+def folder(net, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "export"
+    export(net, folder, SHAPE, classes=CLASSES, mean=MEAN, std=STD)
+    return folder
+
+
+class InThread(http_server.Uvicorn):
+    """Told to stop by another thread: signals are the main one's."""
+
+    @contextlib.contextmanager
+    def capture_signals(self):
+        self.loop = asyncio.get_running_loop()
+        yield
+
+    def stop_soon(self):
+        self.loop.call_soon_threadsafe(self.stop)
+
+
+@contextlib.contextmanager
+def serving(predictors, page=False, batching=True, **limits):
+    """A server in a thread; gives its port, its service and itself."""
+    limits = service_module.Limits(**{**LIMITS, **limits})
+    metrics = service_module.Metrics()
+    models = {
+        name: service_module.Model(name, predictor, metrics, limits.queue, batching)
+        for name, predictor in predictors.items()
+    }
+    service = service_module.Service(models, limits, metrics, page)
+    listener = server._listener("127.0.0.1", 0)
+    listener.listen()
+    uvicorn = InThread(service)
+    thread = threading.Thread(target=uvicorn.run, args=([listener],))
+    thread.start()
+    try:
+        yield listener.getsockname()[1], service, uvicorn
+    finally:
+        uvicorn.should_exit = True
+        thread.join(PATIENCE)
+        service.close()
+
+
+@pytest.fixture(scope="module")
+def port(folder):
+    with serving({"net": Predictor(load(folder))}) as (port, *_):
+        yield port
+
+
+class Gated:
+    """In a predictor's place: its logits are the first numbers of each image, once it may go on."""
+
+    name, classes, shape, output, max_batch = "gated", CLASSES, SHAPE, "logits", 4
+    form = "none"
+
+    def __init__(self, free=False):
+        self.started, self.go = threading.Semaphore(0), threading.Event()
+        if free:
+            self.go.set()
+
+    def run(self, inputs):
+        self.started.release()
+        assert self.go.wait(PATIENCE)
+        return inputs.reshape(len(inputs), -1)[:, : len(CLASSES)].copy()
+
+    def prepare(self, pixels):
+        return np.float32(pixels)
+
+    def read(self, file):
+        raise UserError("no images here")
+
+
+def one(fill=0.0):
+    """An infer request for one image, in JSON."""
+    data = [fill] * int(np.prod(SHAPE))
+    tensor = {"name": "data", "datatype": "FP32", "shape": [1, *SHAPE], "data": data}
+    return json.dumps({"inputs": [tensor]}).encode()
+
+
+def ask(port, path, body=None, headers=None, method=None):
+    method = method or ("GET" if body is None else "POST")
+    raw = request(path, {"Connection": "close", **(headers or {})}, body or b"", method)
+    status, headers, body = answer_of(port, raw)
+    return status, headers, json.loads(body)
+
+
+def infer(port, body, model="net", **headers):
+    return ask(port, f"/v2/models/{model}/infer", body, headers)
+
+
+@contextlib.contextmanager
+def triton_client(port):
+    client = triton.InferenceServerClient(f"127.0.0.1:{port}", network_timeout=PATIENCE)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+# -- A client that is not ours ---------------------------------------------------------------------
+
+
+def logits_of(net, images):
+    return net(mx.nd.array(images)).asnumpy()
+
+
+def triton_infer(client, images, binary_in=True, binary_out=True, output="logits"):
+    tensor = triton.InferInput("data", list(images.shape), "FP32")
+    tensor.set_data_from_numpy(images, binary_data=binary_in)
+    asked = [triton.InferRequestedOutput(output, binary_data=binary_out)]
+    return client.infer("net", [tensor], outputs=asked).as_numpy(output)
+
+
+def difference(found, expected):
+    assert found.shape == expected.shape
+    assert found.dtype == np.float32
+    return np.abs(found - expected).max() / np.abs(expected).max()
+
+
+@pytest.mark.parametrize("binary_in", [True, False], ids=["binary in", "JSON in"])
+@pytest.mark.parametrize("binary_out", [True, False], ids=["binary out", "JSON out"])
+def test_tritonclient_gets_what_the_training_graph_gives(port, net, binary_in, binary_out):
+    with triton_client(port) as client:
+        for count in (1, 3, 64):
+            images = np.random.RandomState(count).normal(size=(count, *SHAPE)).astype("float32")
+            found = triton_infer(client, images, binary_in, binary_out)
+            assert difference(found, logits_of(net, images)) <= TOLERANCE
+
+
+def concurrent_clients(port, net, requests, clients=16, seed=0):
+    """How many answers `clients` of tritonclient's got to so many requests; largest difference."""
+    images = np.random.RandomState(seed).normal(size=(256, *SHAPE)).astype("float32")
+    expected = logits_of(net, images)
+
+    def client(number):
+        rng, worst, answers = np.random.RandomState(seed + number), 0.0, 0
+        with triton_client(port) as one_client:
+            for _ in range(number, requests, clients):
+                count = int(rng.choice([1, 1, 1, 2, 3, 5, 8, 17, 64]))
+                start = rng.randint(len(images) - count + 1)
+                part = slice(start, start + count)
+                modes = rng.randint(2, size=2) if count < 8 else (1, 1)
+                found = triton_infer(one_client, images[part], bool(modes[0]), bool(modes[1]))
+                worst = max(worst, difference(found, expected[part]))
+                answers += 1
+        return answers, worst
+
+    with concurrent.futures.ThreadPoolExecutor(clients) as pool:
+        answers, worst = zip(*pool.map(client, range(clients)))
+    return sum(answers), max(worst)
+
+
+def test_concurrent_clients_with_mixed_sizes_each_get_their_own(port, net):
+    answers, worst = concurrent_clients(port, net, 320)
+    assert answers == 320
+    assert worst <= TOLERANCE
+
+
+@pytest.mark.slow  # two minutes
+def test_of_ten_thousand_requests_none_is_wrong_and_none_lost(port, net):
+    answers, worst = concurrent_clients(port, net, 10_000, seed=1)
+    assert answers == 10_000
+    assert worst <= TOLERANCE
+
+
+def test_tritonclient_finds_the_server_and_its_models(port):
+    with triton_client(port) as client:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("net")
+        assert client.is_model_ready("net", "1")
+        assert not client.is_model_ready("other")
+        assert not client.is_model_ready("net", "2")
+        assert client.get_server_metadata()["name"] == "gluon_resnetv2"
+        metadata = client.get_model_metadata("net", "1")
+        assert metadata["inputs"] == [{"name": "data", "datatype": "FP32", "shape": [-1, *SHAPE]}]
+        (model,) = client.get_model_repository_index()
+        assert (model["name"], model["state"]) == ("net", "READY")
+
+
+def test_tritonclient_gets_classes_labels_and_its_id_back(port, net):
+    images = np.random.RandomState(0).normal(size=(2, *SHAPE)).astype("float32")
+    logits = logits_of(net, images)
+    tensor = triton.InferInput("data", [2, *SHAPE], "FP32")
+    tensor.set_data_from_numpy(images)
+    asked = [
+        triton.InferRequestedOutput("logits", class_count=3),
+        triton.InferRequestedOutput("label"),
+    ]
+    with triton_client(port) as client:
+        answer = client.infer("net", [tensor], outputs=asked, request_id="seven")
+        everything = client.infer("net", [tensor])
+        with pytest.raises(triton.InferenceServerException, match="no output"):
+            triton_infer(client, images, output="logit")
+    assert answer.get_response()["id"] == "seven"
+    assert answer.as_numpy("label").tolist() == [CLASSES[i].encode() for i in logits.argmax(1)]
+    for row, expected in zip(answer.as_numpy("logits"), logits):
+        best = np.argsort(-expected)[:3]
+        assert [line.split(b":")[1:] for line in row] == [
+            [str(i).encode(), CLASSES[i].encode()] for i in best
+        ]
+        np.testing.assert_allclose(
+            [float(line.split(b":")[0]) for line in row], expected[best], atol=1e-4
+        )
+    for name in ("logits", "probabilities", "label"):
+        assert len(everything.as_numpy(name)) == 2
+    np.testing.assert_allclose(everything.as_numpy("probabilities").sum(1), 1, rtol=1e-6)
+
+
+def test_pixels_and_image_files_are_normalised_as_in_training(port, net):
+    pixels = np.random.RandomState(0).randint(0, 256, (2, *SHAPE), dtype="uint8")
+    mean, std = (np.reshape(each, (3, 1, 1)) for each in (MEAN, STD))
+    expected = logits_of(net, ((pixels - mean) / std).astype("float32"))
+    pngs = []
+    for each in pixels:
+        file = io.BytesIO()
+        Image.fromarray(each.transpose(1, 2, 0)).save(file, "PNG")
+        pngs.append(file.getvalue())
+    with triton_client(port) as client:
+        for name, datatype, value in (
+            ("pixels", "UINT8", pixels),
+            ("pixels", "FP32", np.float32(pixels)),
+            ("image", "BYTES", np.array(pngs, "object")),
+        ):
+            tensor = triton.InferInput(name, list(value.shape), datatype)
+            tensor.set_data_from_numpy(value)
+            found = client.infer("net", [tensor]).as_numpy("logits")
+            assert difference(found, expected) <= TOLERANCE
+    coded = [base64.b64encode(file).decode() for file in pngs]
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [2], "data": coded}
+    for body, headers, rows in (
+        (json.dumps({"inputs": [tensor]}).encode(), {}, expected),
+        (pngs[1], {"Content-Type": "image/png"}, expected[1:]),
+    ):
+        status, _, answer = infer(port, body, **headers)
+        assert status == 200
+        logits = next(each for each in answer["outputs"] if each["name"] == "logits")
+        assert difference(np.float32(logits["data"]).reshape(rows.shape), rows) <= TOLERANCE
+
+
+# -- What is refused -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def served(folder):
+    """The port and the process of `serve`, as it is started by its users."""
+    limit = malformed.BODY_LIMIT / 2**20
+    with process("--body-limit", str(limit), f"net={folder}") as (port, started):
+        yield port, started
+
+
+@contextlib.contextmanager
+def process(*options):
+    command = [sys.executable, "-m", "gluon_resnetv2", "serve", "--port", "0", *options]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as started:
+        try:
+            line = started.stdout.readline()
+            yield int(re.search(r"http://127.0.0.1:(\d+)", line)[1]), started
+        finally:
+            started.kill()
+
+
+def resident(pid):
+    """Memory of a process in MB."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGESIZE") / 2**20
+
+
+def refuse_malformed(served, net, seed, count):
+    """Sends malformed requests four at a time, with good ones between."""
+    port, started = served
+    images = np.random.RandomState(seed).normal(size=(3, *SHAPE)).astype("float32")
+    expected = logits_of(net, images)
+    stop, wrong = threading.Event(), []
+
+    def good():
+        with triton_client(port) as client:
+            while not stop.is_set():
+                wrong.append(difference(triton_infer(client, images), expected) > TOLERANCE)
+
+    def bad(case):
+        return malformed.fault_of(port, *case)
+
+    neighbour = threading.Thread(target=good)
+    neighbour.start()
+    try:
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            faults = [fault for fault in pool.map(bad, malformed.malformed(seed, count)) if fault]
+    finally:
+        stop.set()
+        neighbour.join(PATIENCE)
+    assert not faults, "\n".join(faults[:20])
+    assert wrong
+    assert not any(wrong)
+    assert started.poll() is None
+
+
+def test_malformed_requests_are_told_what_is_wrong_and_harm_nobody(served, net):
+    refuse_malformed(served, net, 0, 8 * len(malformed.KINDS))
+
+
+@pytest.mark.slow  # two minutes
+def test_ten_thousand_malformed_requests_leave_no_trace(served, net):
+    refuse_malformed(served, net, 1, 500)
+    before = resident(served[1].pid)
+    refuse_malformed(served, net, 2, 10_000)
+    after = resident(served[1].pid)
+    print(f"{before:.0f} MB before, {after:.0f} MB after 10 000 malformed requests")
+    assert after < 1.1 * before
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 404),
+        ("GET", "/v2/", 404),
+        ("GET", "/v2/models/other", 404),
+        ("GET", "/v2/models/net/versions/2", 404),
+        ("GET", "/v2/models/net/versions/2/ready", 404),
+        ("GET", "/v2/models/net/infer", 405),
+        ("POST", "/v2/models/net", 405),
+        ("DELETE", "/v2/models/net", 405),
+        ("GET", "/v2/repository/index", 405),
+        ("GET", "/v2/models/net/versions/1", 200),
+        ("GET", "/v2/models/net/versions/1/ready", 200),
+        ("POST", "/v2/models/net/versions/2/infer", 404),
+        ("POST", "/v2/models/net/versions/1/infer", 400),
+    ],
+)
+def test_paths_and_methods(port, method, path, status):
+    found, headers, answer = ask(port, path, b"", method=method)
+    assert found == status
+    assert headers["content-type"] == "application/json"
+    assert ("error" in answer) == (status != 200)
+
+
+def test_a_body_over_the_limit_is_not_read_on():
+    with serving({"net": Gated(free=True)}, body=10_000) as (port, *_):
+        declared = (
+            b"POST /v2/models/net/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 999999\r\n\r\n"
+        )
+        status, headers, _ = answer_of(port, declared)
+        assert (status, headers["connection"]) == (413, "close")
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
+            connection.sendall(
+                declared.replace(b"Content-Length: 999999", b"Transfer-Encoding: chunked")
+            )
+            with contextlib.suppress(OSError):  # the server ends what never would
+                for _ in range(10_000):
+                    connection.sendall(b"1000\r\n" + bytes(4096) + b"\r\n")
+            answer = b""
+            with contextlib.suppress(OSError):
+                answer = connection.recv(4096)
+        assert answer == b"" or answer.startswith(b"HTTP/1.1 413")
+        assert infer(port, b"{}")[0] == 400
+
+
+def test_a_body_that_dribbles_in_is_given_up():
+    with serving({"net": Gated(free=True)}, seconds=0.5) as (port, *_):
+        unfinished = request("/v2/models/net/infer", {"Content-Length": "100"}, b"{")
+        status, headers, body = answer_of(port, unfinished)
+        assert (status, headers["connection"]) == (408, "close")
+        assert "0.5 seconds" in json.loads(body)["error"]
+
+
+def test_a_head_that_is_slow_or_large_is_given_up(monkeypatch):
+    monkeypatch.setattr(http_server, "HEAD_SECONDS", 0.5)
+    with serving({"net": Gated(free=True)}) as (port, *_):
+        for head, status in (
+            (b"", 408),
+            (b"POST /v2/models/net/infer HTTP/1.1\r\nHost:", 408),
+            (b"GET /v2 HTTP/1.1\r\nX: " + bytes(70_000).replace(b"\0", b"x"), 431),
+            (b"nonsense\r\n\r\n", 400),
+        ):
+            found, _, body = answer_of(port, head)
+            assert found == status
+            assert "error" in json.loads(body)
+        assert infer(port, one())[0] == 200
+
+
+def test_an_answer_that_takes_too_long_is_given_up_and_not_computed():
+    gated = Gated()
+    with serving({"net": gated}, seconds=1) as (port, *_):
+        try:
+            with concurrent.futures.ThreadPoolExecutor(2) as pool:
+                answers = list(pool.map(lambda _: infer(port, one()), range(2)))
+            assert [status for status, _, _ in answers] == [504, 504]
+        finally:
+            gated.go.set()
+        assert infer(port, one(2))[0] == 200
+        calls = 0
+        while gated.started.acquire(blocking=False):
+            calls += 1
+        assert calls <= 2  # both that were given up at most in one, and the last
+
+
+@contextlib.contextmanager
+def busy(gated, queue):
+    """A server that computes one request and has `queue` more waiting; their answers to be."""
+    clients = concurrent.futures.ThreadPoolExecutor(32)
+    with serving({"net": gated}, queue=queue) as (port, service, uvicorn), clients:
+        answers = [clients.submit(infer, port, one(7))]
+        assert gated.started.acquire(timeout=PATIENCE)
+        answers += [clients.submit(infer, port, one(index)) for index in range(queue)]
+        while service.models["net"].batcher.waiting < queue:
+            time.sleep(0.01)
+        try:
+            yield port, uvicorn, answers
+        finally:
+            gated.go.set()
+
+
+def test_beyond_the_queue_requests_are_told_to_try_again():
+    gated = Gated()
+    with busy(gated, 5) as (port, _, answers):
+        status, headers, answer = infer(port, one())
+        assert (status, headers["retry-after"]) == (503, "1")
+        assert "queue" in answer["error"]
+        assert infer(port, b"{")[0] == 400  # it still says what is wrong
+        assert ask(port, "/v2/health/ready")[0] == 200
+        gated.go.set()
+        assert [answer.result(PATIENCE)[0] for answer in answers] == [200] * 6
+        for index, answer in enumerate(answers[1:]):
+            assert answer.result()[2]["outputs"][0]["data"][0] == index
+        assert infer(port, one())[0] == 200
+
+
+def test_bodies_in_memory_are_limited_together():
+    with serving({"net": Gated(free=True)}, memory=50_000, seconds=3) as (port, *_):
+        slow = [socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) for _ in range(4)]
+        for connection in slow:
+            raw = request("/v2/models/net/infer", {"Content-Length": "20000"}, bytes(15_000))
+            connection.sendall(raw)
+        statuses = sorted(connection.recv(4096).split()[1] for connection in slow)
+        for connection in slow:
+            connection.close()
+        assert statuses == [b"408"] * 3 + [b"503"]
+        assert infer(port, one())[0] == 200
+
+
+def test_a_failure_inside_is_told_as_such_and_logged(caplog):
+    class Failing(Gated):
+        def run(self, inputs):
+            raise RuntimeError("out of luck")
+
+    with serving({"net": Failing()}) as (port, *_):
+        status, _, answer = infer(port, one())
+        assert status == 500
+        assert "luck" not in answer["error"]
+        assert "out of luck" in caplog.text
+
+
+# -- Beside inference ------------------------------------------------------------------------------
+
+
+def test_metrics_count_what_was_answered():
+    with serving({"net": Gated(free=True), "other": Gated(free=True)}) as (port, *_):
+        for body in (one(), one(), b"{"):
+            infer(port, body)
+        infer(port, one(), model="unknown")
+        raw = request("/metrics", {}, b"", "GET")
+        text = answer_of(port, raw)[2].decode()
+    found = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert found['resnetv2_requests_total{model="net",status="200"}'] == "2.0"
+    assert found['resnetv2_requests_total{model="net",status="400"}'] == "1.0"
+    assert found['resnetv2_requests_total{model="",status="404"}'] == "1.0"
+    assert found['resnetv2_images_total{model="net"}'] == "2.0"
+    assert found['resnetv2_batch_images_sum{model="net"}'] == "2.0"
+    assert found['resnetv2_request_seconds_count{model="net"}'] == "3.0"
+    assert found['resnetv2_queue_images{model="other"}'] == "0.0"
+    assert "unknown" not in text
+
+
+def test_several_models_answer_each_for_itself(folder):
+    with serving({"net": Predictor(load(folder)), "gated": Gated(free=True)}) as (port, *_):
+        first, second = (infer(port, one(3), model=name)[2] for name in ("net", "gated"))
+        assert (first["model_name"], second["model_name"]) == ("net", "gated")
+        assert second["outputs"][0]["data"] == [3.0] * 10
+        assert first["outputs"][0]["data"] != [3.0] * 10
+        names = [model["name"] for model in ask(port, "/v2/repository/index", b"{}")[2]]
+        assert names == ["net", "gated"]
+
+
+def test_the_page_is_served_where_it_is_asked_for():
+    with serving({"net": Gated(free=True)}, page=True) as (port, *_):
+        status, headers, body = answer_of(port, request("/", {}, b"", "GET"))
+    assert status == 200
+    assert headers["content-type"].startswith("text/html")
+    assert "frame-ancestors 'none'" in headers["content-security-policy"]
+    assert body == service_module.PAGE.read_bytes()
+
+
+# -- The end ---------------------------------------------------------------------------------------
+
+
+def test_while_it_drains_it_answers_what_it_accepted_and_refuses_the_rest(monkeypatch):
+    monkeypatch.setattr(http_server, "NOTICE_SECONDS", 3)
+    gated = Gated()
+    with busy(gated, 3) as (port, uvicorn, answers):
+        uvicorn.stop_soon()
+        while ask(port, "/v2/health/ready")[0] != 503:
+            time.sleep(0.01)
+        assert ask(port, "/v2/health/live")[0] == 200
+        assert ask(port, "/v2/models/net/ready")[0] == 503
+        assert ask(port, "/v2/repository/index", b"{}")[2][0]["state"] == "UNAVAILABLE"
+        status, headers, _ = infer(port, one())
+        assert (status, headers["retry-after"], headers["connection"]) == (503, "1", "close")
+        gated.go.set()
+        assert [answer.result(PATIENCE)[0] for answer in answers] == [200] * 4
+
+
+def test_what_can_not_be_computed_before_the_end_is_told_so(monkeypatch):
+    monkeypatch.setattr(service_module, "DRAIN_SECONDS", 0.5)
+    gated = Gated()
+    with busy(gated, 3) as (_, uvicorn, answers):
+        uvicorn.stop_soon()
+        found = [answer.result(PATIENCE) for answer in answers]
+        assert [status for status, _, _ in found] == [503] * 4
+        assert "shutting down" in found[0][2]["error"]
+
+
+class Load:
+    """Clients that ask for one image each, again as soon as they are answered."""
+
+    def __init__(self, port, net, clients, shape=SHAPE):
+        self.images = np.random.RandomState(0).normal(size=(clients, *shape)).astype("float32")
+        self.expected = logits_of(net, self.images)
+        self.statuses = []  # (when it was sent, status; 0 where none came)
+        self.wrong, self.stop = 0, threading.Event()
+        self._port = port
+        self._threads = [threading.Thread(target=self._ask, args=(i,)) for i in range(clients)]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self, index):
+        path, headers, body = malformed.in_binary(
+            np.random, self.images[index].tobytes(), shape=[1, *self.images.shape[1:]]
+        )
+        raw = request(path, {"Connection": "close", **headers}, body)
+        while not self.stop.is_set():
+            sent = time.monotonic()
+            try:
+                status, _, body = answer_of(self._port, raw)
+            except ConnectionRefusedError:  # nobody listens any more
+                return
+            except OSError:
+                status = 0
+            self.statuses.append((sent, status))
+            if status == 200:
+                logits = np.float32(json.loads(body)["outputs"][0]["data"])
+                expected = self.expected[index]
+                self.wrong += np.abs(logits - expected).max() > TOLERANCE * np.abs(expected).max()
+            elif status == 503:
+                time.sleep(0.02)  # sooner than it was told
+
+    def join(self):
+        for thread in self._threads:
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+
+
+def overload(export, net, options, seconds, shape=SHAPE, clients=64):
+    """64 clients, then SIGTERM: all that came before it is answered. Statuses; growth in MB."""
+    with process(*options, f"net={export}") as (port, started):
+        before = resident(started.pid)
+        load = Load(port, net, clients, shape)
+        time.sleep(seconds)
+        after = resident(started.pid)
+        told = time.monotonic()
+        started.send_signal(signal.SIGTERM)
+        status = started.wait(15)
+        load.stop.set()
+        load.join()
+    assert status == 0
+    assert load.wrong == 0
+    early = [status for sent, status in load.statuses if sent < told]
+    assert set(early) == {200, 503}
+    assert {status for _, status in load.statuses} <= {200, 503, 0}
+    return early, after - before
+
+
+def test_overload_is_answered_and_so_is_what_waits_at_the_end(folder, net):
+    options = ("--queue", "4", "--max-batch", "2", "--no-batching")
+    early, growth = overload(folder, net, options, seconds=2)
+    assert early.count(200) > 10
+    assert early.count(503) > 10
+    assert growth < 100
+
+
+@pytest.mark.slow  # a minute
+def test_a_deep_network_is_overloaded_without_harm(tmp_path):
+    net, shape = ResNetV2(named("preact110")), (3, 32, 32)
+    randomise(net)
+    export(net, tmp_path / "export", shape, classes=CLASSES, mean=MEAN, std=STD)
+    options = ("--queue", "16", "--max-batch", "16")
+    early, growth = overload(tmp_path / "export", net, options, 20, shape)
+    print(f"{early.count(200)} answered, {early.count(503)} refused, {growth:.0f} MB more")
+    assert early.count(503) > 100
+    assert growth < 100
+
+
+# -- The command -----------------------------------------------------------------------------------
+
+
+def options_of(*words):
+    parser = cli.Parser()
+    server.add_options(parser)
+    return parser.parse_args(words)
+
+
+def test_a_port_in_use_is_told_before_anything_is_loaded():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = str(taken.getsockname()[1])
+        with pytest.raises(UserError, match=f"127.0.0.1:{number}: Address already in use"):
+            server.main(options_of("nowhere", "--port", number))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("nowhere",), "nowhere does not exist"),
+        (("=nowhere",), "NAME=EXPORT"),
+        (("a/b=nowhere",), "NAME=EXPORT"),
+        (("nowhere", "--queue", "0"), "--queue must be at least 1"),
+        (("nowhere", "--max-batch", "0"), "--max-batch must be at least 1"),
+        (("nowhere", "--threads", "0"), "--threads must be at least 1"),
+        (("nowhere", "--timeout", "0"), "--timeout must be above 0"),
+        (("nowhere", "--body-limit", "nan"), "--body-limit must be above 0"),
+        (("nowhere", "--memory", "1"), "--memory must be at least --body-limit"),
+        (("nowhere", "--port", "70000"), "--port must be within"),
+        (("nowhere", "--host", "no.such.host.invalid"), "can't listen on no.such.host.invalid"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(words, told, monkeypatch):
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # which main changes
+    with pytest.raises(UserError, match=told):
+        server.main(options_of(*words, *([] if "--port" in words else ["--port", "0"])))
+
+
+def test_two_exports_of_one_name_are_refused(folder, monkeypatch):
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with pytest.raises(UserError, match=r"two exports have the name preact8; name one: NAME="):
+        server.main(options_of(str(folder), str(folder), "--port", "0"))
