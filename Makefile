@@ -9,7 +9,7 @@ PYTHON := $(shell for python in python3.11 python3.12 python3.10 python3.9 pytho
 endif
 VENV := .venv
 RUN := $(VENV)/bin/python
-TEST_EXTRAS := cpu,dev,oracle
+TEST_EXTRAS := cpu,dev,mlserver,onnx,oracle
 
 # An environment whose Python does not run any more is stale.
 ifneq ($(shell $(RUN) -c 'print("runs")' 2>/dev/null),runs)

@@ -26,12 +26,21 @@ EXTRAS = {
     "gluoncv": ["gluoncv==0.10.5.post0"],
     # The second engine for several workers. Its build imports MXNet: the README says how.
     "horovod": ["horovod==0.28.1"],
+    # Exports for other runtimes than MXNet's, and the one that `verify` runs them in. onnx 1.19
+    # dropped what MXNet's exporter imports.
+    "onnx": ["onnx>=1.13,<1.19", "onnxruntime>=1.16"],
+    # The server of KServe's model runtimes, with gRPC. uvloop 0.23 ends its worker processes.
+    "mlserver": ["mlserver==1.7.1", "uvloop==0.21.0"],
+    # What benchmarks/inference.py has beside MXNet.
+    "benchmarks": ["onnx>=1.13,<1.19", "onnxruntime>=1.16", "openvino>=2024.6"],
     # What the tests need.
     "dev": [
         "pytest>=8",  # the runner
         "pytest-xdist>=3.5",  # runs them side by side
         "ruff==0.17.6",  # the linter, pinned because each release formats a little differently
         "gluoncv==0.10.5.post0",  # the peer whose export `verify` must catch
+        "tritonclient[grpc,http]>=2.42",  # a client of the Open Inference Protocol that is not ours
+        "selenium>=4.20",  # drives the browser that tries the page
         "pyparsing<3.3; python_version < '3.10'",  # newer ones warn in matplotlib for Python 3.9
     ],
     # The other framework that the tests hold our arithmetic against.
@@ -49,13 +58,18 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.9,<3.13",  # numpy 1.x, which MXNet 1.9.1 needs, has no wheel for 3.13
     packages=find_packages(include=["gluon_resnetv2", "gluon_resnetv2.*"]),
+    package_data={"gluon_resnetv2.deploy": ["page.html"]},
     install_requires=[
         "numpy>=1.23,<2",  # MXNet 1.9.1 does not know numpy 2
+        "httptools>=0.6",  # parses HTTP for uvicorn
         "matplotlib>=3.7",  # learning curves
-        "pillow>=9.1",  # reads the images that `predict` is given
+        "pillow>=9.1",  # reads image files
+        "prometheus-client>=0.20",  # the server's metrics
         "scikit-learn>=1.0",  # brings the handwritten digits, the embedded data set
+        "starlette>=0.40",  # routes the server's requests
         "tensorboard>=2.15",  # the format of its event files; needs neither TensorFlow nor PyTorch
         "tqdm>=4.60",  # the progress bar
+        "uvicorn>=0.30",  # the server's event loop, connections and signals
     ],
     extras_require=EXTRAS,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gluon_resnetv2 import cli
+from gluon_resnetv2.deploy import server
 from gluon_resnetv2.distributed import launch as launch_module
 from gluon_resnetv2.errors import UserError
 
@@ -20,9 +21,28 @@ def models(_options) -> None:
 
 
 def export(options) -> None:
-    from gluon_resnetv2.deploy.artifact import export_run
+    from gluon_resnetv2.deploy.export import Form, export_run
+    from gluon_resnetv2.training.datasets import training_images
+    from gluon_resnetv2.training.options import run_recipe
 
-    artifact = export_run(options.run, options.output, options.checkpoint)
+    form = Form(
+        values="pixels" if options.pixels else "normalised",
+        output="probabilities" if options.softmax else "logits",
+        precision=options.precision,
+        fused=options.fused,
+    )
+    calibration = None
+    if form.precision != "float32":
+        calibration = training_images(run_recipe(options.run), options.calibration_images)
+    artifact = export_run(
+        options.run,
+        options.output,
+        options.checkpoint,
+        form=form,
+        calibration=calibration,
+        onnx=options.to == "onnx",
+        server=options.server,
+    )
     print(f"exported {artifact.name} to {artifact.folder}")
 
 
@@ -89,6 +109,10 @@ def predict(options) -> None:
             print(f"  {100 * probability:6.2f} %  {name}")
 
 
+def serve(options) -> int:
+    return server.main(options)
+
+
 def _shape(text: str) -> tuple:
     channels, height, width = (int(size) for size in text.split(","))
     return channels, height, width
@@ -152,6 +176,27 @@ def main() -> int:
     options.add_argument("run", help="a run's folder")
     options.add_argument("--output", help="the export's folder; default: RUN/export")
     options.add_argument("--checkpoint", default="last", help="last, best, or a step")
+    options.add_argument("--pixels", action="store_true", help="the graph takes 0 to 255 itself")
+    options.add_argument("--softmax", action="store_true", help="the graph gives probabilities")
+    options.add_argument(
+        "--precision",
+        default="float32",
+        choices=("float32", "bfloat16", "int8"),
+        help="that it computes in; 16 and 8 bits are held against float32 on training images",
+    )
+    options.add_argument(
+        "--calibration-images", type=int, default=256, help="how many of them, for each precision"
+    )
+    options.add_argument(
+        "--fused", action="store_true", help="write the graph as MXNet's oneDNN backend fuses it"
+    )
+    options.add_argument("--to", choices=("onnx",), help="write NAME.onnx too")
+    options.add_argument(
+        "--for",
+        dest="server",
+        choices=("mlserver", "mms"),
+        help="write what that server needs beside the pair",
+    )
     options = verb(verify, "compare an exported pair with the training graph in every runtime")
     options.add_argument("export", help="folder of an export or run, or a -symbol.json")
     options.add_argument(
@@ -160,6 +205,8 @@ def main() -> int:
     options = verb(predict, "the likeliest five classes of image files")
     options.add_argument("export", help="folder of an export or run")
     options.add_argument("images", nargs="+", metavar="image", help="PNG, JPEG or other image file")
+    options = verb(serve, "answer requests over HTTP, by the Open Inference Protocol v2")
+    server.add_options(options)
     chosen = parser.parse_args()
     return chosen.action(chosen) or 0
 

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import mxnet as mx
@@ -78,14 +78,32 @@ def load_parameters(
         values = {name.partition(":")[2]: value for name, value in values.items()}
     except (mx.MXNetError, ValueError, AttributeError):
         raise UserError(f"{path} is not an MXNet parameter file") from None
+    set_parameters(net, values, path, devices)
+
+
+def set_parameters(
+    net: ResNetV2,
+    values: Mapping[str, mx.nd.NDArray],
+    source: str | Path,
+    devices: Sequence[mx.Context] | None = None,
+) -> None:
+    """Initialises `net` on `devices`, by default the CPU, with an array for each parameter's name.
+
+    Args:
+        source: the file to name where they don't fit.
+
+    Raises:
+        UserError: they don't fit the network.
+    """
     parameters = net.collect_params()
     for name in sorted(set(parameters) ^ set(values)):
         side = "is missing in" if name in parameters else "is not this network's, but in"
-        raise UserError(f"parameter {name} {side} {path}")
+        raise UserError(f"parameter {name} {side} {source}")
     for name, parameter in parameters.items():
-        if values[name].shape != parameter.shape:
+        found = values[name].shape
+        if found != parameter.shape:
             raise UserError(
-                f"parameter {name} in {path} has shape {values[name].shape}, not {parameter.shape}"
+                f"parameter {name} in {source} has shape {found}, not {parameter.shape}"
             )
     net.initialize(mx.init.Zero(), ctx=devices or mx.cpu(), force_reinit=True)
     for name, parameter in parameters.items():

@@ -66,7 +66,7 @@ def test_training_ends_with_a_verified_export(trained):
         "preact8-symbol.json",
     ]
     manifest = json.loads((folder / "export" / "manifest.json").read_text())
-    assert len(manifest["verification"]) == 8
+    assert len(manifest["verification"]) == 9
     assert all(entry["passed"] for entry in manifest["verification"])
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 
@@ -16,10 +18,14 @@ from mxnet import autograd
 from PIL import Image, ImageFile
 
 from gluon_resnetv2.checkpoint import load_parameters, save_parameters
+from gluon_resnetv2.deploy import forms
 from gluon_resnetv2.deploy import verify as verification
-from gluon_resnetv2.deploy.artifact import export, load
+from gluon_resnetv2.deploy.artifact import load
+from gluon_resnetv2.deploy.export import export
 from gluon_resnetv2.deploy.images import read_image
 from gluon_resnetv2.deploy.predictor import Predictor
+from gluon_resnetv2.deploy.reference import reference_images
+from gluon_resnetv2.deploy.runtimes import symbol_block
 from gluon_resnetv2.deploy.verify import PLAIN, RUNTIMES, explain, report, verify
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import whole_folder
@@ -140,27 +146,33 @@ def one_runtime(monkeypatch):
     monkeypatch.setattr(verification, "RUNTIMES", [("simple_bind", PLAIN)])
 
 
-def test_other_parameters_than_those_exported_are_found_out(small, one_runtime, capsys):
-    """Even with a manifest that fits the files: the recorded logits do not."""
+def replace_parameters(artifact):
+    """Others of the same shapes, and a graph without its seal."""
     net = get_model("preact8", unit="basic")
     randomise(net, seed=1)
-    save_parameters(net, small.params)
+    save_parameters(net, artifact.params)
+    artifact.symbol.write_text(net(mx.sym.var("data")).tojson())
+
+
+def test_other_parameters_than_those_exported_are_found_out(small, one_runtime, capsys):
+    """Even with a manifest that fits the files: the recorded logits do not."""
+    replace_parameters(small)
     (found,) = verify([small])
     assert [check.passed for check in found] == [False, True]
     assert not report(small)
     assert "not those that were exported" in capsys.readouterr().out
 
 
-def test_a_runtime_that_gives_no_answer_fails(small, one_runtime):
-    small.symbol.write_text("{}")
-    (found,) = verify([dataclasses.replace(small)])
+def test_a_runtime_that_gives_no_answer_fails(small, monkeypatch):
+    monkeypatch.setattr(verification, "RUNTIMES", [("no such way", None)])
+    (found,) = verify([small])
     assert [check.passed for check in found] == [True, False]
     assert "FAILED" in str(found[1])
 
 
 def test_the_verdict_is_in_the_manifest(small, one_runtime):
     assert report(small)
-    (entry,) = [e for e in load(small.folder).manifest["verification"] if e["tolerance"] == 1e-5]
+    (entry,) = [e for e in load(small.folder).manifest["verification"] if e["tolerance"] == {"difference": 1e-5}]
     assert entry["runtime"] == "simple_bind, no fusion"
     assert entry["passed"]
     assert entry["difference"] < 1e-5
@@ -195,7 +207,7 @@ def test_a_damaged_manifest_is_refused(small, content):
 @pytest.mark.parametrize(
     ("where", "value"),
     [
-        ("format", 2),
+        ("format", 1),
         ("classes", 7),
         ("classes", ["one", "two"]),
         ("classes", [0] * 10),
@@ -210,6 +222,15 @@ def test_a_damaged_manifest_is_refused(small, content):
         ("input.std", [1, 1, float("nan")]),
         ("input.crop", 0),
         ("input.crop", 1e-6),
+        ("input.values", "raw"),
+        ("output", "classes"),
+        ("precision", "int4"),
+        ("precision", "int8"),
+        ("fused", 1),
+        ("tolerance", {"difference": 0.1}),
+        ("tolerance", {"agreement": 0.5}),
+        ("tolerance", {}),
+        ("sha256", {}),
         ("spec.stages", ["a"]),
         ("spec.shortcut", 5),
         ("reference.logits", "abc"),
@@ -317,7 +338,7 @@ def test_a_damaged_pair_without_manifest_is_named(small, what):
     (small.folder / "manifest.json").unlink()
     path = getattr(small, what)
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match="can't be read"):
+    with pytest.raises(UserError, match=path.name):
         verify([load(small.folder)])
 
 
@@ -334,6 +355,13 @@ def test_parameters_of_another_network_are_refused(small, tmp_path):
 # -- Images and predictions ------------------------------------------------------------------------
 
 
+def network_logits(images):
+    """What the network of the fixture `small` gives."""
+    net = ResNetV2(named("preact8", unit="basic"))
+    randomise(net)
+    return net(mx.nd.array(images)).asnumpy()
+
+
 def picture(path, size=(16, 16)):
     pixels = np.random.RandomState(0).randint(0, 256, (*size, 3), dtype="uint8")
     Image.fromarray(pixels).save(path)
@@ -342,10 +370,8 @@ def picture(path, size=(16, 16)):
 
 def test_probabilities_are_the_softmax_of_the_networks_logits(small, tmp_path):
     pixels = np.random.RandomState(0).randint(0, 256, (5, 3, 16, 16))
-    net = ResNetV2(named("preact8", unit="basic"))
-    randomise(net)
     mean, std = (np.array(INPUT[key]).reshape(3, 1, 1) for key in ("mean", "std"))
-    logits = net(mx.nd.array((pixels - mean) / std)).asnumpy().astype("float64")
+    logits = network_logits((pixels - mean) / std).astype("float64")
     expected = np.exp(logits - logits.max(1, keepdims=True))
     expected /= expected.sum(1, keepdims=True)
     predictor = Predictor(small)
@@ -431,10 +457,65 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
         read_image(path, (3, 8, 8))
 
 
-def test_a_pair_without_manifest_is_not_predicted_with(small):
+def test_a_pair_without_manifest_takes_arrays_but_no_images(small):
     (small.folder / "manifest.json").unlink()
-    with pytest.raises(UserError, match="manifest"):
-        Predictor(load(small.folder))
+    predictor = Predictor(load(small.folder), shape=(3, 16, 16))
+    images = reference_images((3, 16, 16))
+    np.testing.assert_allclose(predictor.run(images), network_logits(images), rtol=1e-5, atol=1e-5)
+    assert predictor.classes == [str(index) for index in range(10)]
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        predictor.probabilities(images)
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        predictor.read(io.BytesIO())
+
+
+@pytest.mark.parametrize("max_batch", [1, 5, 8])
+def test_any_number_of_images_is_computed_rightly(small, max_batch):
+    images = np.random.RandomState(1).normal(size=(21, 3, 16, 16)).astype("float32")
+    expected = network_logits(images)
+    predictor = Predictor(small, max_batch=max_batch)
+    for count in (1, 2, 3, 5, 8, 9, 21, 1):
+        found = predictor.run(images[:count])
+        assert np.abs(found - expected[:count]).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_threads_share_a_predictor(small):
+    images = np.random.RandomState(1).normal(size=(64, 3, 16, 16)).astype("float32")
+    expected, predictor = network_logits(images), Predictor(small, max_batch=8)
+    parts = [slice(start, start + 1 + start % 13) for start in range(50)] * 8
+    with ThreadPoolExecutor(8) as pool:
+        found = pool.map(lambda part: predictor.run(images[part]), parts)
+    for part, rows in zip(parts, found):
+        assert np.abs(rows - expected[part]).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_the_pair_that_mxnet_computes_wrongly_is_served_rightly(gluoncv_export):
+    predictor = Predictor(gluoncv_export)
+    images = np.random.RandomState(1).normal(size=(5, 3, 32, 32)).astype("float32")
+    pair = gluoncv_export.symbol, gluoncv_export.params
+    expected = symbol_block(*map(str, pair), images)
+    assert np.abs(predictor.run(images) - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_the_form_that_computes_wrongly_is_not_run(gluoncv_export, monkeypatch):
+    def carelessly(symbol, arguments, statistics):
+        return symbol.get_backend_symbol("MKLDNN"), arguments, statistics
+
+    monkeypatch.setattr(forms, "fused", carelessly)
+    predictor = Predictor(gluoncv_export)
+    assert predictor.form == "float32, plain"
+    assert [line.split()[:2] for line in predictor.rejected] == [["FAILED", "fused"]]
+
+
+def test_other_parameters_than_the_manifests_logits_are_of_are_not_run(small):
+    replace_parameters(small)
+    with pytest.raises(UserError, match="does not compute here what was exported"):
+        Predictor(small)
+
+
+def test_a_largest_batch_of_nothing_is_refused(small):
+    with pytest.raises(UserError, match="at least 1"):
+        Predictor(small, max_batch=0)
 
 
 def test_a_run_is_as_good_as_its_export(small, tmp_path):

@@ -24,7 +24,7 @@ import pytest
 
 from gluon_resnetv2 import checkpoint, data, files
 from gluon_resnetv2.checkpoint import checkpoints, choose_checkpoint
-from gluon_resnetv2.deploy.artifact import export_run
+from gluon_resnetv2.deploy.export import export_run
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2, he_normal
 from gluon_resnetv2.training import loop

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import json
-import platform
 import re
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-import mxnet as mx
 import numpy as np
 
-from gluon_resnetv2 import __version__
-from gluon_resnetv2.checkpoint import choose_checkpoint, load_parameters, save_parameters
+from gluon_resnetv2.deploy.pair import read_arrays
+from gluon_resnetv2.deploy.reference import (
+    AGREEMENT,
+    LARGEST_TOLERANCE,
+    RECORDED,
+    REFERENCES,
+    denormalise,
+    normalise,
+    reference_images,
+    softmax,
+)
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.files import sha256, whole_folder, write_json
-from gluon_resnetv2.net import ResNetV2
+from gluon_resnetv2.files import sha256
 from gluon_resnetv2.spec import IMAGE_SIZE_MAX, Spec
 
-FORMAT = 1  # of manifest.json
-REFERENCES = 4  # images whose logits a manifest holds
+FORMAT = 2  # of manifest.json
+CALIBRATION = "calibration.params"  # real images, and what the network gives for them in float32
+LARGEST_MANIFEST = 64 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -42,119 +46,15 @@ class Artifact:
         return self.symbol.parent
 
     @property
+    def onnx(self) -> Path | None:
+        """The same network for other runtimes, if it was exported too."""
+        path = self.folder / f"{self.name}.onnx"
+        return path if self.manifest and path.name in self.manifest["sha256"] else None
+
+    @property
     def input_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one image. Only with a manifest."""
         return tuple(self.manifest["input"]["shape"])
-
-
-def export(
-    net: ResNetV2,
-    folder: str | Path,
-    image_shape: tuple,
-    *,
-    classes: Sequence[str],
-    mean: Sequence[float],
-    std: Sequence[float],
-    crop: float = 1.0,
-    **details,
-) -> Artifact:
-    """Writes `net`, initialised on the CPU, as an export whose output is the logits.
-
-    The manifest also holds logits that the network itself, not the exported pair, gives for the
-    images of `reference_images`.
-
-    Args:
-        folder: what takes the export; an export already there is replaced.
-        image_shape: (channels, height, width) of the images that it is for.
-        classes: a name for each logit.
-        mean, std: of each channel, 0 to 255: the network is fed (image - mean) / std.
-        crop: the part of an image's shorter side that is used.
-        details: more entries of the manifest.
-
-    Raises:
-        UserError: `folder` holds something else than an export, or there are not as many names as
-            classes.
-        OSError: the folder can't be written to; what it held is still there.
-    """
-    name, image_shape = net.spec.name, tuple(image_shape)
-    if len(classes) != net.spec.classes:
-        raise UserError(f"{len(classes)} names do not fit {net.spec.classes} classes")
-    _refuse_to_replace(Path(folder))
-    with whole_folder(folder) as temporary:
-        symbol = temporary / f"{name}-symbol.json"
-        params = temporary / f"{name}-0000.params"
-        symbol.write_text(net(mx.sym.var("data")).tojson(), encoding="utf-8")
-        save_parameters(net, params, dtype="float32")
-        manifest = {
-            "format": FORMAT,
-            "name": name,
-            "output": "logits",
-            "classes": list(classes),
-            "input": {
-                "name": "data",
-                "shape": image_shape,
-                "layout": "NCHW",
-                "colour": "RGB",
-                "mean": mean,
-                "std": std,
-                "crop": crop,
-            },
-            **details,
-            "spec": net.spec.to_dict(),
-            "reference": {"logits": net(mx.nd.array(reference_images(image_shape))).asnumpy()},
-            "versions": {
-                "gluon_resnetv2": __version__,
-                "mxnet": mx.__version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
-            "sha256": {file.name: sha256(file) for file in (symbol, params)},
-        }
-        write_json(temporary / "manifest.json", manifest)
-    return load(folder)
-
-
-def _refuse_to_replace(folder: Path) -> None:
-    """Lets a folder be replaced that is missing, empty, or an export and nothing else."""
-    if not folder.exists():
-        return
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
-    export = {name for name in names if name.endswith(("-symbol.json", ".params"))}
-    others = names - export - {"manifest.json"}
-    if others or (names and "manifest.json" not in names):
-        raise UserError(f"{folder} exists and is no export of ours; name a new folder")
-
-
-def export_run(
-    run: str | Path, folder: str | Path | None = None, checkpoint: str = "last"
-) -> Artifact:
-    """Exports a checkpoint of a run to `folder`, by default RUN/export.
-
-    Args:
-        checkpoint: "last", "best" or the number of a step.
-
-    Raises:
-        UserError: `run` holds no such checkpoint; or as `export`.
-        OSError: as `export`.
-    """
-    net, state = load_run(run, checkpoint)
-    details = {key: state[key] for key in ("classes", "recipe", "metrics", "step")}
-    details.update((key, state["input"][key]) for key in ("mean", "std", "crop"))
-    return export(net, folder or Path(run) / "export", state["input"]["shape"], **details)
-
-
-def load_run(
-    run: str | Path, checkpoint: str = "last", devices: Sequence[mx.Context] | None = None
-) -> tuple[ResNetV2, dict]:
-    """The network of a run's checkpoint, on `devices`, and its state.
-
-    Raises:
-        UserError: `run` holds no such checkpoint.
-    """
-    path, state = choose_checkpoint(run, checkpoint, warn=partial(print, file=sys.stderr))
-    net = ResNetV2(Spec.from_dict(state["spec"]))
-    load_parameters(net, path / "net.params", devices)
-    return net, state
 
 
 def load(path: str | Path) -> Artifact:
@@ -188,23 +88,34 @@ def load(path: str | Path) -> Artifact:
 def _checked_manifest(artifact: Artifact) -> dict:
     path = artifact.folder / "manifest.json"
     try:
+        if path.stat().st_size > LARGEST_MANIFEST:
+            raise ValueError
         manifest = json.loads(path.read_text(encoding="utf-8"))
         known = manifest["format"] == FORMAT
-        sums = {
-            file.name: manifest["sha256"][file.name] for file in (artifact.symbol, artifact.params)
-        }
-        _check_values(manifest)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        sums = manifest["sha256"]
+        if known:
+            _check_values(manifest)
+            _check_names(sums, artifact)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path} is damaged or describes other files; export again") from None
     if not known:
         raise UserError(f"{path} has a format that this version does not know; export again")
     for name, expected in sums.items():
-        if sha256(artifact.folder / name) != expected:
+        file = artifact.folder / name
+        if not file.is_file():
+            raise UserError(f"{file} is missing; export again")
+        if sha256(file) != expected:
             raise UserError(
-                f"{artifact.folder / name} is not the file that was exported (its SHA-256 differs "
-                "from the manifest's); export again"
+                f"{file} is not the file that was exported (its SHA-256 differs from the "
+                "manifest's); export again"
             )
     return manifest
+
+
+def _check_names(sums, artifact):
+    needed = {artifact.symbol.name, artifact.params.name}
+    if not needed <= set(sums) or any(name != Path(name).name for name in sums):
+        raise ValueError
 
 
 def _check_values(manifest: dict) -> None:
@@ -213,6 +124,7 @@ def _check_values(manifest: dict) -> None:
     channels, height, width = described["shape"]
     logits = np.asarray(manifest["reference"]["logits"], "float32")
     numbers = np.asarray([described["mean"], described["std"]], "float64")
+    ((criterion, tolerance),) = manifest["tolerance"].items()
     sane = (
         channels == spec.in_channels
         and all(type(size) is int and 1 <= size <= IMAGE_SIZE_MAX for size in (height, width))
@@ -220,13 +132,44 @@ def _check_values(manifest: dict) -> None:
         and np.isfinite(numbers).all()
         and (numbers[1] > 0).all()
         and 0.1 <= described["crop"] <= 1
+        and described["values"] in ("normalised", "pixels")
+        and manifest["output"] in ("logits", "probabilities")
+        and type(manifest["fused"]) is bool
         and [type(name) for name in manifest["classes"]] == [str] * spec.classes
         and logits.shape == (REFERENCES, spec.classes)
+        and (
+            (criterion == "difference" and 0 < tolerance <= LARGEST_TOLERANCE)
+            if manifest["precision"] == "float32"
+            else (criterion == "agreement" and tolerance == AGREEMENT[manifest["precision"]])
+        )
     )
     if not sane:
         raise ValueError
 
 
-def reference_images(image_shape: tuple) -> np.ndarray:
-    """The same (4, *image_shape) normal numbers everywhere, in float32."""
-    return np.random.RandomState(0).normal(size=(REFERENCES, *image_shape)).astype("float32")
+def recorded(artifact: Artifact) -> tuple[np.ndarray, np.ndarray, dict]:
+    """What an export with a manifest was seen to be: images, the network's outputs, a tolerance.
+
+    Returns:
+        (N, C, H, W) images as the graph takes them, (N, classes) what the network itself gives for
+        them in float32 (logits or probabilities, as the graph), and what `reference.compare` wants.
+
+    Raises:
+        UserError: the export's calibration images are missing or damaged.
+    """
+    manifest, described = artifact.manifest, artifact.manifest["input"]
+    tolerance = manifest["tolerance"]
+    if manifest["precision"] == "float32":
+        images = reference_images(artifact.input_shape)
+        outputs = np.asarray(manifest["reference"]["logits"], "float32")
+        tolerance = {"difference": RECORDED * tolerance["difference"]}
+        pixels = denormalise(images, described)
+    else:
+        arrays = read_arrays(artifact.folder / CALIBRATION)
+        pixels, outputs = arrays["arg:pixels"], arrays["arg:logits"]
+        images = normalise(pixels, described)
+    if described["values"] == "pixels":
+        images = np.asarray(pixels, "float32")
+    if manifest["output"] == "probabilities":
+        outputs = softmax(outputs)
+    return images, outputs, tolerance

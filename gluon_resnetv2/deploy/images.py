@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -11,10 +12,11 @@ from PIL import Image, ImageOps
 from gluon_resnetv2.errors import UserError
 
 
-def read_image(path: str | Path, shape: tuple, crop: float = 1.0) -> np.ndarray:
+def read_image(file: str | Path | BinaryIO, shape: tuple, crop: float = 1.0) -> np.ndarray:
     """The centre of an image file of any size and mode, as (channels, height, width) in 0..255.
 
     Args:
+        file: its path, or what holds its bytes.
         shape: (channels, height, width) of the result; 3 channels are RGB, 1 is grey.
         crop: the part of the shorter side that the centre keeps.
 
@@ -24,11 +26,12 @@ def read_image(path: str | Path, shape: tuple, crop: float = 1.0) -> np.ndarray:
     channels, height, width = shape
     if channels not in (1, 3):
         raise UserError(f"images have 1 or 3 channels, not {channels}")
+    name = file if isinstance(file, (str, Path)) else "the image"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
-                image = ImageOps.exif_transpose(file)
+            with Image.open(file) as opened:
+                image = ImageOps.exif_transpose(opened)
                 if image.mode == "F" and not np.isfinite(np.asarray(image)).all():
                     raise ValueError("it has values that are not finite")
                 if image.mode.startswith("I"):  # 16 bits, which convert() would clip
@@ -39,11 +42,11 @@ def read_image(path: str | Path, shape: tuple, crop: float = 1.0) -> np.ndarray:
                     image = Image.alpha_composite(background, image)
                 image = image.convert("RGB" if channels == 3 else "L")
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
+        raise UserError(f"{name} does not exist") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UserError(f"{path} has more pixels than an image should") from None
+        raise UserError(f"{name} has more pixels than an image should") from None
     except Exception as error:  # Pillow raises whatever its decoders do
-        raise UserError(f"{path} can't be read as an image: {error}") from None
+        raise UserError(f"{name} can't be read as an image: {error}") from None
     enlarged = (round(width / crop), round(height / crop))
     image = ImageOps.fit(image, enlarged, Image.Resampling.BILINEAR)
     left, top = (enlarged[0] - width) // 2, (enlarged[1] - height) // 2

@@ -2,50 +2,200 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
+
 import mxnet as mx
 import numpy as np
 
-from gluon_resnetv2.deploy.artifact import Artifact
+from gluon_resnetv2.deploy import forms
+from gluon_resnetv2.deploy.artifact import Artifact, recorded
 from gluon_resnetv2.deploy.images import read_image
-from gluon_resnetv2.deploy.runtimes import import_block
+from gluon_resnetv2.deploy.pair import Pair, read_pair
+from gluon_resnetv2.deploy.reference import (
+    TOLERANCE,
+    compare,
+    normalise,
+    reference_images,
+    softmax,
+)
 from gluon_resnetv2.errors import UserError
+
+FUSED = ("_sg_mkldnn", "_contrib_quantize")  # operators of graphs that were fused before
+TIMED = 16  # images at once, and
+TRIALS = 3  # times each, to find the fastest form
 
 
 class Predictor:
-    """Runs an export through SymbolBlock, which never fuses and so is right for every pair.
+    """Runs a pair in the fastest form that computes what it should; threads may share it.
+
+    The forms are the graph as it is and what MXNet's fusing backend makes of it. Each is held
+    against the outputs that the manifest has of the network itself (for a pair without manifest:
+    against the graph as it is), here and now: what was right on another machine proves nothing.
+
+    Args:
+        artifact: an export, or any pair that takes images and gives a row of logits for each.
+        max_batch: so many images are computed at once; more are split.
+        shape: (C, H, W) of an image, for a pair without manifest; by default a usual one that fits.
+
+    Attributes:
+        form: what runs, as in "float32, fused".
+        rejected: a line for each form that was found wrong.
 
     Raises:
-        UserError: the pair has no manifest, which says how images are prepared.
+        UserError: the pair is damaged or can't be read, or no form computes what it should.
     """
 
-    def __init__(self, artifact: Artifact):
-        if artifact.manifest is None:
+    def __init__(self, artifact: Artifact, *, max_batch: int = 64, shape: tuple | None = None):
+        if max_batch < 1:
+            raise UserError(f"the largest batch must have at least 1 image, not {max_batch}")
+        known = artifact.input_shape if artifact.manifest else shape
+        pair = read_pair(artifact.symbol, artifact.params, known)
+        self.name, self.shape, self.max_batch = artifact.name, pair.shape, max_batch
+        self.manifest = artifact.manifest
+        self._lock = threading.Lock()
+        arguments, statistics = pair.arrays()
+        arrays, symbol = {**arguments, **statistics}, pair.symbol()
+        kinds = [form(pair, symbol, arrays, max_batch) for form in (_Plain, _Fused)]
+        if artifact.manifest:
+            inputs, outputs, tolerance = recorded(artifact)
+            self.classes = artifact.manifest["classes"]
+            self.output, self._input = artifact.manifest["output"], artifact.manifest["input"]
+            precision, fused = artifact.manifest["precision"], artifact.manifest["fused"]
+        else:
+            inputs = reference_images(pair.shape)
+            outputs, tolerance = kinds[0].run(inputs), {"difference": TOLERANCE}
+            self.classes = [str(index) for index in range(outputs.shape[1])]
+            self.output, self._input = "logits", None
+            precision, fused = "float32", False
+        checks = [compare(form.name, form.run(inputs), outputs, tolerance) for form in kinds]
+        self.rejected = [str(check) for check in checks if not check.passed]
+        right = [form for form, check in zip(kinds, checks) if check.passed]
+        if not right:
             raise UserError(
-                f"{artifact.folder} has no manifest.json; predict needs an export of ours"
+                f"{artifact.folder} does not compute here what was exported: {checks[0]}"
             )
-        self.classes = artifact.manifest["classes"]
-        self._input = artifact.manifest["input"]
-        self._block, _ = import_block(str(artifact.symbol), str(artifact.params))
-        self._block.hybridize(static_alloc=True)
+        self._form = _fastest(right, self.shape)
+        self.form = f"{precision}, {'fused' if fused else self._form.name}"
+        for size in self._form.sizes:  # the first call of each plans its memory
+            self._form.run(np.zeros((size, *self.shape), "float32"))
 
-    def read(self, path) -> np.ndarray:
-        """One image file as `probabilities` takes it: (C, H, W) in 0..255.
+    def run(self, inputs: np.ndarray) -> np.ndarray:
+        """What the graph gives, (N, classes) float32, for `inputs` (N, C, H, W) as it takes."""
+        with self._lock:
+            return self._form.run(np.asarray(inputs, "float32"))
+
+    def prepare(self, pixels: np.ndarray) -> np.ndarray:
+        """Images (N, C, H, W) with values in 0..255 as `run` takes them.
 
         Raises:
-            UserError: the file can't be read as an image.
+            UserError: the pair has no manifest, which says how.
         """
-        return read_image(path, self._input["shape"], self._input["crop"])
+        if self._prepared()["values"] == "pixels":
+            return np.asarray(pixels, "float32")
+        return normalise(np.asarray(pixels), self._input)
 
-    def probabilities(self, images: np.ndarray) -> np.ndarray:
+    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """Class probabilities (N, classes) of images (N, C, H, W) with values in 0..255."""
-        mean, std = (np.reshape(self._input[key], (-1, 1, 1)) for key in ("mean", "std"))
-        normalised = ((np.asarray(images) - mean) / std).astype("float32")
-        return mx.nd.softmax(self._block(mx.nd.array(normalised))).asnumpy()
+        outputs = self.run(self.prepare(pixels))
+        return softmax(outputs) if self.output == "logits" else outputs
 
-    def top(self, images: np.ndarray, count: int = 5) -> list[list[tuple[str, float]]]:
+    def top(self, pixels: np.ndarray, count: int = 5) -> list[list[tuple[str, float]]]:
         """The `count` likeliest (class, probability) of each image, likeliest first."""
-        rows = self.probabilities(images)
         return [
             [(self.classes[i], float(row[i])) for i in np.argsort(-row, kind="stable")[:count]]
-            for row in rows
+            for row in self.probabilities(pixels)
         ]
+
+    def read(self, file) -> np.ndarray:
+        """One image as `probabilities` takes it: (C, H, W) in 0..255.
+
+        Args:
+            file: a path, or a binary file.
+
+        Raises:
+            UserError: it can't be read as an image; or as `prepare`.
+        """
+        return read_image(file, self.shape, self._prepared()["crop"])
+
+    def _prepared(self):
+        if self._input is None:
+            raise UserError(
+                f"{self.name} has no manifest.json, which says how images are prepared; give it "
+                "arrays as the graph takes them"
+            )
+        return self._input
+
+
+class _Form:
+    """One graph, compiled for each size of batch: nothing is planned anew for a request."""
+
+    def __init__(self, pair: Pair, symbol: mx.sym.Symbol, arrays: dict, max_batch: int):
+        self.sizes = sorted({min(2**n, max_batch) for n in range(max_batch.bit_length() + 1)})
+        self._pair, self._symbol, self._arrays = pair, symbol, arrays
+        self._compiled = {}
+
+    def run(self, inputs: np.ndarray) -> np.ndarray:
+        most = self.sizes[-1]
+        parts = [self._run(inputs[start : start + most]) for start in range(0, len(inputs), most)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _run(self, inputs):
+        size = next(size for size in self.sizes if size >= len(inputs))
+        if size not in self._compiled:
+            self._compiled[size] = self._compile(size, inputs.shape[1:])
+        images, compute = self._compiled[size]
+        images[: len(inputs)] = inputs  # what a larger batch left in the other rows does no harm
+        return compute().asnumpy()[: len(inputs)]
+
+    def _compile(self, size, shape):
+        """An array for `size` images, and what computes their outputs."""
+        images = mx.nd.zeros((size, *shape))
+        labels = {label: mx.nd.zeros((size,)) for label in self._pair.labels}
+        given = {**self._arrays, **labels, self._pair.data: images}
+        return images, self._computation(given)
+
+
+class _Plain(_Form):
+    name = "plain"
+
+    def _computation(self, given):
+        names = self._symbol.list_inputs()
+        changing = [index for index, name in enumerate(names) if name not in self._arrays]
+        kept = [index for index in range(len(names)) if index not in changing]
+        flags = {"static_alloc": True, "static_shape": True}
+        flags.update(data_indices=changing, param_indices=kept)
+        graph, arrays = mx.nd.CachedOp(self._symbol, flags.items()), [given[n] for n in names]
+        return lambda: graph(*arrays)
+
+
+class _Fused(_Form):
+    name = "fused"
+
+    def __init__(self, pair, symbol, arrays, max_batch):
+        if not any(name in pair.text for name in FUSED):
+            symbol, _, _ = forms.fused(symbol, {}, {})
+        super().__init__(pair, symbol, arrays, max_batch)
+
+    def _computation(self, given):
+        os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")  # or it prints a line for each
+        executor = self._symbol.bind(
+            mx.cpu(),
+            {name: given[name] for name in self._symbol.list_arguments()},
+            aux_states={name: given[name] for name in self._symbol.list_auxiliary_states()},
+            grad_req="null",
+        )
+        return lambda: executor.forward(is_train=False)[0]
+
+
+def _fastest(forms, shape):
+    """The form that took the least time for some images."""
+    images = np.zeros((min(TIMED, forms[0].sizes[-1]), *shape), "float32")
+    seconds = {form: [] for form in forms}
+    for _ in range(1 + TRIALS if len(forms) > 1 else 0):
+        for form in forms:
+            start = time.perf_counter()
+            form.run(images)
+            seconds[form].append(time.perf_counter() - start)
+    return min(forms, key=lambda form: min(seconds[form], default=0))

@@ -2,8 +2,8 @@
 
 python -m gluon_resnetv2.deploy.runtimes WAY < JOBS
 
-where JOBS is a JSON list of {"symbol", "params", "images", "logits"}: paths, the last written. What
-went wrong with each is printed as a JSON list, null for nothing.
+where JOBS is a JSON list of {"symbol", "params", "images", "outputs"}: paths, the last one written.
+What went wrong with each is printed as a JSON list, null for nothing.
 """
 
 from __future__ import annotations
@@ -90,6 +90,23 @@ def c_predict(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
         _LIB.MXPredFree(handle)
 
 
+def predictor(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
+    """What `predict` and the server run."""
+    from gluon_resnetv2.deploy.artifact import load
+    from gluon_resnetv2.deploy.predictor import Predictor
+
+    return Predictor(load(symbol), max_batch=len(images)).run(images)
+
+
+def onnx_runtime(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
+    """ONNX Runtime, on the model beside the pair."""
+    from gluon_resnetv2.deploy.artifact import load
+    from gluon_resnetv2.deploy.onnx import run_onnx
+
+    onnx = load(symbol).onnx
+    return run_onnx(onnx, images) if onnx else images[:0]
+
+
 def inputs(symbol: mx.sym.Symbol, values: dict) -> tuple[str, list[str]]:
     """The names of the images and of the labels: what the symbol reads and no parameter gives.
 
@@ -115,14 +132,15 @@ WAYS = {
     "Module": module,
     "simple_bind": simple_bind,
     "C predict API": c_predict,
+    "Predictor": predictor,
+    "ONNX Runtime": onnx_runtime,
 }
 
 if __name__ == "__main__":
     run, failures = WAYS[sys.argv[1]], []
     for job in json.load(sys.stdin):
         try:
-            logits = run(job["symbol"], job["params"], np.load(job["images"]))
-            np.save(job["logits"], logits)
+            np.save(job["outputs"], run(job["symbol"], job["params"], np.load(job["images"])))
             failures.append(None)
         except Exception as error:  # whatever it is, the other pairs want their answer
             failures.append(str(error).strip().splitlines()[-1])

@@ -9,25 +9,25 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
-import mxnet as mx
 import numpy as np
 
-from gluon_resnetv2.checkpoint import load_parameters
-from gluon_resnetv2.deploy.artifact import Artifact, reference_images
-from gluon_resnetv2.deploy.runtimes import inputs
+from gluon_resnetv2.deploy.artifact import Artifact, recorded
+from gluon_resnetv2.deploy.pair import read_pair
+from gluon_resnetv2.deploy.reference import (
+    TOLERANCE,
+    Check,
+    compare,
+    logits,
+    reference_images,
+    softmax,
+    training_graph,
+)
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import write_json
-from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import Spec
 
-TOLERANCE = 1e-5  # largest difference over largest logit, float32
-# A network may magnify rounding beyond that (a thousand layers after two steps: 1e-4). It is then
-# allowed so many times what float32 changes in its training graph, and never 1e-3.
-ROUNDINGS = 3
-RECORDED = 10  # times the tolerance: the logits recorded at export may be another machine's
 PLAIN = "NONE"  # MXNET_SUBGRAPH_BACKEND without fusion
 # Module, simple_bind and the C API fuse by MXNET_SUBGRAPH_BACKEND, which is MKLDNN by default.
 # Gluon does not fuse unless asked to, by optimize_for.
@@ -39,42 +39,26 @@ RUNTIMES = [
     ("simple_bind", PLAIN),
     ("C predict API", None),
     ("C predict API", PLAIN),
+    ("Predictor", None),  # chooses its form itself
 ]
+ONNX = ("ONNX Runtime", None)  # where there is a NAME.onnx
 FUSED = {"Module", "simple_bind", "C predict API"}
 AT_EXPORT = "logits recorded at export"  # compared beside the runtimes
 PATIENCE = 900  # seconds for one runtime
 
 
-@dataclass(frozen=True)
-class Check:
-    """One comparison: `difference` is relative to the largest reference logit."""
-
-    runtime: str
-    difference: float | None  # None: it gave no answer
-    tolerance: float
-    failure: str = ""
-
-    @property
-    def passed(self) -> bool:
-        return self.difference is not None and self.difference <= self.tolerance
-
-    def __str__(self):
-        if self.difference is None:
-            return f"FAILED  {self.runtime:<34} {self.failure}"
-        verdict = "ok    " if self.passed else "FAILED"
-        return f"{verdict}  {self.runtime:<34} largest relative difference {self.difference:.1e}"
-
-
 def verify(artifacts: Sequence[Artifact], shape: tuple | None = None) -> list[list[Check]]:
-    """Compares each artifact in every runtime with its training graph.
+    """Holds what each artifact computes in every runtime against what was trained.
 
-    The training graph is the network that the manifest's spec describes, run operator by operator
-    with the exported parameters; for a pair without a manifest, the pair itself, run by simple_bind
-    without fusion. Each runtime has a process of its own, which all artifacts share.
+    float32 is held against the training graph: the network that the manifest's spec describes, run
+    operator by operator with the exported parameters. Other precisions are held against the logits
+    that the network gave in float32, at export, for the calibration images; a pair without a
+    manifest against itself, run by simple_bind without fusion. Each runtime has a process of its
+    own, which all artifacts share.
 
     Args:
-        shape: (channels, height, width) for artifacts without a manifest; by default the first of
-            32, 224 and 299 pixels that fits.
+        shape: (channels, height, width) for artifacts without a manifest; by default a usual one
+            that fits.
 
     Returns:
         A list of checks for each artifact.
@@ -83,52 +67,54 @@ def verify(artifacts: Sequence[Artifact], shape: tuple | None = None) -> list[li
         UserError: a pair can't be read, or takes no image.
     """
     with tempfile.TemporaryDirectory() as folder:
-        jobs = []
+        pairs, jobs = [], []
         for index, artifact in enumerate(artifacts):
             if shape and artifact.manifest:
                 raise UserError(f"{artifact.folder} says its own shape; leave --shape out")
+            known = artifact.input_shape if artifact.manifest else shape
+            pair = read_pair(artifact.symbol, artifact.params, known)
+            pairs.append(pair)
             images = Path(folder) / f"images{index}.npy"
-            image_shape = artifact.input_shape if artifact.manifest else _shape(artifact, shape)
-            np.save(images, reference_images(image_shape))
-            jobs.append(
-                {
-                    "symbol": str(artifact.symbol),
-                    "params": str(artifact.params),
-                    "images": str(images),
-                }
-            )
-        folders = [Path(folder) / str(index) for index in range(len(RUNTIMES))]
+            seen = recorded(artifact)[0] if artifact.manifest else reference_images(pair.shape)
+            np.save(images, seen)
+            paths = {"symbol": artifact.symbol, "params": artifact.params, "images": images}
+            jobs.append({name: str(path) for name, path in paths.items()})
+        runtimes = [*RUNTIMES, *([ONNX] if any(a.onnx for a in artifacts) else [])]
+        folders = [Path(folder) / str(index) for index in range(len(runtimes))]
         with ThreadPoolExecutor(max_workers=2) as pool:  # starting up takes them most of the time
-            answers = dict(
-                zip(
-                    RUNTIMES,
-                    pool.map(lambda runtime, to: _run(runtime, jobs, to), RUNTIMES, folders),
-                )
-            )
+            answers = pool.map(lambda runtime, to: _run(runtime, jobs, to), runtimes, folders)
+            answers = dict(zip(runtimes, answers))
     return [
-        _checks(artifact, {runtime: answer[index] for runtime, answer in answers.items()})
-        for index, artifact in enumerate(artifacts)
+        _checks(artifact, pair, {runtime: answer[index] for runtime, answer in answers.items()})
+        for index, (artifact, pair) in enumerate(zip(artifacts, pairs))
     ]
 
 
-def _checks(artifact, answers):
-    """The checks of one artifact, from its (logits, failure) in each runtime."""
-    checks, tolerance = [], TOLERANCE
-    if artifact.manifest:
-        reference, rounding = _training_graph(artifact)
-        tolerance = min(max(TOLERANCE, ROUNDINGS * rounding), 100 * TOLERANCE)
-        recorded = np.asarray(artifact.manifest["reference"]["logits"], "float32")
-        checks.append(_compare(AT_EXPORT, recorded, reference, RECORDED * tolerance))
+def _checks(artifact, pair, answers):
+    """The checks of one artifact, from its (outputs, failure) in each runtime."""
+    checks, tolerance, manifest = [], {"difference": TOLERANCE}, artifact.manifest
+    if manifest and manifest["precision"] == "float32":
+        _, outputs, loose = recorded(artifact)
+        net = training_graph(Spec.from_dict(manifest["spec"]), pair, artifact.params)
+        expected = logits(net, reference_images(artifact.input_shape))
+        if manifest["output"] == "probabilities":
+            expected = softmax(expected)
+        checks.append(compare(AT_EXPORT, outputs, expected, loose))
+        tolerance = manifest["tolerance"]
+    elif manifest:
+        _, expected, tolerance = recorded(artifact)
     else:
-        reference, failure = answers["simple_bind", PLAIN]
-        if reference is None:
+        expected, failure = answers["simple_bind", PLAIN]
+        if expected is None:
             raise UserError(f"{artifact.symbol} does not run: {failure}")
-    for (way, backend), (logits, failure) in answers.items():
+    for (way, backend), (outputs, failure) in answers.items():
+        if way == "ONNX Runtime" and not artifact.onnx:
+            continue
         name = f"{way}, no fusion" if backend else way
-        if logits is None:
-            checks.append(Check(name, None, tolerance, failure))
+        if outputs is None:
+            checks.append(Check(name, None, None, tolerance, failure))
         else:
-            checks.append(_compare(name, logits, reference, tolerance))
+            checks.append(compare(name, outputs, expected, tolerance))
     return checks
 
 
@@ -140,12 +126,13 @@ def record(artifact: Artifact, checks: Sequence[Check]) -> None:
     """
     entries = [
         {
-            "runtime": c.runtime,
-            "difference": c.difference,
-            "tolerance": c.tolerance,
-            "passed": c.passed,
+            "runtime": check.runtime,
+            "difference": check.difference,
+            "agreement": check.agreement,
+            "tolerance": check.tolerance,
+            "passed": check.passed,
         }
-        for c in checks
+        for check in checks
     ]
     write_json(artifact.folder / "manifest.json", {**artifact.manifest, "verification": entries})
 
@@ -157,11 +144,7 @@ def report(artifact: Artifact, shape: tuple | None = None) -> bool:
         UserError: as `verify`.
     """
     (checks,) = verify([artifact], shape)
-    print(
-        f"{artifact.symbol} against the training graph:"
-        if artifact.manifest
-        else f"{artifact.symbol} against itself without fusion:"
-    )
+    print(f"{artifact.symbol} against {_against(artifact)}:")
     for check in checks:
         print(f"  {check}")
     if artifact.manifest:
@@ -170,7 +153,11 @@ def report(artifact: Artifact, shape: tuple | None = None) -> bool:
         except OSError as error:
             print(f"  not recorded in manifest.json: {error.strerror}")
     if all(check.passed for check in checks):
-        print(f"verified: every runtime gives the same logits, to {checks[-1].tolerance:.1e}")
+        ((criterion, least),) = checks[-1].tolerance.items()
+        alike = f"{criterion} of {least:.1e} at most"
+        if criterion == "agreement":
+            alike = f"float32's class for at least {100 * least:.1f} %"
+        print(f"verified: every runtime computes what was trained, {alike}")
         return True
     failed = {check.runtime for check in checks if not check.passed} - {AT_EXPORT}
     if not failed:
@@ -181,6 +168,14 @@ def report(artifact: Artifact, shape: tuple | None = None) -> bool:
         cause = "do not serve it in a runtime that failed"
     print(f"NOT verified: {cause}")
     return False
+
+
+def _against(artifact):
+    if artifact.manifest is None:
+        return "itself without fusion"
+    if artifact.manifest["precision"] == "float32":
+        return "the training graph"
+    return "the network in float32, on the calibration images"
 
 
 def explain(artifact: Artifact) -> str:
@@ -203,31 +198,8 @@ def explain(artifact: Artifact) -> str:
     return ""
 
 
-def _training_graph(artifact):
-    """The network's own logits, and the relative change that float32 makes to them."""
-    net = ResNetV2(Spec.from_dict(artifact.manifest["spec"]))
-    load_parameters(net, artifact.params)
-    images = reference_images(artifact.input_shape)
-    logits = net(mx.nd.array(images)).asnumpy()
-    net.cast("float64")
-    exact = net(mx.nd.array(images, dtype="float64")).asnumpy()
-    return logits, _difference(logits, exact)
-
-
-def _difference(logits, reference):
-    return float(np.abs(logits - reference).max() / max(np.abs(reference).max(), 1e-30))
-
-
-def _compare(name, logits, reference, tolerance):
-    if logits.shape != reference.shape:
-        return Check(name, None, tolerance, f"gave {logits.shape}, not {reference.shape}")
-    if not (np.isfinite(logits).all() and np.isfinite(reference).all()):
-        return Check(name, None, tolerance, "gave a logit that is not finite")
-    return Check(name, _difference(logits, reference), tolerance)
-
-
 def _run(runtime, jobs, folder):
-    """[(logits, None) or (None, failure)] of each job, from a process of its own."""
+    """[(outputs, None) or (None, failure)] of each job, from a process of its own."""
     way, backend = runtime
     environment = {k: v for k, v in os.environ.items() if k != "MXNET_SUBGRAPH_BACKEND"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)  # this package, installed or not
@@ -235,7 +207,7 @@ def _run(runtime, jobs, folder):
         environment["MXNET_SUBGRAPH_BACKEND"] = backend
     folder.mkdir()
     paths = [folder / f"{index}.npy" for index in range(len(jobs))]
-    jobs = [{**job, "logits": str(path)} for job, path in zip(jobs, paths)]
+    jobs = [{**job, "outputs": str(path)} for job, path in zip(jobs, paths)]
     try:
         process = subprocess.run(
             [sys.executable, "-m", "gluon_resnetv2.deploy.runtimes", way],
@@ -257,22 +229,3 @@ def _run(runtime, jobs, folder):
         (None, failure) if failure else (np.load(path), None)
         for failure, path in zip(failures, paths)
     ]
-
-
-def _shape(artifact, shape):
-    """`shape`, or the first usual one that the symbol takes."""
-    try:
-        symbol = mx.sym.load(str(artifact.symbol))
-        images, _ = inputs(symbol, mx.nd.load(str(artifact.params)))
-    except (mx.MXNetError, ValueError, AttributeError) as error:
-        last = str(error).strip().splitlines()[-1]
-        raise UserError(f"{artifact.symbol} and its parameters can't be read: {last}") from None
-    for candidate in [shape] if shape else [(3, size, size) for size in (32, 224, 299)]:
-        try:
-            symbol.infer_shape(**{images: (1, *candidate)})
-            return candidate
-        except mx.MXNetError:
-            continue
-    raise UserError(
-        f"{artifact.symbol} takes no image of shape {shape or '3,N,N'}; name it: --shape"
-    )

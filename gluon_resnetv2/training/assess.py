@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from gluon_resnetv2 import data, imagenet
 from gluon_resnetv2.checkpoint import checkpoints
-from gluon_resnetv2.deploy.artifact import load, load_run
+from gluon_resnetv2.deploy.artifact import Artifact, load
+from gluon_resnetv2.deploy.export import load_run
 from gluon_resnetv2.deploy.runtimes import import_block
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.spec import IMAGE_SIZE_MAX
@@ -62,6 +63,7 @@ def assess(
             raise UserError(f"--scales must be 1 to {IMAGE_SIZE_MAX}, as in 224,256: {side}")
     if checkpoints(source):
         net, about = load_run(source, checkpoint, devices)
+        net.hybridize(static_alloc=True)
     else:
         artifact = load(source)
         if artifact.manifest is None:
@@ -71,8 +73,7 @@ def assess(
         if not artifact.manifest.get("recipe"):
             raise UserError(f"{source} does not say what it was trained on")
         about = artifact.manifest
-        net, _ = import_block(str(artifact.symbol), str(artifact.params), devices)
-    net.hybridize(static_alloc=True)
+        net = _exported(artifact, devices)
     recipe = Recipe.from_dict(about["recipe"])
     others = {"dataset": dataset, "data_dir": data_dir, "test_size": size, "threads": threads}
     given = {name: value for name, value in others.items() if value is not None}
@@ -96,3 +97,19 @@ def assess(
         return imagenet.evaluate(
             net, images, devices, batch_size, crops=crops, scales=scales, progress=bar.update
         )
+
+
+def _exported(artifact: Artifact, devices: Sequence[mx.Context]) -> Callable:
+    """What an export computes, from normalised images to logits, whatever its graph takes."""
+    block, _ = import_block(str(artifact.symbol), str(artifact.params), devices)
+    block.hybridize(static_alloc=True)
+    described = artifact.manifest["input"]
+    mean, std = (mx.nd.array(described[key]).reshape((1, -1, 1, 1)) for key in ("mean", "std"))
+
+    def net(images):
+        if described["values"] == "pixels":
+            images = images * std.as_in_context(images.ctx) + mean.as_in_context(images.ctx)
+        outputs = block(images)
+        return outputs.log() if artifact.manifest["output"] == "probabilities" else outputs
+
+    return net

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from gluon_resnetv2 import data, imagenet
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.training.recipe import Recipe
@@ -34,3 +36,16 @@ def load_data(recipe: Recipe):
         coarse=recipe.coarse,
         **counts,
     )
+
+
+def training_images(recipe: Recipe, count: int) -> np.ndarray:
+    """The first images of the recipe's first epoch, (count or fewer, C, H, W) uint8 in 0..255.
+
+    Raises:
+        UserError: as `load_data`.
+    """
+    dataset = load_data(recipe)
+    count = min(count, dataset.train_count)
+    images, _ = next(iter(dataset.batches(count, train=True, seed=recipe.seed)))
+    mean, std = (np.reshape(value, (-1, 1, 1)) for value in (dataset.mean, dataset.std))
+    return (images * std + mean).round().clip(0, 255).astype("uint8")

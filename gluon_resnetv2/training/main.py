@@ -8,7 +8,7 @@ import sys
 
 import mxnet as mx
 
-from gluon_resnetv2.deploy.artifact import export_run
+from gluon_resnetv2.deploy.export import export_run
 from gluon_resnetv2.deploy.verify import report
 from gluon_resnetv2.distributed.workers import connect
 from gluon_resnetv2.errors import UserError

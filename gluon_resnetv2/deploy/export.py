@@ -1,0 +1,242 @@
+"""Writing an export: the pair in the form that is wanted, and the manifest that describes it."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import mxnet as mx
+import numpy as np
+
+from gluon_resnetv2 import __version__
+from gluon_resnetv2.checkpoint import (
+    choose_checkpoint,
+    load_parameters,
+    save_arrays,
+    save_parameters,
+)
+from gluon_resnetv2.deploy import forms
+from gluon_resnetv2.deploy.artifact import CALIBRATION, FORMAT, Artifact, load
+from gluon_resnetv2.deploy.mlserver_settings import settings_for
+from gluon_resnetv2.deploy.mms import archive
+from gluon_resnetv2.deploy.onnx import export_onnx
+from gluon_resnetv2.deploy.pair import seal
+from gluon_resnetv2.deploy.reference import (
+    AGREEMENT,
+    float32_tolerance,
+    logits,
+    normalise,
+    reference_images,
+)
+from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.files import sha256, whole_folder, write_json
+from gluon_resnetv2.layers import is_statistic
+from gluon_resnetv2.net import ResNetV2
+from gluon_resnetv2.spec import Spec
+
+# How the names of an export's files end.
+OURS = ("-symbol.json", ".params", ".onnx", ".mar", "settings.json", "manifest.json")
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a pair takes, gives and computes in.
+
+    Attributes:
+        values: "normalised" images, or "pixels" in 0..255 that the graph itself normalises.
+        output: "logits" or "probabilities".
+        precision: "float32", "bfloat16" or "int8".
+        fused: whether the graph is written as MXNet's MKLDNN backend fuses it; int8 always is.
+    """
+
+    values: str = "normalised"
+    output: str = "logits"
+    precision: str = "float32"
+    fused: bool = False
+
+
+def export(
+    net: ResNetV2,
+    folder: str | Path,
+    image_shape: tuple,
+    *,
+    classes: Sequence[str],
+    mean: Sequence[float],
+    std: Sequence[float],
+    crop: float = 1.0,
+    form: Form = Form(),
+    calibration: np.ndarray | None = None,
+    onnx: bool = False,
+    server: str | None = None,
+    **details,
+) -> Artifact:
+    """Writes `net`, initialised on the CPU, as an export.
+
+    Beside the pair there is what it can be held against: outputs that the network itself, not what
+    was exported, gives in float32.
+
+    Args:
+        folder: what takes the export; an export already there is replaced.
+        image_shape: (channels, height, width) of the images that it is for.
+        classes: a name for each logit.
+        mean, std: of each channel, 0 to 255: the network is fed (image - mean) / std.
+        crop: the part of an image's shorter side that is used.
+        calibration: real images, (N, C, H, W) uint8, for another precision than float32. It is
+            judged by their classes, and int8 takes its ranges from them.
+        onnx: whether to write NAME.onnx too, for other runtimes than MXNet's.
+        server: "mlserver" writes the settings, and "mms" the archive, that this server takes.
+        details: more entries of the manifest.
+
+    Raises:
+        UserError: `folder` holds something else than an export, or the arguments don't fit each
+            other or the network.
+        OSError: the folder can't be written to; what it held is still there.
+    """
+    name = net.spec.name
+    if len(classes) != net.spec.classes:
+        raise UserError(f"{len(classes)} names do not fit {net.spec.classes} classes")
+    if form.precision != "float32" and calibration is None:
+        raise UserError(f"{form.precision} needs images, to be held against float32")
+    _refuse_to_replace(Path(folder))
+    manifest = {
+        "format": FORMAT,
+        "name": name,
+        "output": form.output,
+        "precision": form.precision,
+        "fused": form.fused or form.precision == "int8",
+        "classes": list(classes),
+        "input": {
+            "name": "data",
+            "shape": tuple(image_shape),
+            "layout": "NCHW",
+            "colour": "RGB",
+            "values": form.values,
+            "mean": mean,
+            "std": std,
+            "crop": crop,
+        },
+        **details,
+        "spec": net.spec.to_dict(),
+    }
+    with whole_folder(folder) as temporary:
+        symbol = temporary / f"{name}-symbol.json"
+        params = temporary / f"{name}-0000.params"
+        save_parameters(net, params, dtype="float32")
+        trained, images = ResNetV2(net.spec), reference_images(image_shape)
+        load_parameters(trained, params)  # in float32, and as they were saved
+        manifest["reference"] = {"logits": logits(trained, images)}
+        if calibration is not None:
+            calibrated = logits(trained, normalise(calibration, manifest["input"]))
+            _save_calibration(temporary / CALIBRATION, calibration, calibrated)
+        graph, arguments, statistics = _graph(trained, manifest, calibration)
+        if onnx:
+            arrays = {**arguments, **statistics}
+            export_onnx(graph, arrays, manifest, temporary / f"{name}.onnx")
+        save_arrays(
+            params,
+            {f"arg:{name}": array for name, array in arguments.items()}
+            | {f"aux:{name}": array for name, array in statistics.items()},
+        )
+        symbol.write_text(seal(forms.to_json(graph), params), encoding="utf-8")
+        manifest["tolerance"] = (
+            float32_tolerance(trained, images)
+            if form.precision == "float32"
+            else {"agreement": AGREEMENT[form.precision]}
+        )
+        manifest["versions"] = {
+            "gluon_resnetv2": __version__,
+            "mxnet": mx.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        }
+        manifest["sha256"] = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
+        write_json(temporary / "manifest.json", manifest)
+        _serve_with(server, load(temporary))
+    return load(folder)
+
+
+def _serve_with(server, artifact):
+    """Writes what another server than ours needs into the folder of an export."""
+    if server == "mlserver":
+        for name, settings in settings_for(artifact).items():
+            write_json(artifact.folder / name, settings)
+    elif server == "mms":
+        archive(artifact, artifact.folder / f"{artifact.name}.mar")
+
+
+def _graph(net, manifest, calibration):
+    """The symbol of a network in the form that its manifest says, its parameters and statistics."""
+    symbol, arguments, statistics = net(mx.sym.var("data")), {}, {}
+    for name, parameter in net.collect_params().items():
+        (statistics if is_statistic(name) else arguments)[name] = parameter.data()
+    graph = symbol, arguments, statistics
+    described = manifest["input"]
+    taken = None if calibration is None else normalise(calibration, described)
+    if described["values"] == "pixels":
+        graph = forms.with_preprocessing(*graph, described["mean"], described["std"])
+        taken = calibration
+    if manifest["precision"] == "bfloat16":
+        graph = forms.bfloat16(*graph)
+    elif manifest["precision"] == "int8":
+        graph = forms.int8(*graph, np.asarray(taken, "float32"))
+    if manifest["output"] == "probabilities":
+        graph = forms.with_softmax(*graph)
+    if manifest["fused"] and manifest["precision"] != "int8":
+        graph = forms.fused(*graph)
+    return graph
+
+
+def _save_calibration(path, pixels, logits):
+    arrays = {"pixels": mx.nd.array(pixels, dtype="uint8"), "logits": mx.nd.array(logits)}
+    save_arrays(path, {f"arg:{name}": array for name, array in arrays.items()})
+
+
+def _refuse_to_replace(folder: Path) -> None:
+    """Lets a folder be replaced that is missing, empty, or an export and nothing else."""
+    if not folder.exists():
+        return
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    others = {name for name in names if not name.endswith(OURS)}
+    if others or (names and "manifest.json" not in names):
+        raise UserError(f"{folder} exists and is no export of ours; name a new folder")
+
+
+def export_run(
+    run: str | Path,
+    folder: str | Path | None = None,
+    checkpoint: str = "last",
+    **options,
+) -> Artifact:
+    """Exports a checkpoint of a run to `folder`, by default RUN/export.
+
+    Args:
+        checkpoint: "last", "best" or the number of a step.
+        options: `form`, `calibration`, `onnx` and `server` of `export`.
+
+    Raises:
+        UserError: `run` holds no such checkpoint; or as `export`.
+        OSError: as `export`.
+    """
+    net, state = load_run(run, checkpoint)
+    details = {key: state[key] for key in ("classes", "recipe", "metrics", "step")}
+    details.update((key, state["input"][key]) for key in ("mean", "std", "crop"))
+    folder = folder or Path(run) / "export"
+    return export(net, folder, state["input"]["shape"], **options, **details)
+
+
+def load_run(
+    run: str | Path, checkpoint: str = "last", devices: Sequence[mx.Context] | None = None
+) -> tuple[ResNetV2, dict]:
+    """The network of a run's checkpoint, on `devices`, and its state.
+
+    Raises:
+        UserError: `run` holds no such checkpoint.
+    """
+    path, state = choose_checkpoint(run, checkpoint, warn=partial(print, file=sys.stderr))
+    net = ResNetV2(Spec.from_dict(state["spec"]))
+    load_parameters(net, path / "net.params", devices)
+    return net, state

@@ -1,0 +1,130 @@
+"""What a pair should compute, and how near to it is near enough."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import mxnet as mx
+import numpy as np
+
+from gluon_resnetv2.checkpoint import set_parameters
+from gluon_resnetv2.deploy.pair import Pair
+from gluon_resnetv2.net import ResNetV2
+from gluon_resnetv2.spec import Spec
+
+REFERENCES = 4  # images whose logits a manifest holds
+TOLERANCE = 1e-5  # largest difference over largest logit, float32
+# A network may magnify rounding beyond that (a thousand layers after two steps: 1e-4). It is then
+# allowed so many times what float32 changes in its training graph, and never 1e-3.
+ROUNDINGS = 3
+LARGEST_TOLERANCE = 1e-3
+PREPROCESS = "preprocess_"  # how the names of parameters begin that `forms` adds
+BATCH = 64  # images at once
+RECORDED = 10  # times the tolerance: the logits recorded at export may be another machine's
+# The least part of the calibration images whose likeliest class has to be float32's.
+AGREEMENT = {"bfloat16": 0.995, "int8": 0.99}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison with what the network itself gives.
+
+    Attributes:
+        difference: the largest, relative to the largest expected value; None: there was no answer.
+        agreement: the part of the images that have the same likeliest class.
+        tolerance: {"difference": at most} or {"agreement": at least}.
+        failure: why there was no answer.
+    """
+
+    runtime: str
+    difference: float | None
+    agreement: float | None
+    tolerance: dict
+    failure: str = ""
+
+    @property
+    def passed(self) -> bool:
+        if self.difference is None:
+            return False
+        if "agreement" in self.tolerance:
+            return self.agreement >= self.tolerance["agreement"]
+        return self.difference <= self.tolerance["difference"]
+
+    def __str__(self):
+        if self.difference is None:
+            return f"FAILED  {self.runtime:<34} {self.failure}"
+        text = f"largest relative difference {self.difference:.1e}"
+        if "agreement" in self.tolerance:
+            text = f"same class {100 * self.agreement:.1f} %, {text}"
+        return f"{'ok    ' if self.passed else 'FAILED'}  {self.runtime:<34} {text}"
+
+
+def compare(runtime: str, found: np.ndarray, expected: np.ndarray, tolerance: dict) -> Check:
+    """Holds what a runtime gave, (images, classes), against what it should."""
+    if found.shape != expected.shape:
+        failure = f"gave {found.shape}, not {expected.shape}"
+    elif not (np.isfinite(found).all() and np.isfinite(expected).all()):
+        failure = "gave a number that is not finite"
+    else:
+        difference = np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-30)
+        agreement = np.mean(found.argmax(1) == expected.argmax(1))
+        return Check(runtime, float(difference), float(agreement), tolerance)
+    return Check(runtime, None, None, tolerance, failure)
+
+
+def reference_images(image_shape: tuple) -> np.ndarray:
+    """The same (4, *image_shape) normal numbers everywhere, in float32."""
+    return np.random.RandomState(0).normal(size=(REFERENCES, *image_shape)).astype("float32")
+
+
+def training_graph(spec: Spec, pair: Pair, source: str | Path) -> ResNetV2:
+    """The network that was exported in float32, from its parameters alone.
+
+    Args:
+        source: the file that they are from.
+
+    Raises:
+        UserError: they don't fit.
+    """
+    arguments, statistics = pair.arrays()
+    values = {**arguments, **statistics}
+    net = ResNetV2(spec)
+    own = {name: value for name, value in values.items() if not name.startswith(PREPROCESS)}
+    set_parameters(net, own, source)
+    return net
+
+
+def logits(net: ResNetV2, images: np.ndarray, dtype: str = "float32") -> np.ndarray:
+    """What the network gives, operator by operator, for normalised images."""
+    parts = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
+    return np.concatenate([net(mx.nd.array(part, dtype=dtype)).asnumpy() for part in parts])
+
+
+def float32_tolerance(net: ResNetV2, images: np.ndarray) -> dict:
+    """How far from the logits of `net` another order of float32's operations may lead.
+
+    `net` is cast to float64 and stays that.
+    """
+    single = logits(net, images)
+    net.cast("float64")
+    rounding = compare("", single, logits(net, images, "float64"), {}).difference or 0
+    return {"difference": min(max(TOLERANCE, ROUNDINGS * rounding), LARGEST_TOLERANCE)}
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities (N, classes) of logits, computed in float64, as float32."""
+    powers = np.exp(np.float64(logits) - np.max(logits, axis=1, keepdims=True))
+    return (powers / powers.sum(axis=1, keepdims=True)).astype("float32")
+
+
+def normalise(pixels: np.ndarray, described: dict) -> np.ndarray:
+    """Images (N, C, H, W) in 0..255 as the network takes them, by a manifest's mean and std."""
+    mean, std = (np.reshape(described[key], (-1, 1, 1)) for key in ("mean", "std"))
+    return ((pixels - mean) / std).astype("float32")
+
+
+def denormalise(images: np.ndarray, described: dict) -> np.ndarray:
+    """The images in 0..255, as float32, that `normalise` makes `images` of."""
+    mean, std = (np.reshape(described[key], (-1, 1, 1)) for key in ("mean", "std"))
+    return (images * std + mean).astype("float32")
