@@ -19,26 +19,27 @@ import numpy as np
 
 def symbol_block(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
     """Gluon's SymbolBlock, hybridized with static memory."""
-    block, labels = import_block(symbol, params)
+    loaded, values = mx.sym.load(symbol), mx.nd.load(params)
+    data, labels = inputs(loaded, values)
+    block = as_block(loaded, values, [data, *labels])
     block.hybridize(static_alloc=True, static_shape=True)
     zeros = [mx.nd.zeros((len(images),)) for _ in labels]
     return block(mx.nd.array(images), *zeros).asnumpy()
 
 
-def import_block(
-    symbol: str, params: str, devices: Sequence[mx.Context] | None = None
-) -> tuple[mx.gluon.SymbolBlock, list[str]]:
-    """The pair as a block of images and labels on `devices`, by default the CPU; the labels' names.
+def as_block(
+    symbol: mx.sym.Symbol,
+    values: dict[str, mx.nd.NDArray],
+    names: Sequence[str],
+    devices: Sequence[mx.Context] | None = None,
+) -> mx.gluon.SymbolBlock:
+    """A pair as a Gluon block of the inputs `names`, on `devices`, by default the CPU.
 
-    `SymbolBlock.imports` needs to be told the inputs, and warns that it does not know their type.
+    `SymbolBlock.imports` would warn that it does not know the inputs' type.
     """
-    loaded = mx.sym.load(symbol)
-    data, labels = inputs(loaded, mx.nd.load(params))
-    block = mx.gluon.SymbolBlock(
-        loaded, [mx.sym.var(name, dtype="float32") for name in (data, *labels)]
-    )
-    block.collect_params().load(params, ctx=devices or mx.cpu())
-    return block, labels
+    block = mx.gluon.SymbolBlock(symbol, [mx.sym.var(name, dtype="float32") for name in names])
+    block.collect_params().load_dict(values, ctx=devices or mx.cpu())
+    return block
 
 
 def module(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
