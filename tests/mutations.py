@@ -4,9 +4,9 @@
 
 reads so many mutants of a pair one after another, runs those that are not refused, and prints what
 became of each, as JSON: {"number", "mutation", "size", "outcome", "growth"}. "outcome" is
-"refused: ...", "same" or "different" outputs, or "failed: ..."; "size" is how many bytes its files
-have, and "growth" by how many the process grew at most. A mutant that ends the process is the one
-whose number was printed last.
+"refused: ...", "same" or "different" outputs, or "failed: ..." in MXNet; "size" is how many bytes
+its files have, and "growth" by how many the process grew at most. A mutant that ends the process is
+the one whose number was printed last.
 """
 
 from __future__ import annotations
@@ -539,7 +539,7 @@ def _main(options) -> None:
             outcome = "same" if same else "different"
         except UserError as error:
             outcome = f"refused: {error}"
-        except (mx.MXNetError, ValueError) as error:
+        except mx.MXNetError as error:
             outcome = f"failed: {error}"
         signal.alarm(0)
         growth = _memory("VmHWM") - before

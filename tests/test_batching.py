@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import pytest
 
+from gluon_resnetv2.deploy import batching
 from gluon_resnetv2.deploy.batching import Batcher, Closed, Full
 
 PATIENCE = 30  # seconds
@@ -93,6 +94,28 @@ def test_a_batch_is_not_padded_by_more_than_a_quarter(start, network, waiting, s
     assert network.sizes == [1, *sizes]
 
 
+def test_a_thread_waits_for_as_many_as_last_time(start, network, monkeypatch):
+    monkeypatch.setattr(batching, "FILLING", 10**6)  # as long as it takes
+    batcher, _ = start()
+    before = [batcher.submit(images(number)) for number in range(4)]
+    network.go.release()
+    network.go.release()
+    assert [future.result(PATIENCE).item() for future in before] == [0, 2, 4, 6]
+    after = [batcher.submit(images(number)) for number in range(4)]
+    network.go.release()
+    assert [future.result(PATIENCE).item() for future in after] == [0, 2, 4, 6]
+    assert network.sizes == [1, 4, 4]
+
+
+def test_a_thread_does_not_wait_for_ever_for_what_does_not_come(start, network):
+    batcher, _ = start()
+    before = [batcher.submit(images(number)) for number in range(4)]
+    for _ in range(3):
+        network.go.release()
+    assert [future.result(PATIENCE).item() for future in before] == [0, 2, 4, 6]
+    assert batcher.submit(images(1)).result(PATIENCE).item() == 2
+
+
 def test_without_batching_each_request_computes_alone(start, network):
     batcher, _ = start(batching=False)
     futures = [batcher.submit(images(1)) for _ in range(3)]
@@ -173,19 +196,6 @@ def test_closing_in_a_hurry_answers_what_computes_and_tells_the_rest(start, netw
     network.go.release()
     closing.join(PATIENCE)
     assert first.result(0).item() == 0
-
-
-def test_several_threads_share_the_queue():
-    both = threading.Barrier(2)
-
-    def network(images):
-        both.wait(PATIENCE)  # each call needs the other
-        return images[:, :, 0, 0]
-
-    batcher = Batcher(network, network, batching=False)
-    futures = [batcher.submit(images(number)) for number in range(10)]
-    assert [future.result(PATIENCE).item() for future in futures] == list(range(10))
-    batcher.close()
 
 
 def test_event_loops_and_threads_share_batches_and_each_get_their_own():

@@ -118,7 +118,7 @@ def test_int8_is_near(name):
     check_int8(*randomised(NETWORKS[name]))
 
 
-@pytest.mark.slow  # a minute
+@pytest.mark.slow  # 40 seconds
 @pytest.mark.parametrize(("order", "shortcut", "unit"), VARIANTS)
 def test_every_variant_has_every_form(order, shortcut, unit):
     network = randomised(variant(order, shortcut, unit))
@@ -267,7 +267,7 @@ def test_forms_give_the_classes_of_float32(trained, digits):
     check_classes(trained, digits)
 
 
-@pytest.mark.slow  # a minute each
+@pytest.mark.slow  # two minutes each
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_digits_recipe_keeps_its_classes(seed, digits, tmp_path):
     command = [sys.executable, "train/cifar.py", "--recipe", "digits", "--seed", str(seed)]

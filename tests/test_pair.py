@@ -418,7 +418,7 @@ HOSTILE = {
         "sha257",
     ),
     "deep nesting": (
-        lambda graph: json.dumps(graph).replace("[]", "[" * 10**5 + "]" * 10**5),
+        lambda graph: json.dumps(graph).replace("[]", 3000 * "[        " + 3000 * "]", 1),
         "deep",
     ),
     "a key twice": (lambda graph: json.dumps(graph).replace('"op"', '"op": "null", "op"'), "twice"),
@@ -446,6 +446,17 @@ def test_a_hostile_graph_is_refused(honest, tmp_path, name):
     assert str(refused.value).startswith(f"{path} ")
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 600
+
+
+def test_integers_are_for_quantised_operators_alone(tmp_path):
+    """In MXNet the first division of integers by zero is the last."""
+    quotient = mx.sym.broadcast_div(mx.sym.var("one"), mx.sym.var("zero"))
+    pooled = mx.sym.mean(mx.sym.var("data"), axis=(2, 3))
+    symbol = mx.sym.broadcast_mul(pooled, mx.sym.Cast(quotient, dtype="float32"))
+    zero = mx.nd.zeros((1, 3), dtype="int32")
+    files = saved(tmp_path, symbol, {"one": zero + 1, "zero": zero}, {})
+    with pytest.raises(UserError, match="integers"):
+        read_pair(*files)
 
 
 def test_the_shape_of_the_images_is_checked(honest):
@@ -499,16 +510,18 @@ def test_a_changed_pair_is_refused(honest, tmp_path, what):
 # Mutants, in a process of their own
 
 
-def is_one_line(outcome: str) -> bool:
-    return outcome.startswith("refused: ") and "\n" not in outcome
-
-
 def assert_survived(found, files, allowed):
     """Every mutant was refused in one line, or came to what is allowed, within bounded memory."""
-    assert not [f for f in found if f["outcome"] not in allowed and not is_one_line(f["outcome"])]
+    wrong = [
+        mutant
+        for mutant in found
+        if mutant["outcome"].split(":")[0] not in {"refused", *allowed}
+        or (mutant["outcome"].startswith("refused") and "\n" in mutant["outcome"])
+    ]
+    assert not wrong
     honest = sum(path.stat().st_size for path in files)
-    assert max(f["growth"] - 2 * max(f["size"], honest) for f in found) < NOISE
-    assert {"same", "refused"} <= {f["outcome"].split(":")[0] for f in found}
+    assert max(mutant["growth"] - 2 * max(mutant["size"], honest) for mutant in found) < NOISE
+    assert {"same", "refused"} <= {mutant["outcome"].split(":")[0] for mutant in found}
 
 
 NOISE = 2 << 20  # bytes: pieces in which the allocator asks for memory
@@ -549,7 +562,8 @@ def test_2000_mutants_of_a_pair_without_seal(honest, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_2000_mutants_of_other_forms(tmp_path, form):
     files = quantised(tmp_path) if form == "int8" else saved(tmp_path, *CHANGES["fused"](*traced()))
-    assert_survived(outcomes(*files, 2000, 2), files, {"same", "different"})
+    # "failed": there are int8 graphs that MXNet itself refuses, once it is to run them.
+    assert_survived(outcomes(*files, 2000, 2), files, {"same", "different", "failed"})
 
 
 def test_a_process_that_ends_early_is_seen(honest, tmp_path):

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 
+FILLING = 0.25  # of the time that the last batch took, at most: to wait for as large a one
+
+
 class Full(Exception):
     """The queue has no room for these images now."""
 
@@ -23,17 +26,18 @@ class Closed(Exception):
 
 
 class Batcher:
-    """Threads that compute what others hand in, many requests at a time.
+    """A thread that computes what others hand in, many requests at a time.
 
-    A batch is all that waits when a thread becomes free, up to `max_batch` images: nobody waits for
-    company. Whoever hands images in has checked them: what is in a batch is concatenated unseen.
+    A batch is what waits when the thread becomes free, up to `max_batch` images. Where that is less
+    than last time, others are about to ask again, and a part of the time that computing took is
+    given to them. Whoever hands images in has checked them: a batch is concatenated unseen.
 
     Args:
-        runs: what each thread calls, (n, C, H, W) float32 to (n, classes); a thread for each.
+        run: what computes, (n, C, H, W) float32 to (n, classes).
         max_batch: most images in one call, unless a single request has more.
         queue: most images that wait.
         batching: whether requests share calls.
-        observe: called in those threads with the number of images of each call.
+        observe: called in the thread with the number of images of each call.
 
     Attributes:
         waiting: images in the queue.
@@ -41,24 +45,23 @@ class Batcher:
 
     def __init__(
         self,
-        *runs: Callable[[np.ndarray], np.ndarray],
+        run: Callable[[np.ndarray], np.ndarray],
+        *,
         max_batch: int = 64,
         queue: int = 1024,
         batching: bool = True,
         observe: Callable[[int], None] = lambda images: None,
     ):
         self.waiting = 0
+        self._run, self._observe = run, observe
         self._max_batch, self._queue, self._batching = max_batch, queue, batching
-        self._observe = observe
         self._requests: collections.deque[_Waiting] = collections.deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._threads = [
-            threading.Thread(target=self._serve, args=(run,), name="batcher", daemon=True)
-            for run in runs
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._wanted = 1  # images that the thread waits for
+        self._last = (0, 0.0)  # images, and seconds that they took
+        self._thread = threading.Thread(target=self._serve, name="batcher", daemon=True)
+        self._thread.start()
 
     def submit(self, images: np.ndarray) -> Future:
         """The outputs that `images`, (n, C, H, W) float32, will have; for any thread.
@@ -96,29 +99,27 @@ class Batcher:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        deadline = None if patience is None else time.monotonic() + patience
-        for thread in self._threads:
-            thread.join(None if deadline is None else max(0, deadline - time.monotonic()))
+        self._thread.join(patience)
         with self._changed:
             late = list(self._requests)
             self._requests.clear()
             self.waiting = 0
         _settle([(request, None, Closed("no time was left to compute this")) for request in late])
-        for thread in self._threads:
-            thread.join()
+        self._thread.join()
 
     def _add(self, request):
         with self._changed:
             self.check_room(len(request.images))
             self._requests.append(request)
             self.waiting += len(request.images)
-            self._changed.notify()
+            if self.waiting >= self._wanted:
+                self._changed.notify()
 
-    def _serve(self, run):
-        while self._serve_batch(run):
+    def _serve(self):
+        while self._serve_batch():
             pass
 
-    def _serve_batch(self, run):
+    def _serve_batch(self):
         """False where there will be no more. A function of its own, to hold on to no images."""
         batch = self._take()
         if batch is None:
@@ -129,11 +130,13 @@ class Batcher:
         arrays = [request.images for request in batch]
         images = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         self._observe(len(images))
+        began = time.monotonic()
         try:
-            rows = run(images)
+            rows = self._run(images)
         except Exception as error:  # the requests' to tell; the thread goes on
             _settle([(request, None, error) for request in batch])
             return True
+        self._last = (len(images), time.monotonic() - began)
         ends = np.cumsum([len(array) for array in arrays])
         parts = np.split(rows, ends[:-1])
         _settle([(request, part, None) for request, part in zip(batch, parts)])
@@ -142,7 +145,10 @@ class Batcher:
     def _take(self):
         """The requests of the next batch, oldest first; None where there will be no more."""
         with self._changed:
-            self._changed.wait_for(lambda: self._requests or self._closed)
+            self._wait_for(1)
+            if self._batching:
+                images, seconds = self._last
+                self._wait_for(min(images, self._max_batch), FILLING * seconds)
             most = _without_waste(min(self.waiting, self._max_batch)) if self._batching else 0
             batch, images = [], 0
             while self._requests:
@@ -153,6 +159,11 @@ class Batcher:
                 images = more
             self.waiting -= images
             return batch or None
+
+    def _wait_for(self, images, patience=None):
+        self._wanted = images
+        self._changed.wait_for(lambda: self.waiting >= images or self._closed, patience)
+        self._wanted = 1
 
 
 @dataclass(frozen=True)

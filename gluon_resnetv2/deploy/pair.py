@@ -115,7 +115,9 @@ def read_pair(
         parameters = _parameters(data)
     with _told_of(symbol):
         graph = _parse(_read(symbol, SYMBOL_BYTES))
-        nodes = _check_graph(graph)
+        nodes = _check_graph(
+            graph, {name[4:] for name, array in parameters.items() if array.dtype.kind in "iu"}
+        )
         seals = [a[SEAL] for a in map(_attributes, graph["nodes"]) if SEAL in a]
         if seals and seals != [_digest(graph, data)]:
             raise _Fault(
@@ -391,11 +393,16 @@ class _Node:
     json: dict
     values: dict
     outputs: int = 1
-    integers: bool = False  # whether its first output is quantised
+    integers: bool = False  # what its first output holds
 
 
-def _check_graph(graph, inner: bool = False) -> list[_Node]:
-    """The nodes of a graph that is well formed, of known operators, and without a loop."""
+def _check_graph(graph, integers=frozenset(), inner: bool = False) -> list[_Node]:
+    """The nodes of a graph that is well formed, of known operators, and without a loop.
+
+    Args:
+        integers: names of parameters that are integers: by zero, they end the process.
+        inner: whether it is the graph that a fused operator stands for.
+    """
     if not _has_keys(graph, KEYS) or not all(isinstance(graph[k], list) for k in KEYS[0]):
         raise _Fault("is no MXNet graph: it needs nodes, arg_nodes and heads, and nothing else")
     if len(graph["nodes"]) > NODES:
@@ -403,7 +410,7 @@ def _check_graph(graph, inner: bool = False) -> list[_Node]:
     nodes, names = [], set()
     for index, node in enumerate(graph["nodes"]):
         try:
-            checked = _check_node(index, node, nodes, inner)
+            checked = _check_node(index, node, nodes, integers, inner)
             if checked.name in names:
                 raise _Fault("has the name of another node")
         except _Fault as fault:
@@ -419,7 +426,7 @@ def _has_name(node) -> bool:
     return isinstance(node, dict) and isinstance(node.get("name"), str)
 
 
-def _check_node(index, node, before, inner) -> _Node:
+def _check_node(index, node, before, integers, inner) -> _Node:
     if not _has_keys(node, NODE_KEYS):
         raise _Fault("it needs op, name and inputs, and may have attrs and subgraphs")
     op, name, inputs, attributes = node["op"], node["name"], node["inputs"], _attributes(node)
@@ -436,7 +443,7 @@ def _check_node(index, node, before, inner) -> _Node:
     if op == "null":
         if inputs or "subgraphs" in node:
             raise _Fault("a variable reads nothing")
-        return _Node(index, op, name, inputs, node, {})
+        return _Node(index, op, name, inputs, node, {}, integers=name in integers)
     operator = OPERATORS[op]
     values = {k: operator.value(k, text) for k, text in attributes.items() if not _hidden(k)}
     if ("subgraphs" in node) != operator.fused or (inner and op not in FUSIBLE):
@@ -445,7 +452,7 @@ def _check_node(index, node, before, inner) -> _Node:
         values["chain"] = _check_chain(node["subgraphs"])
     if operator.rule:
         operator.rule(values)
-    count, outputs, integers = (
+    count, outputs, gives = (
         what(values) if callable(what) else what
         for what in (operator.inputs, operator.outputs, operator.integers)
     )
@@ -453,11 +460,12 @@ def _check_node(index, node, before, inner) -> _Node:
         raise _Fault(f"{op} reads {count} inputs, not {len(inputs)}")
     if any(before[source].op != "null" for source, *_ in inputs[1 : 1 + operator.given]):
         raise _Fault(f"{op} has parameters that are computed")
-    if not operator.quantised and any(
+    quantised = operator.quantised and (not operator.fused or values.get("quantized", False))
+    if not quantised and any(
         before[source].integers and not output for source, output, _ in inputs
     ):
-        raise _Fault(f"{op} does not read quantised numbers")
-    return _Node(index, op, name, inputs, node, values, outputs, integers)
+        raise _Fault(f"{op} does not read integers")
+    return _Node(index, op, name, inputs, node, values, outputs, gives)
 
 
 def _hidden(key: str) -> bool:
@@ -635,6 +643,9 @@ def _shapes(pair, internals, images) -> list[tuple]:
     return shapes
 
 
+POOLINGS = ("Pooling", "_contrib_quantized_pooling", "_contrib_AdaptiveAvgPooling2D")
+
+
 def _check_sizes(node, inputs, output) -> None:
     """What MXNet takes for granted: some of it would be read outside an array."""
     op, attributes, axes = node["op"], node.get("attrs", {}), len(output)
@@ -644,7 +655,7 @@ def _check_sizes(node, inputs, output) -> None:
     elif op in ("BatchNorm", "_contrib_quantized_batch_norm"):
         axis = int(attributes.get("axis", 1))
         right = -axes <= axis < axes and inputs[1:5] == [(output[axis],)] * 4
-    elif op in ("Pooling", "_contrib_quantized_pooling"):
+    elif op in POOLINGS:
         right = axes == 4
     elif op == "LeakyReLU":
         right = len(inputs) == 1 or inputs[1] in ((1,), output[1:2])

@@ -1,0 +1,138 @@
+"""The forms of an export: what the manifest says is what the pair takes, gives and computes in."""
+
+from __future__ import annotations
+
+import json
+
+import mxnet as mx
+import numpy as np
+import pytest
+
+from gluon_resnetv2.deploy import verify as verification
+from gluon_resnetv2.deploy.artifact import CALIBRATION, load
+from gluon_resnetv2.deploy.export import Form, export
+from gluon_resnetv2.deploy.predictor import Predictor
+from gluon_resnetv2.deploy.verify import report, verify
+from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.net import ResNetV2
+from gluon_resnetv2.spec import named
+from tests.common import randomise
+
+MEAN, STD = (120.0, 110.0, 100.0), (60.0, 50.0, 40.0)
+PIXELS = np.random.RandomState(3).randint(0, 256, (200, 3, 16, 16)).astype("uint8")
+
+
+@pytest.fixture(scope="module")
+def net():
+    net = ResNetV2(named("preact8", unit="basic"))
+    randomise(net)
+    return net
+
+
+def write(net, folder, form, **options):
+    classes = [f"class {index}" for index in range(10)]
+    about = {"classes": classes, "mean": MEAN, "std": STD}
+    return export(net, folder, (3, 16, 16), form=form, calibration=PIXELS, **about, **options)
+
+
+def expected(net):
+    """The network's logits for the first pixels, normalised by hand."""
+    mean, std = (np.reshape(value, (3, 1, 1)) for value in (MEAN, STD))
+    return net(mx.nd.array((PIXELS - mean) / std)).asnumpy()
+
+
+FORMS = [
+    Form(values="pixels"),
+    Form(output="probabilities"),
+    Form(fused=True),
+    Form("pixels", "probabilities", "float32", True),
+    Form(precision="bfloat16"),
+    Form("pixels", "probabilities", "bfloat16", True),
+    Form(precision="int8"),
+    Form("pixels", "probabilities", "int8"),
+]
+NEAR = {"float32": 1e-5, "bfloat16": 0.03, "int8": 0.1}
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_a_form_takes_gives_and_computes_what_it_says(net, tmp_path, form):
+    artifact = write(net, tmp_path / "export", form)
+    for name in ("output", "precision"):
+        assert artifact.manifest[name] == getattr(form, name)
+    assert artifact.manifest["input"]["values"] == form.values
+    assert artifact.manifest["fused"] == (form.fused or form.precision == "int8")
+    logits = expected(net)
+    if form.output == "probabilities":
+        powers = np.exp(np.float64(logits))
+        logits = powers / powers.sum(1, keepdims=True)
+    predictor = Predictor(artifact)
+    assert predictor.form.startswith(form.precision)
+    found = predictor.run(predictor.prepare(PIXELS))
+    assert np.abs(found - logits).max() <= NEAR[form.precision] * np.abs(logits).max()
+    assert (found.argmax(1) == logits.argmax(1)).mean() >= 0.99
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_each_precision_is_verified_by_its_own_measure(net, tmp_path, monkeypatch, precision):
+    monkeypatch.setattr(verification, "RUNTIMES", [("SymbolBlock", None)])
+    artifact = write(net, tmp_path / "export", Form("pixels", precision=precision))
+    assert report(artifact)
+    entry = load(artifact.folder).manifest["verification"][-1]
+    least = {"float32": {"difference": 1e-5}}.get(precision, {"agreement": 0.995})
+    assert entry["tolerance"] == ({"agreement": 0.99} if precision == "int8" else least)
+    assert entry["passed"]
+    assert entry["agreement"] >= 0.99
+    # Held against what the network says of the images, not against what the pair says itself.
+    assert 0 < entry["difference"] <= NEAR[precision]
+
+
+def test_an_export_that_has_lost_its_classes_is_not_verified(net, tmp_path, monkeypatch):
+    monkeypatch.setattr(verification, "RUNTIMES", [("SymbolBlock", None)])
+    artifact = write(net, tmp_path / "export", Form(precision="int8"))
+    shuffled = dict(mx.nd.load(str(artifact.folder / CALIBRATION)))
+    shuffled["arg:logits"] = shuffled["arg:logits"][:, ::-1]
+    mx.nd.save(str(artifact.folder / CALIBRATION), shuffled)
+    (checks,) = verify([artifact])
+    assert not any(check.passed for check in checks)
+    with pytest.raises(UserError, match="does not compute here what was exported"):
+        Predictor(artifact)
+
+
+def test_every_file_of_an_export_is_checked(net, tmp_path):
+    artifact = write(net, tmp_path / "export", Form(precision="int8"), server="mlserver")
+    assert set(artifact.manifest["sha256"]) == {
+        "preact8-0000.params",
+        "preact8-symbol.json",
+        CALIBRATION,
+    }
+    settings = json.loads((artifact.folder / "model-settings.json").read_text())
+    assert settings["max_batch_size"] == 0
+    path = artifact.folder / CALIBRATION
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match=CALIBRATION):
+        load(artifact.folder)
+    path.unlink()
+    with pytest.raises(UserError, match="is missing"):
+        load(artifact.folder)
+
+
+def test_an_export_with_all_that_belongs_to_it_is_replaced(net, tmp_path):
+    write(net, tmp_path / "export", Form(precision="int8"), server="mlserver")
+    write(net, tmp_path / "export", Form(), server="mms")
+    again = write(net, tmp_path / "export", Form())
+    assert len(list(again.folder.iterdir())) == 4  # the pair, its manifest and the images
+
+
+def test_other_precisions_need_images(net, tmp_path):
+    with pytest.raises(UserError, match="int8 needs images"):
+        export(
+            net,
+            tmp_path / "export",
+            (3, 16, 16),
+            classes=["a"] * 10,
+            mean=MEAN,
+            std=STD,
+            form=Form(precision="int8"),
+        )
+    assert not (tmp_path / "export").exists()
