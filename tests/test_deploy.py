@@ -18,6 +18,7 @@ from PIL import Image, ImageFile
 
 from gluon_resnetv2.checkpoint import load_parameters, save_parameters
 from gluon_resnetv2.deploy import forms
+from gluon_resnetv2.deploy import predictor as predictor_module
 from gluon_resnetv2.deploy import verify as verification
 from gluon_resnetv2.deploy.artifact import load
 from gluon_resnetv2.deploy.export import export
@@ -512,6 +513,25 @@ def test_other_parameters_than_the_manifests_logits_are_of_are_not_run(small):
     replace_parameters(small)
     with pytest.raises(UserError, match="does not compute here what was exported"):
         Predictor(small)
+
+
+def test_a_form_that_does_not_run_here_is_not_run(small, monkeypatch):
+    def failing(self, inputs):
+        raise mx.MXNetError("no kernel")
+
+    monkeypatch.setattr(predictor_module._Fused, "run", failing)
+    predictor = Predictor(small)
+    assert predictor.form == "float32, plain"
+    assert "no kernel" in predictor.rejected[0]
+
+
+def test_arrays_of_any_layout_and_none_are_taken(small):
+    predictor, images = Predictor(small), reference_images((3, 16, 16))
+    expected = predictor.run(images)
+    assert predictor.run(images[:0]).shape == (0, 10)
+    assert (predictor.run(np.asfortranarray(images.astype("float64"))) == expected).all()
+    with pytest.raises(ValueError, match=r"not \(4, 3, 16, 15"):
+        predictor.run(images[..., 1:])
 
 
 def test_a_largest_batch_of_nothing_is_refused(small):
