@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-
 FILLING = 0.25  # of the time that the last batch took, at most: to wait for as large a one
 
 
