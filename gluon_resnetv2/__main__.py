@@ -31,15 +31,12 @@ def export(options) -> None:
         precision=options.precision,
         fused=options.fused,
     )
-    calibration = None
-    if form.precision != "float32":
-        calibration = training_images(run_recipe(options.run), options.calibration_images)
     artifact = export_run(
         options.run,
         options.output,
         options.checkpoint,
         form=form,
-        calibration=calibration,
+        calibration=lambda: training_images(run_recipe(options.run), options.calibration_images),
         onnx=options.to == "onnx",
         server=options.server,
     )
@@ -185,7 +182,7 @@ def main() -> int:
         help="that it computes in; 16 and 8 bits are held against float32 on training images",
     )
     options.add_argument(
-        "--calibration-images", type=int, default=256, help="how many of them, for each precision"
+        "--calibration-images", type=int, default=256, help="how many of them"
     )
     options.add_argument(
         "--fused", action="store_true", help="write the graph as MXNet's oneDNN backend fuses it"

@@ -11,7 +11,9 @@ import pytest
 from gluon_resnetv2.deploy import verify as verification
 from gluon_resnetv2.deploy.artifact import CALIBRATION, load
 from gluon_resnetv2.deploy.export import Form, export
+from gluon_resnetv2.deploy.pair import seal
 from gluon_resnetv2.deploy.predictor import Predictor
+from gluon_resnetv2.deploy.reference import reference_images
 from gluon_resnetv2.deploy.verify import report, verify
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2
@@ -32,7 +34,9 @@ def net():
 def write(net, folder, form, **options):
     classes = [f"class {index}" for index in range(10)]
     about = {"classes": classes, "mean": MEAN, "std": STD}
-    return export(net, folder, (3, 16, 16), form=form, calibration=PIXELS, **about, **options)
+    return export(
+        net, folder, (3, 16, 16), form=form, calibration=lambda: PIXELS, **about, **options
+    )
 
 
 def expected(net):
@@ -121,11 +125,11 @@ def test_an_export_with_all_that_belongs_to_it_is_replaced(net, tmp_path):
     write(net, tmp_path / "export", Form(precision="int8"), server="mlserver")
     write(net, tmp_path / "export", Form(), server="mms")
     again = write(net, tmp_path / "export", Form())
-    assert len(list(again.folder.iterdir())) == 4  # the pair, its manifest and the images
+    assert len(list(again.folder.iterdir())) == 3  # the pair and its manifest
 
 
 def test_other_precisions_need_images(net, tmp_path):
-    with pytest.raises(UserError, match="int8 needs images"):
+    with pytest.raises(UserError, match="int8 needs 1 to"):
         export(
             net,
             tmp_path / "export",
@@ -136,3 +140,48 @@ def test_other_precisions_need_images(net, tmp_path):
             form=Form(precision="int8"),
         )
     assert not (tmp_path / "export").exists()
+
+
+@pytest.mark.parametrize("images", [(), np.zeros((3, 3, 8, 8), "uint8")], ids=["none", "others"])
+def test_images_that_cannot_calibrate_are_refused(net, tmp_path, images):
+    about = {"classes": ["a"] * 10, "mean": MEAN, "std": STD, "calibration": lambda: images}
+    with pytest.raises(UserError, match="images"):
+        export(net, tmp_path / "e", (3, 16, 16), form=Form(precision="bfloat16"), **about)
+
+
+@pytest.mark.parametrize("form", [Form(fused=True), Form(precision="int8")], ids=str)
+def test_onnx_is_of_the_plain_float32_graph(net, tmp_path, form):
+    with pytest.raises(UserError, match="plain float32"):
+        write(net, tmp_path / "export", form, onnx=True)
+
+
+def test_an_onnx_model_is_verified_beside_the_pair(net, tmp_path, monkeypatch):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(verification, "RUNTIMES", [("simple_bind", None)])
+    artifact = write(net, tmp_path / "export", Form("pixels", "probabilities"), onnx=True)
+    other = write(net, tmp_path / "other", Form())
+    with_onnx, without = verify([artifact, other])
+    assert [check.runtime for check in with_onnx if check.passed][1:] == [
+        "simple_bind",
+        "ONNX Runtime",
+    ]
+    assert [check.runtime for check in without][1:] == ["simple_bind"]
+
+
+def test_what_probabilities_hide_is_seen(net, tmp_path, monkeypatch):
+    """Next to a probability of all but 1, logits that are wrong look right."""
+    monkeypatch.setattr(verification, "RUNTIMES", [("simple_bind", None)])
+    sure = ResNetV2(net.spec)
+    randomise(sure)
+    sure.output.weight.set_data(sure.output.weight.data() * 4)
+    artifact = write(sure, tmp_path / "export", Form(output="probabilities"))
+    before = Predictor(artifact).run(reference_images((3, 16, 16)))
+    assert before.max(axis=1).min() > 0.9999
+    values = dict(mx.nd.load(str(artifact.params)))
+    (bias,) = (name for name in values if name.endswith("fc1_bias"))
+    values[bias] += mx.nd.array(np.arange(10) * 0.05)
+    mx.nd.save(str(artifact.params), values)
+    artifact.symbol.write_text(seal(artifact.symbol.read_text(), artifact.params))
+    with pytest.raises(UserError, match="does not compute here"):
+        Predictor(artifact)

@@ -9,24 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from gluon_resnetv2.deploy.pair import read_arrays
-from gluon_resnetv2.deploy.reference import (
-    AGREEMENT,
-    LARGEST_TOLERANCE,
-    RECORDED,
-    REFERENCES,
-    denormalise,
-    normalise,
-    reference_images,
-    softmax,
-)
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import sha256
 from gluon_resnetv2.spec import IMAGE_SIZE_MAX, Spec
 
 FORMAT = 2  # of manifest.json
 CALIBRATION = "calibration.params"  # real images, and what the network gives for them in float32
-LARGEST_MANIFEST = 64 << 20  # bytes
+CALIBRATION_IMAGES = 4096  # at most
+LARGEST_MANIFEST = 8 << 20  # bytes
+REFERENCES = 4  # images whose logits a manifest holds
+LARGEST_TOLERANCE = 1e-3  # of float32, as `reference.float32_tolerance` gives it
+# The least part of the calibration images whose likeliest class has to be float32's.
+AGREEMENT = {"bfloat16": 0.995, "int8": 0.99}
 
 
 @dataclass(frozen=True)
@@ -88,15 +82,15 @@ def load(path: str | Path) -> Artifact:
 def _checked_manifest(artifact: Artifact) -> dict:
     path = artifact.folder / "manifest.json"
     try:
-        if path.stat().st_size > LARGEST_MANIFEST:
+        if not path.is_file() or path.stat().st_size > LARGEST_MANIFEST:
             raise ValueError
         manifest = json.loads(path.read_text(encoding="utf-8"))
         known = manifest["format"] == FORMAT
         sums = manifest["sha256"]
         if known:
             _check_values(manifest)
-            _check_names(sums, artifact)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            _check_names(sums, artifact, manifest)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise UserError(f"{path} is damaged or describes other files; export again") from None
     if not known:
         raise UserError(f"{path} has a format that this version does not know; export again")
@@ -112,8 +106,10 @@ def _checked_manifest(artifact: Artifact) -> dict:
     return manifest
 
 
-def _check_names(sums, artifact):
+def _check_names(sums, artifact, manifest):
     needed = {artifact.symbol.name, artifact.params.name}
+    if manifest["precision"] != "float32":
+        needed.add(CALIBRATION)
     if not needed <= set(sums) or any(name != Path(name).name for name in sums):
         raise ValueError
 
@@ -132,9 +128,12 @@ def _check_values(manifest: dict) -> None:
         and np.isfinite(numbers).all()
         and (numbers[1] > 0).all()
         and 0.1 <= described["crop"] <= 1
+        and (described["name"], described["layout"]) == ("data", "NCHW")
+        and described["colour"] == "RGB"
         and described["values"] in ("normalised", "pixels")
         and manifest["output"] in ("logits", "probabilities")
         and type(manifest["fused"]) is bool
+        and manifest["name"] == spec.name
         and [type(name) for name in manifest["classes"]] == [str] * spec.classes
         and logits.shape == (REFERENCES, spec.classes)
         and (
@@ -145,31 +144,3 @@ def _check_values(manifest: dict) -> None:
     )
     if not sane:
         raise ValueError
-
-
-def recorded(artifact: Artifact) -> tuple[np.ndarray, np.ndarray, dict]:
-    """What an export with a manifest was seen to be: images, the network's outputs, a tolerance.
-
-    Returns:
-        (N, C, H, W) images as the graph takes them, (N, classes) what the network itself gives for
-        them in float32 (logits or probabilities, as the graph), and what `reference.compare` wants.
-
-    Raises:
-        UserError: the export's calibration images are missing or damaged.
-    """
-    manifest, described = artifact.manifest, artifact.manifest["input"]
-    tolerance = manifest["tolerance"]
-    if manifest["precision"] == "float32":
-        images = reference_images(artifact.input_shape)
-        outputs = np.asarray(manifest["reference"]["logits"], "float32")
-        tolerance = {"difference": RECORDED * tolerance["difference"]}
-        pixels = denormalise(images, described)
-    else:
-        arrays = read_arrays(artifact.folder / CALIBRATION)
-        pixels, outputs = arrays["arg:pixels"], arrays["arg:logits"]
-        images = normalise(pixels, described)
-    if described["values"] == "pixels":
-        images = np.asarray(pixels, "float32")
-    if manifest["output"] == "probabilities":
-        outputs = softmax(outputs)
-    return images, outputs, tolerance

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,13 +20,19 @@ from gluon_resnetv2.checkpoint import (
     save_parameters,
 )
 from gluon_resnetv2.deploy import forms
-from gluon_resnetv2.deploy.artifact import CALIBRATION, FORMAT, Artifact, load
+from gluon_resnetv2.deploy.artifact import (
+    AGREEMENT,
+    CALIBRATION,
+    CALIBRATION_IMAGES,
+    FORMAT,
+    Artifact,
+    load,
+)
 from gluon_resnetv2.deploy.mlserver_settings import settings_for
 from gluon_resnetv2.deploy.mms import archive
 from gluon_resnetv2.deploy.onnx import export_onnx
 from gluon_resnetv2.deploy.pair import seal
 from gluon_resnetv2.deploy.reference import (
-    AGREEMENT,
     float32_tolerance,
     logits,
     normalise,
@@ -69,7 +75,7 @@ def export(
     std: Sequence[float],
     crop: float = 1.0,
     form: Form = Form(),
-    calibration: np.ndarray | None = None,
+    calibration: Callable[[], np.ndarray] | None = None,
     onnx: bool = False,
     server: str | None = None,
     **details,
@@ -85,8 +91,8 @@ def export(
         classes: a name for each logit.
         mean, std: of each channel, 0 to 255: the network is fed (image - mean) / std.
         crop: the part of an image's shorter side that is used.
-        calibration: real images, (N, C, H, W) uint8, for another precision than float32. It is
-            judged by their classes, and int8 takes its ranges from them.
+        calibration: gives real images, (N, C, H, W) uint8, for another precision than float32. It
+            is judged by their classes, and int8 takes its ranges from them.
         onnx: whether to write NAME.onnx too, for other runtimes than MXNet's.
         server: "mlserver" writes the settings, and "mms" the archive, that this server takes.
         details: more entries of the manifest.
@@ -99,8 +105,11 @@ def export(
     name = net.spec.name
     if len(classes) != net.spec.classes:
         raise UserError(f"{len(classes)} names do not fit {net.spec.classes} classes")
-    if form.precision != "float32" and calibration is None:
-        raise UserError(f"{form.precision} needs images, to be held against float32")
+    if onnx and (form.fused or form.precision != "float32"):
+        raise UserError("ONNX is written from the plain float32 graph, not fused, in 16 or 8 bits")
+    pixels = None
+    if form.precision != "float32":
+        pixels = _real_images(form.precision, calibration, tuple(image_shape))
     _refuse_to_replace(Path(folder))
     manifest = {
         "format": FORMAT,
@@ -129,10 +138,10 @@ def export(
         trained, images = ResNetV2(net.spec), reference_images(image_shape)
         load_parameters(trained, params)  # in float32, and as they were saved
         manifest["reference"] = {"logits": logits(trained, images)}
-        if calibration is not None:
-            calibrated = logits(trained, normalise(calibration, manifest["input"]))
-            _save_calibration(temporary / CALIBRATION, calibration, calibrated)
-        graph, arguments, statistics = _graph(trained, manifest, calibration)
+        if pixels is not None:
+            seen = logits(trained, normalise(pixels, manifest["input"]))
+            _save_calibration(temporary / CALIBRATION, pixels, seen)
+        graph, arguments, statistics = _graph(trained, manifest, pixels)
         if onnx:
             arrays = {**arguments, **statistics}
             export_onnx(graph, arrays, manifest, temporary / f"{name}.onnx")
@@ -155,7 +164,8 @@ def export(
         }
         manifest["sha256"] = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
         write_json(temporary / "manifest.json", manifest)
-        _serve_with(server, load(temporary))
+        if server:
+            _serve_with(server, Artifact(symbol, params, manifest))
     return load(folder)
 
 
@@ -168,21 +178,31 @@ def _serve_with(server, artifact):
         archive(artifact, artifact.folder / f"{artifact.name}.mar")
 
 
-def _graph(net, manifest, calibration):
+def _real_images(precision, calibration, image_shape):
+    images = calibration() if calibration else ()
+    if not 1 <= len(images) <= CALIBRATION_IMAGES:
+        raise UserError(
+            f"{precision} needs 1 to {CALIBRATION_IMAGES} real images, to be held against float32"
+        )
+    if images.shape[1:] != image_shape:
+        raise UserError(f"the network takes {image_shape} images, not {images.shape[1:]}")
+    return images
+
+
+def _graph(net, manifest, pixels):
     """The symbol of a network in the form that its manifest says, its parameters and statistics."""
     symbol, arguments, statistics = net(mx.sym.var("data")), {}, {}
     for name, parameter in net.collect_params().items():
         (statistics if is_statistic(name) else arguments)[name] = parameter.data()
     graph = symbol, arguments, statistics
     described = manifest["input"]
-    taken = None if calibration is None else normalise(calibration, described)
     if described["values"] == "pixels":
         graph = forms.with_preprocessing(*graph, described["mean"], described["std"])
-        taken = calibration
     if manifest["precision"] == "bfloat16":
         graph = forms.bfloat16(*graph)
     elif manifest["precision"] == "int8":
-        graph = forms.int8(*graph, np.asarray(taken, "float32"))
+        taken = pixels if described["values"] == "pixels" else normalise(pixels, described)
+        graph = forms.int8(*graph, taken.astype("float32"))
     if manifest["output"] == "probabilities":
         graph = forms.with_softmax(*graph)
     if manifest["fused"] and manifest["precision"] != "int8":

@@ -215,7 +215,7 @@ def _quote(text: str) -> str:
 #       uint64 length, characters
 
 LIST = 0x112
-# V1 (until 0.12) has no storage type; V3 is written where shapes follow NumPy's rules.
+# V1 has no storage type; V3 is written where shapes follow NumPy's rules.
 V1, V2, V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 DENSE = 0
 TYPES = {

@@ -10,7 +10,7 @@ import mxnet as mx
 import numpy as np
 
 from gluon_resnetv2.deploy import forms
-from gluon_resnetv2.deploy.artifact import Artifact, recorded
+from gluon_resnetv2.deploy.artifact import Artifact
 from gluon_resnetv2.deploy.images import read_image
 from gluon_resnetv2.deploy.pair import Pair, read_pair
 from gluon_resnetv2.deploy.reference import (
@@ -18,13 +18,15 @@ from gluon_resnetv2.deploy.reference import (
     Check,
     compare,
     normalise,
+    recorded,
     reference_images,
-    softmax,
 )
+from gluon_resnetv2.deploy.scores import likeliest, log, softmax
 from gluon_resnetv2.errors import UserError
 
-FUSED = ("_sg_mkldnn", "_contrib_quantize")  # operators of graphs that were fused before
-WITHOUT_MANIFEST = {"output": "logits", "input": None, "precision": "float32", "fused": False}
+FUSED = ("_sg_mkldnn", "_contrib_quantize")  # how operators of fused graphs are called
+WITHOUT_MANIFEST = {"input": None, "precision": "float32", "fused": False}
+SOFTMAX = ("softmax", "SoftmaxOutput")  # operators
 TIMED = 16  # images at once, and
 TRIALS = 3  # times each, to find the fastest form
 
@@ -59,7 +61,7 @@ class Predictor:
         arguments, statistics = pair.arrays()
         arrays, symbol = {**arguments, **statistics}, pair.symbol()
         plain, fused = (kind(pair, symbol, arrays, max_batch) for kind in (_Plain, _Fused))
-        manifest = artifact.manifest or WITHOUT_MANIFEST
+        manifest = artifact.manifest or {**WITHOUT_MANIFEST, "output": _output(pair)}
         self.output, self._input = manifest["output"], manifest["input"]
         if artifact.manifest:
             inputs, outputs, tolerance = recorded(artifact)
@@ -67,8 +69,12 @@ class Predictor:
         else:
             inputs, tolerance = reference_images(pair.shape), {"difference": TOLERANCE}
             outputs = plain.run(inputs)
+            if self.output == "probabilities":
+                outputs = log(outputs)
             self.classes = [str(index) for index in range(outputs.shape[1])]
-        checks = {form: _check(form, inputs, outputs, tolerance) for form in (plain, fused)}
+        checks = {
+            form: _check(form, inputs, outputs, tolerance, self.output) for form in (plain, fused)
+        }
         self.rejected = [str(check) for check in checks.values() if not check.passed]
         right = [form for form, check in checks.items() if check.passed]
         if not right:
@@ -87,9 +93,7 @@ class Predictor:
         Raises:
             ValueError: they are of another shape.
         """
-        inputs = np.asarray(inputs, "float32")
-        if inputs.shape[1:] != self.shape:
-            raise ValueError(f"images must be (N, *{self.shape}), not {inputs.shape}")
+        inputs = self._checked(np.asarray(inputs, "float32"))
         if not len(inputs):
             return np.zeros((0, len(self.classes)), "float32")
         with self._lock:
@@ -100,10 +104,12 @@ class Predictor:
 
         Raises:
             UserError: the pair has no manifest, which says how.
+            ValueError: they are of another shape.
         """
+        pixels = self._checked(np.asarray(pixels))
         if self._prepared()["values"] == "pixels":
-            return np.asarray(pixels, "float32")
-        return normalise(np.asarray(pixels), self._input)
+            return pixels.astype("float32")
+        return normalise(pixels, self._input)
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """Class probabilities (N, classes) of images (N, C, H, W) with values in 0..255."""
@@ -113,7 +119,7 @@ class Predictor:
     def top(self, pixels: np.ndarray, count: int = 5) -> list[list[tuple[str, float]]]:
         """The `count` likeliest (class, probability) of each image, likeliest first."""
         return [
-            [(self.classes[i], float(row[i])) for i in np.argsort(-row, kind="stable")[:count]]
+            [(self.classes[i], float(row[i])) for i in likeliest(row, count)]
             for row in self.probabilities(pixels)
         ]
 
@@ -128,8 +134,18 @@ class Predictor:
         """
         return read_image(file, self.shape, self._prepared()["crop"])
 
+    def _checked(self, images):
+        if images.shape[1:] != self.shape:
+            raise ValueError(f"images must be (N, *{self.shape}), not {images.shape}")
+        return images
+
+    @property
+    def prepares(self) -> bool:
+        """Whether there is a manifest that says how images are prepared."""
+        return self._input is not None
+
     def _prepared(self):
-        if self._input is None:
+        if not self.prepares:
             raise UserError(
                 f"{self.name} has no manifest.json, which says how images are prepared; give it "
                 "arrays as the graph takes them"
@@ -142,7 +158,8 @@ class _Form:
 
     def __init__(self, pair: Pair, symbol: mx.sym.Symbol, arrays: dict, max_batch: int):
         self.sizes = sorted({min(2**n, max_batch) for n in range(max_batch.bit_length() + 1)})
-        self._pair, self._symbol, self._arrays = pair, symbol, arrays
+        self._symbol, self._arrays = symbol, arrays
+        self._data, self._labels = pair.data, pair.labels
         self._compiled = {}
 
     def run(self, inputs: np.ndarray) -> np.ndarray:
@@ -161,8 +178,8 @@ class _Form:
     def _compile(self, size, shape):
         """An array for `size` images, and what computes their outputs."""
         images = mx.nd.zeros((size, *shape))
-        labels = {label: mx.nd.zeros((size,)) for label in self._pair.labels}
-        given = {**self._arrays, **labels, self._pair.data: images}
+        labels = {label: mx.nd.zeros((size,)) for label in self._labels}
+        given = {**self._arrays, **labels, self._data: images}
         return images, self._computation(given)
 
 
@@ -183,7 +200,7 @@ class _Fused(_Form):
     name = "fused"
 
     def __init__(self, pair, symbol, arrays, max_batch):
-        if not any(name in pair.text for name in FUSED):
+        if not any(node["op"].startswith(FUSED) for node in pair.graph["nodes"]):
             symbol, _, _ = forms.fused(symbol, {}, {})
         super().__init__(pair, symbol, arrays, max_batch)
 
@@ -198,9 +215,15 @@ class _Fused(_Form):
         return lambda: executor.forward(is_train=False)[0]
 
 
-def _check(form, inputs, outputs, tolerance):
+def _output(pair):
+    """What a graph gives whose manifest does not say."""
+    head, *_ = pair.graph["heads"][0]
+    return "probabilities" if pair.graph["nodes"][head]["op"] in SOFTMAX else "logits"
+
+
+def _check(form, inputs, logits, tolerance, output):
     try:
-        return compare(form.name, form.run(inputs), outputs, tolerance)
+        return compare(form.name, form.run(inputs), logits, tolerance, output)
     except mx.MXNetError as error:  # this processor can't compute it
         return Check(form.name, None, None, tolerance, str(error).strip().splitlines()[-1])
 

@@ -9,21 +9,26 @@ import mxnet as mx
 import numpy as np
 
 from gluon_resnetv2.checkpoint import set_parameters
-from gluon_resnetv2.deploy.pair import Pair
+from gluon_resnetv2.deploy.artifact import (
+    CALIBRATION,
+    CALIBRATION_IMAGES,
+    LARGEST_TOLERANCE,
+    REFERENCES,
+    Artifact,
+)
+from gluon_resnetv2.deploy.pair import Pair, read_arrays
+from gluon_resnetv2.deploy.scores import log, softmax
+from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import Spec
 
-REFERENCES = 4  # images whose logits a manifest holds
 TOLERANCE = 1e-5  # largest difference over largest logit, float32
 # A network may magnify rounding beyond that (a thousand layers after two steps: 1e-4). It is then
 # allowed so many times what float32 changes in its training graph, and never 1e-3.
 ROUNDINGS = 3
-LARGEST_TOLERANCE = 1e-3
 PREPROCESS = "preprocess_"  # how the names of parameters begin that `forms` adds
 BATCH = 64  # images at once
-RECORDED = 10  # times the tolerance: the logits recorded at export may be another machine's
-# The least part of the calibration images whose likeliest class has to be float32's.
-AGREEMENT = {"bfloat16": 0.995, "int8": 0.99}
+ELSEWHERE = 10  # times the tolerance: logits that another machine gave may be as far away
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,22 @@ class Check:
         return f"{'ok    ' if self.passed else 'FAILED'}  {self.runtime:<34} {text}"
 
 
-def compare(runtime: str, found: np.ndarray, expected: np.ndarray, tolerance: dict) -> Check:
-    """Holds what a runtime gave, (images, classes), against what it should."""
+def compare(
+    runtime: str,
+    found: np.ndarray,
+    expected: np.ndarray,
+    tolerance: dict,
+    output: str = "logits",
+) -> Check:
+    """Holds what a runtime gave, (images, classes), against the logits that it should be of.
+
+    Probabilities are compared by their logarithms: next to a 1, what differs does not show.
+
+    Args:
+        output: what the runtime gave, "logits" or "probabilities".
+    """
+    if output == "probabilities":
+        found, expected = log(found), log(softmax(expected))
     if found.shape != expected.shape:
         failure = f"gave {found.shape}, not {expected.shape}"
     elif not (np.isfinite(found).all() and np.isfinite(expected).all()):
@@ -112,12 +131,6 @@ def float32_tolerance(net: ResNetV2, images: np.ndarray) -> dict:
     return {"difference": min(max(TOLERANCE, ROUNDINGS * rounding), LARGEST_TOLERANCE)}
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities (N, classes) of logits, computed in float64, as float32."""
-    powers = np.exp(np.float64(logits) - np.max(logits, axis=1, keepdims=True))
-    return (powers / powers.sum(axis=1, keepdims=True)).astype("float32")
-
-
 def normalise(pixels: np.ndarray, described: dict) -> np.ndarray:
     """Images (N, C, H, W) in 0..255 as the network takes them, by a manifest's mean and std."""
     mean, std = (np.reshape(described[key], (-1, 1, 1)) for key in ("mean", "std"))
@@ -128,3 +141,43 @@ def denormalise(images: np.ndarray, described: dict) -> np.ndarray:
     """The images in 0..255, as float32, that `normalise` makes `images` of."""
     mean, std = (np.reshape(described[key], (-1, 1, 1)) for key in ("mean", "std"))
     return (images * std + mean).astype("float32")
+
+
+def recorded(artifact: Artifact) -> tuple[np.ndarray, np.ndarray, dict]:
+    """What an export's manifest and calibration images say of the network.
+
+    Returns:
+        (N, C, H, W) images as the graph takes them, (N, classes) logits that the network itself
+        gave for them in float32, and the tolerance that `compare` takes.
+
+    Raises:
+        UserError: the calibration images are missing or damaged.
+    """
+    manifest, described = artifact.manifest, artifact.manifest["input"]
+    tolerance = manifest["tolerance"]
+    if manifest["precision"] == "float32":
+        images = reference_images(artifact.input_shape)
+        logits = np.asarray(manifest["reference"]["logits"], "float32")
+        tolerance = {"difference": ELSEWHERE * tolerance["difference"]}
+        pixels = denormalise(images, described)
+    else:
+        path = artifact.folder / CALIBRATION
+        pixels, logits = _calibration(path, artifact.input_shape, len(manifest["classes"]))
+        images = normalise(pixels, described)
+    if described["values"] == "pixels":
+        images = np.asarray(pixels, "float32")
+    return images, logits, tolerance
+
+
+def _calibration(path, image_shape, classes):
+    arrays = read_arrays(path)
+    pixels, logits = arrays.get("arg:pixels"), arrays.get("arg:logits")
+    if (
+        set(arrays) != {"arg:pixels", "arg:logits"}
+        or not 1 <= len(pixels) <= CALIBRATION_IMAGES
+        or pixels.shape[1:] != image_shape
+        or logits.shape != (len(pixels), classes)
+        or (pixels.dtype, logits.dtype) != ("uint8", "float32")
+    ):
+        raise UserError(f"{path} does not fit the manifest; export again")
+    return pixels, logits

@@ -96,7 +96,8 @@ def predictor(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
     from gluon_resnetv2.deploy.artifact import load
     from gluon_resnetv2.deploy.predictor import Predictor
 
-    return Predictor(load(symbol), max_batch=len(images)).run(images)
+    shape = images.shape[1:]
+    return Predictor(load(symbol), max_batch=len(images), shape=shape).run(images)
 
 
 def onnx_runtime(symbol: str, params: str, images: np.ndarray) -> np.ndarray:

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from gluon_resnetv2.deploy.artifact import Artifact, recorded
+from gluon_resnetv2.deploy.artifact import Artifact
 from gluon_resnetv2.deploy.pair import read_pair
 from gluon_resnetv2.deploy.reference import (
     TOLERANCE,
     Check,
     compare,
     logits,
+    recorded,
     reference_images,
-    softmax,
     training_graph,
 )
 from gluon_resnetv2.errors import UserError
@@ -42,7 +42,7 @@ RUNTIMES = [
     ("Predictor", None),  # chooses its form itself
 ]
 ONNX = ("ONNX Runtime", None)  # where there is a NAME.onnx
-FUSED = {"Module", "simple_bind", "C predict API"}
+FUSING = {"Module", "simple_bind", "C predict API"}
 AT_EXPORT = "logits recorded at export"  # compared beside the runtimes
 PATIENCE = 900  # seconds for one runtime
 
@@ -92,29 +92,28 @@ def verify(artifacts: Sequence[Artifact], shape: tuple | None = None) -> list[li
 
 def _checks(artifact, pair, answers):
     """The checks of one artifact, from its (outputs, failure) in each runtime."""
-    checks, tolerance, manifest = [], {"difference": TOLERANCE}, artifact.manifest
-    if manifest and manifest["precision"] == "float32":
-        _, outputs, loose = recorded(artifact)
-        net = training_graph(Spec.from_dict(manifest["spec"]), pair, artifact.params)
-        expected = logits(net, reference_images(artifact.input_shape))
-        if manifest["output"] == "probabilities":
-            expected = softmax(expected)
-        checks.append(compare(AT_EXPORT, outputs, expected, loose))
-        tolerance = manifest["tolerance"]
-    elif manifest:
-        _, expected, tolerance = recorded(artifact)
+    checks, manifest = [], artifact.manifest
+    output, tolerance = "logits", {"difference": TOLERANCE}
+    if manifest:
+        output, (_, expected, tolerance) = manifest["output"], recorded(artifact)
+        if manifest["precision"] == "float32":
+            net = training_graph(Spec.from_dict(manifest["spec"]), pair, artifact.params)
+            trained = logits(net, reference_images(artifact.input_shape))
+            checks.append(compare(AT_EXPORT, expected, trained, tolerance))
+            expected, tolerance = trained, manifest["tolerance"]
     else:
         expected, failure = answers["simple_bind", PLAIN]
         if expected is None:
             raise UserError(f"{artifact.symbol} does not run: {failure}")
-    for (way, backend), (outputs, failure) in answers.items():
-        if way == "ONNX Runtime" and not artifact.onnx:
+    for runtime, (outputs, failure) in answers.items():
+        if runtime == ONNX and not artifact.onnx:
             continue
+        way, backend = runtime
         name = f"{way}, no fusion" if backend else way
         if outputs is None:
             checks.append(Check(name, None, None, tolerance, failure))
         else:
-            checks.append(compare(name, outputs, expected, tolerance))
+            checks.append(compare(name, outputs, expected, tolerance, output))
     return checks
 
 
@@ -162,7 +161,7 @@ def report(artifact: Artifact, shape: tuple | None = None) -> bool:
     failed = {check.runtime for check in checks if not check.passed} - {AT_EXPORT}
     if not failed:
         cause = "the parameters are not those that were exported; export again"
-    elif failed <= FUSED:
+    elif failed <= FUSING:
         cause = explain(artifact) or "only without fusion (MXNET_SUBGRAPH_BACKEND=NONE) is it right"
     else:
         cause = "do not serve it in a runtime that failed"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gluon_resnetv2 import data, imagenet
+from gluon_resnetv2.deploy.reference import denormalise
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.training.recipe import Recipe
 
@@ -44,8 +45,10 @@ def training_images(recipe: Recipe, count: int) -> np.ndarray:
     Raises:
         UserError: as `load_data`.
     """
+    if count < 1:
+        raise UserError(f"there must be at least 1 image, not {count}")
     dataset = load_data(recipe)
     count = min(count, dataset.train_count)
     images, _ = next(iter(dataset.batches(count, train=True, seed=recipe.seed)))
-    mean, std = (np.reshape(value, (-1, 1, 1)) for value in (dataset.mean, dataset.std))
-    return (images * std + mean).round().clip(0, 255).astype("uint8")
+    pixels = denormalise(images, {"mean": dataset.mean, "std": dataset.std})
+    return pixels.round().clip(0, 255).astype("uint8")
