@@ -21,7 +21,7 @@ from gluon_resnetv2.deploy import forms
 from gluon_resnetv2.deploy import predictor as predictor_module
 from gluon_resnetv2.deploy import verify as verification
 from gluon_resnetv2.deploy.artifact import load
-from gluon_resnetv2.deploy.export import export
+from gluon_resnetv2.deploy.export import Form, export
 from gluon_resnetv2.deploy.images import read_image
 from gluon_resnetv2.deploy.predictor import Predictor
 from gluon_resnetv2.deploy.reference import reference_images
@@ -32,17 +32,18 @@ from gluon_resnetv2.files import whole_folder
 from gluon_resnetv2.net import ResNetV2, get_model
 from gluon_resnetv2.spec import named
 from tests.common import randomise
+from tests.mutations import mutants
 from tests.test_net import VARIANTS, variant
 
 INPUT = {"mean": (120.0, 110.0, 100.0), "std": (60.0, 50.0, 40.0), "crop": 1.0}
 CLASSES = [f"class {i}" for i in range(10)]
 
 
-def exported(spec, folder, size=16):
+def exported(spec, folder, size=16, fused=False):
     net = ResNetV2(spec)
     randomise(net)
     classes = [f"class {i}" for i in range(spec.classes)]
-    return export(net, folder, (3, size, size), classes=classes, **INPUT)
+    return export(net, folder, (3, size, size), classes=classes, form=Form(fused=fused), **INPUT)
 
 
 SPECS = {
@@ -60,6 +61,7 @@ SPECS = {
     "preact18": (named("preact18"), 64),
     "preact50": (named("preact50"), 64),
 }
+FUSED = {"fused preact20": (named("preact20"), 32), "fused preact50": (named("preact50"), 64)}
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +72,13 @@ def checks(tmp_path_factory):
         exported(spec, folder / str(index), size)
         for index, (spec, size) in enumerate(SPECS.values())
     ]
-    return dict(zip(SPECS, verify(artifacts)))
+    artifacts += [
+        exported(spec, folder / name, size, fused=True) for name, (spec, size) in FUSED.items()
+    ]
+    return dict(zip([*SPECS, *FUSED], verify(artifacts)))
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", [*SPECS, *FUSED])
 def test_every_runtime_gives_what_the_training_graph_gives(checks, name):
     assert [check.runtime for check in checks[name]][1:] == [
         f"{way}, no fusion" if backend else way for way, backend in RUNTIMES
@@ -83,17 +88,20 @@ def test_every_runtime_gives_what_the_training_graph_gives(checks, name):
 
 
 DEEP = {
-    **{f"{f}{d}": 32 for f in ("preact", "resnet", "plain") for d in (32, 44, 56, 110)},
+    **{f"{f}{d}": 32 for f in ("preact", "resnet", "plain") for d in (20, 32, 44, 56, 110)},
     **{f"{family}164": 32 for family in ("preact", "resnet")},
-    **{f"{family}{d}": 64 for family in ("preact", "resnet") for d in (34, 101, 152, 200, 269)},
+    "preact1001": 32,
+    **{f"{f}{d}": 64 for f in ("preact", "resnet") for d in (18, 34, 50, 101, 152, 200, 269)},
 }
 
 
-@pytest.fixture(scope="module")
-def deep_checks(tmp_path_factory):
-    """The checks of every other named network, by name."""
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "fused"])
+def deep_checks(request, tmp_path_factory):
+    """The checks of every named network, by name, exported plain or fused."""
     folder = tmp_path_factory.mktemp("deep")
-    artifacts = [exported(named(name), folder / name, size) for name, size in DEEP.items()]
+    artifacts = [
+        exported(named(name), folder / name, size, request.param) for name, size in DEEP.items()
+    ]
     return dict(zip(DEEP, verify(artifacts)))
 
 
@@ -199,7 +207,21 @@ def test_a_changed_byte_is_refused(small, file):
         load(small.folder)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"sha256": {}}', '{"sha256": 3}'])
+def test_every_mutant_of_an_export_is_refused(small):
+    """Whatever is done to one of its files, its SHA-256 differs."""
+    symbol, params = small.symbol.read_bytes(), small.params.read_bytes()
+    for mutant in mutants(symbol, params, 500):
+        if (mutant.symbol, mutant.params) != (symbol, params):
+            small.symbol.write_bytes(mutant.symbol)
+            small.params.write_bytes(mutant.params)
+            with pytest.raises(UserError, match="SHA-256"):
+                load(small.folder)
+
+
+DAMAGED = ["", "[]", "{}", '{"sha256": {}}', '{"sha256": 3}', "[" * 100_000]
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=lambda content: content[:20])
 def test_a_damaged_manifest_is_refused(small, content):
     (small.folder / "manifest.json").write_text(content)
     with pytest.raises(UserError, match=r"manifest\.json"):
@@ -233,6 +255,11 @@ def test_a_damaged_manifest_is_refused(small, content):
         ("tolerance", {"agreement": 0.5}),
         ("tolerance", {}),
         ("sha256", {}),
+        ("name", "preact20"),
+        ("input.name", "images"),
+        ("input.layout", "NHWC"),
+        ("input.colour", "BGR"),
+        ("input.mean", [10**400, 0, 0]),
         ("spec.stages", ["a"]),
         ("spec.shortcut", 5),
         ("reference.logits", "abc"),
