@@ -154,22 +154,33 @@ def _readers(graph: dict) -> list[list[dict]]:
     return readers
 
 
+def misfolded(graph: dict) -> list[tuple[int, list[dict]]]:
+    """The index of each convolution that MXNet's backend folds wrongly, and the nodes that read it.
+
+    It folds a batch normalisation into the convolution before it, also where others read that
+    convolution, which then read what is normalised already.
+    """
+    return [
+        (index, readers)
+        for index, readers in enumerate(_readers(graph))
+        if graph["nodes"][index]["op"] == "Convolution"
+        and len(readers) > 1
+        and any(reader["op"] == "BatchNorm" for reader in readers)
+    ]
+
+
 def _apart(symbol: mx.sym.Symbol) -> mx.sym.Symbol:
     """The same computation, safe for MXNet's backend.
 
-    That folds a batch normalisation into the convolution before it even where something else reads
-    the convolution too. Here all read such a convolution through an operator that does nothing.
+    What would be folded wrongly is read through an operator that does nothing.
     """
     graph = json.loads(to_json(symbol))
-    for index, readers in enumerate(_readers(graph)):
-        node = graph["nodes"][index]
-        normalised = any(reader["op"] == "BatchNorm" for reader in readers)
-        if node["op"] == "Convolution" and normalised and len(readers) > 1:
-            for reader in readers:
-                _redirect(reader["inputs"], {index: len(graph["nodes"])})
-            # The backend would remove a `_copy`.
-            name = f"{node['name']}_apart"
-            graph["nodes"].append({"op": "BlockGrad", "name": name, "inputs": [[index, 0, 0]]})
+    for index, readers in misfolded(graph):
+        for reader in readers:
+            _redirect(reader["inputs"], {index: len(graph["nodes"])})
+        # The backend would remove a `_copy`.
+        name = f"{graph['nodes'][index]['name']}_apart"
+        graph["nodes"].append({"op": "BlockGrad", "name": name, "inputs": [[index, 0, 0]]})
     return mx.sym.load_json(json.dumps(graph))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from gluon_resnetv2.deploy.artifact import Artifact
+from gluon_resnetv2.deploy.forms import misfolded
 from gluon_resnetv2.deploy.pair import read_pair
 from gluon_resnetv2.deploy.reference import (
     TOLERANCE,
@@ -180,20 +181,15 @@ def _against(artifact):
 def explain(artifact: Artifact) -> str:
     """Why MXNet's fusing backend computes this pair wrongly, or "" where no reason is known."""
     graph = json.loads(artifact.symbol.read_text(encoding="utf-8"))
-    nodes, readers = graph["nodes"], {}
-    for node in nodes:
-        for source, *_ in node["inputs"]:
-            readers.setdefault(source, []).append(node)
-    for index, node in enumerate(nodes):
-        reads = readers.get(index, [])
-        others = [reader["name"] for reader in reads if reader["op"] != "BatchNorm"]
-        norms = [reader["name"] for reader in reads if reader["op"] == "BatchNorm"]
-        if node["op"] == "Convolution" and norms and len(reads) > 1:
-            return (
-                f"MXNet's MKLDNN backend folds {norms[0]} into the convolution {node['name']} "
-                f"although {' and '.join(others) or norms[1]} reads its output too; only without "
-                "fusion (MXNET_SUBGRAPH_BACKEND=NONE, or SymbolBlock) is this pair computed right"
-            )
+    for index, readers in misfolded(graph):
+        norm, *norms = (node["name"] for node in readers if node["op"] == "BatchNorm")
+        others = [node["name"] for node in readers if node["op"] != "BatchNorm"]
+        return (
+            f"MXNet's MKLDNN backend folds {norm} into the convolution "
+            f"{graph['nodes'][index]['name']} although {' and '.join(others + norms)} reads its "
+            "output too; of MXNet's own ways only those without fusion "
+            "(MXNET_SUBGRAPH_BACKEND=NONE, or SymbolBlock) compute this pair right"
+        )
     return ""
 
 
