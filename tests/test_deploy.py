@@ -14,7 +14,6 @@ import mxnet as mx
 import numpy as np
 import pytest
 from mxnet import autograd
-from PIL import Image, ImageFile
 
 from gluon_resnetv2.checkpoint import load_parameters, save_parameters
 from gluon_resnetv2.deploy import forms
@@ -22,7 +21,6 @@ from gluon_resnetv2.deploy import predictor as predictor_module
 from gluon_resnetv2.deploy import verify as verification
 from gluon_resnetv2.deploy.artifact import load
 from gluon_resnetv2.deploy.export import Form, export
-from gluon_resnetv2.deploy.images import read_image
 from gluon_resnetv2.deploy.predictor import Predictor
 from gluon_resnetv2.deploy.reference import reference_images
 from gluon_resnetv2.deploy.runtimes import symbol_block
@@ -42,6 +40,9 @@ CLASSES = [f"class {i}" for i in range(10)]
 def exported(spec, folder, size=16, fused=False):
     net = ResNetV2(spec)
     randomise(net)
+    if spec.depth > 1000:  # whose values would grow beyond float32 from unit to unit
+        for parameter in net.collect_params(".*conv.*weight").values():
+            parameter.set_data(parameter.data() / 2)
     classes = [f"class {i}" for i in range(spec.classes)]
     return export(net, folder, (3, size, size), classes=classes, form=Form(fused=fused), **INPUT)
 
@@ -391,12 +392,6 @@ def network_logits(images):
     return net(mx.nd.array(images)).asnumpy()
 
 
-def picture(path, size=(16, 16)):
-    pixels = np.random.RandomState(0).randint(0, 256, (*size, 3), dtype="uint8")
-    Image.fromarray(pixels).save(path)
-    return path
-
-
 def test_probabilities_are_the_softmax_of_the_networks_logits(small, tmp_path):
     pixels = np.random.RandomState(0).randint(0, 256, (5, 3, 16, 16))
     mean, std = (np.array(INPUT[key]).reshape(3, 1, 1) for key in ("mean", "std"))
@@ -407,83 +402,6 @@ def test_probabilities_are_the_softmax_of_the_networks_logits(small, tmp_path):
     np.testing.assert_allclose(predictor.probabilities(pixels), expected, atol=1e-5)
     likeliest = [row[0][0] for row in predictor.top(pixels)]
     assert likeliest == [CLASSES[i] for i in expected.argmax(1)]
-
-
-def test_an_image_of_the_right_size_is_read_as_it_is(tmp_path):
-    path = picture(tmp_path / "image.png")
-    expected = np.asarray(Image.open(path)).transpose(2, 0, 1)
-    assert (read_image(path, (3, 16, 16)) == expected).all()
-
-
-@pytest.mark.parametrize(
-    ("name", "mode"),
-    [
-        ("a.png", "RGBA"),
-        ("a.png", "P"),
-        ("a.png", "L"),
-        ("a.png", "LA"),
-        ("a.png", "1"),
-        ("a.png", "I;16"),
-        ("a.jpg", "CMYK"),
-        ("a.jpg", "L"),
-        ("a.tiff", "F"),
-    ],
-)
-def test_any_mode_and_size_is_read(tmp_path, name, mode):
-    grey = Image.new("L", (37, 50), 200)
-    image = {
-        "1": lambda: grey.convert("1", dither=Image.Dither.NONE),
-        "I;16": lambda: Image.fromarray(np.full((50, 37), 200 * 257, "uint16")),
-        "P": lambda: grey.convert("P", palette=Image.Palette.ADAPTIVE),
-    }.get(mode, lambda: grey.convert(mode if mode == "L" else "RGB").convert(mode))()
-    image.save(tmp_path / name)
-    pixels = read_image(tmp_path / name, (3, 16, 24))
-    assert pixels.shape == (3, 16, 24)
-    expected = 255 if mode == "1" else 200
-    assert np.abs(pixels - expected).max() <= 3  # what JPEG may change
-
-
-def test_sixteen_bits_are_scaled_alike_whatever_they_show(tmp_path):
-    for value in (100, 300, 65535):
-        Image.fromarray(np.full((8, 8), value, "uint16")).save(tmp_path / "deep.png")
-        assert (read_image(tmp_path / "deep.png", (1, 8, 8)) == value // 257).all()
-
-
-def test_other_channels_than_grey_and_colour_are_refused(tmp_path):
-    with pytest.raises(UserError, match="1 or 3 channels"):
-        read_image(picture(tmp_path / "image.png"), (4, 16, 16))
-
-
-def test_transparency_shows_white(tmp_path):
-    Image.new("RGBA", (8, 8), (10, 20, 30, 0)).save(tmp_path / "clear.png")
-    assert (read_image(tmp_path / "clear.png", (3, 8, 8)) == 255).all()
-
-
-def test_the_centre_is_kept(tmp_path):
-    pixels = np.zeros((64, 128, 3), "uint8")
-    pixels[16:48, 48:80] = 255
-    Image.fromarray(pixels).save(tmp_path / "wide.png")
-    assert (read_image(tmp_path / "wide.png", (1, 32, 32), crop=0.5) > 250).all()
-    assert read_image(tmp_path / "wide.png", (1, 32, 32)).mean() < 100
-
-
-def test_files_that_are_no_images_are_named(tmp_path, monkeypatch):
-    # GluonCV, which other tests import, has Pillow tolerate truncated files.
-    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
-    path = picture(tmp_path / "cut.png", size=(64, 64))
-    path.write_bytes(path.read_bytes()[:3000])
-    (tmp_path / "text.jpg").write_text("not an image")
-    (tmp_path / "folder").mkdir()
-    for name in ("cut.png", "text.jpg", "missing.png", "folder"):
-        with pytest.raises(UserError, match=name):
-            read_image(tmp_path / name, (3, 8, 8))
-
-
-def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
-    path = picture(tmp_path / "bomb.png", size=(100, 100))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(UserError, match="more pixels"):
-        read_image(path, (3, 8, 8))
 
 
 def test_a_pair_without_manifest_takes_arrays_but_no_images(small):
