@@ -69,7 +69,8 @@ setup(
         "starlette>=0.40",  # routes the server's requests
         "tensorboard>=2.15",  # the format of its event files; needs neither TensorFlow nor PyTorch
         "tqdm>=4.60",  # the progress bar
-        "uvicorn>=0.30",  # the server's event loop, connections and signals
+        # The server's connections and signals. We override methods that it does not document.
+        "uvicorn>=0.30,<0.55",
     ],
     extras_require=EXTRAS,
 )

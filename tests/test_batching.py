@@ -130,13 +130,24 @@ def test_a_full_queue_refuses_until_there_is_room(start, network):
     last = batcher.submit(images(1, 2))
     with pytest.raises(Full, match="2 images"):
         batcher.submit(images(3, 4))
-    with pytest.raises(Full):
-        batcher.check_room(2)
-    batcher.check_room(1)
     for _ in range(3):
         network.go.release()
     last.result(PATIENCE)
     assert batcher.submit(images(1, 2, 3, 4)).result(PATIENCE).size == 4  # nobody else waits
+
+
+def test_images_that_are_not_ready_take_their_place_in_the_queue(start, network):
+    batcher, _ = start(queue=3)
+    batcher.reserve(2)
+    with pytest.raises(Full, match="2 images"):
+        batcher.submit(images(1, 2))
+    with pytest.raises(Full):
+        batcher.reserve(2)
+    batcher.submit(images(1))
+    batcher.release(2)
+    batcher.submit(images(2, 3))
+    with pytest.raises(Full, match="3 images"):
+        batcher.reserve(1)
 
 
 def test_an_error_is_told_to_those_it_concerns_and_the_thread_goes_on():
@@ -145,6 +156,44 @@ def test_an_error_is_told_to_those_it_concerns_and_the_thread_goes_on():
         batcher.submit(images(-1)).result(PATIENCE)
     assert batcher.submit(images(1)).result(PATIENCE).item() == 2
     batcher.close()
+
+
+def test_requests_that_do_not_go_together_are_told_and_the_thread_goes_on(start, network):
+    batcher, _ = start()
+    futures = [batcher.submit(images(1)), batcher.submit(np.zeros((1, 1, 2, 2), "float32"))]
+    for _ in range(3):
+        network.go.release()
+    for future in futures:
+        with pytest.raises(ValueError, match="dimension"):
+            future.result(PATIENCE)
+    assert batcher.submit(images(2)).result(PATIENCE).item() == 4
+
+
+def test_an_observer_that_fails_does_not_end_the_thread():
+    batcher = Batcher(Network(), observe=lambda images: 1 // (images - 2))
+    with pytest.raises(ZeroDivisionError):
+        batcher.submit(images(1, 2)).result(PATIENCE)
+    assert batcher.submit(images(1)).result(PATIENCE).item() == 2
+    batcher.close()
+
+
+def test_rows_that_are_not_as_many_as_the_images_are_nobodys():
+    batcher = Batcher(lambda images: images[1:, :, 0, 0])
+    with pytest.raises(ValueError, match="2 rows were computed for 3 images"):
+        batcher.submit(images(1, 2, 3)).result(PATIENCE)
+    batcher.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_ended_is_known_to_have():
+    def leave(images):
+        raise SystemExit
+
+    batcher = Batcher(leave)
+    assert batcher.alive
+    batcher.submit(images(1))
+    batcher.close()
+    assert not batcher.alive
 
 
 def test_what_was_cancelled_is_not_computed(start, network):
@@ -175,7 +224,7 @@ def test_closing_answers_what_was_taken_and_takes_no_more(start, network):
     refused = []
     while not refused:  # until the thread is there
         try:
-            batcher.check_room(1)
+            batcher.reserve(1)
         except Closed as closed:
             refused.append(closed)
     with pytest.raises(Closed):

@@ -64,7 +64,6 @@ def exports(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(exports, tmp_path_factory):
     """Its process, whose attribute `url` is where it listens."""
-    pytest.importorskip("uvicorn", reason="serve needs its extra: pip install '.[serve]'")
     log = tmp_path_factory.mktemp("server") / "log"
     command = [sys.executable, "-m", "gluon_resnetv2", "serve", *exports]
     command += ["--page", "--port", "0", "--max-batch", "4", "--body-limit", "0.1"]

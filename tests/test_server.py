@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,7 +25,9 @@ import pytest
 from PIL import Image
 
 from gluon_resnetv2 import cli
-from gluon_resnetv2.deploy import server
+from gluon_resnetv2.deploy import http_server, server
+from gluon_resnetv2.deploy import predictor as predictor_module
+from gluon_resnetv2.deploy import service as service_module
 from gluon_resnetv2.deploy.artifact import load
 from gluon_resnetv2.deploy.export import export
 from gluon_resnetv2.deploy.predictor import Predictor
@@ -36,8 +39,6 @@ from tests.common import randomise
 from tests.malformed import answer_of, request
 
 triton = pytest.importorskip("tritonclient.http", exc_type=ImportError)
-service_module = pytest.importorskip("gluon_resnetv2.deploy.service", exc_type=ImportError)
-from gluon_resnetv2.deploy import http_server  # noqa: E402  # needs what the line above looked for
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = (3, 16, 16)
@@ -107,7 +108,7 @@ class Gated:
     """In a predictor's place: its logits are the first numbers of each image, once it may go on."""
 
     name, classes, shape, output, max_batch = "gated", CLASSES, SHAPE, "logits", 4
-    form = "none"
+    form, prepares = "none", True
 
     def __init__(self, free=False):
         self.started, self.go = threading.Semaphore(0), threading.Event()
@@ -131,6 +132,21 @@ def one(fill=0.0):
     data = [fill] * int(np.prod(SHAPE))
     tensor = {"name": "data", "datatype": "FP32", "shape": [1, *SHAPE], "data": data}
     return json.dumps({"inputs": [tensor]}).encode()
+
+
+def png(pixels):
+    """A file of (C, H, W) uint8."""
+    file = io.BytesIO()
+    Image.fromarray(pixels.transpose(1, 2, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def until(condition):
+    """Waits until it holds."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def ask(port, path, body=None, headers=None, method=None):
@@ -267,11 +283,7 @@ def test_pixels_and_image_files_are_normalised_as_in_training(port, net):
     pixels = np.random.RandomState(0).randint(0, 256, (2, *SHAPE), dtype="uint8")
     mean, std = (np.reshape(each, (3, 1, 1)) for each in (MEAN, STD))
     expected = logits_of(net, ((pixels - mean) / std).astype("float32"))
-    pngs = []
-    for each in pixels:
-        file = io.BytesIO()
-        Image.fromarray(each.transpose(1, 2, 0)).save(file, "PNG")
-        pngs.append(file.getvalue())
+    pngs = [png(each) for each in pixels]
     with triton_client(port) as client:
         for name, datatype, value in (
             ("pixels", "UINT8", pixels),
@@ -292,6 +304,32 @@ def test_pixels_and_image_files_are_normalised_as_in_training(port, net):
         assert status == 200
         logits = next(each for each in answer["outputs"] if each["name"] == "logits")
         assert difference(np.float32(logits["data"]).reshape(rows.shape), rows) <= TOLERANCE
+
+
+def test_a_pair_without_manifest_takes_what_its_graph_takes(folder, net, tmp_path):
+    shutil.copytree(folder, tmp_path / "pair")
+    (tmp_path / "pair" / "manifest.json").unlink()
+    bare = Predictor(load(tmp_path / "pair"), shape=SHAPE)
+    pixels = np.zeros((1, *SHAPE), "uint8")
+    tensor = {"name": "pixels", "datatype": "UINT8", "shape": [1, *SHAPE]}
+    tensor["data"] = pixels.ravel().tolist()
+    with serving({"net": bare, "whole": Predictor(load(folder))}) as (port, *_):
+        with triton_client(port) as client:
+            images = np.random.RandomState(0).normal(size=(2, *SHAPE)).astype("float32")
+            assert difference(triton_infer(client, images), logits_of(net, images)) <= TOLERANCE
+        for body, headers in (
+            (json.dumps({"inputs": [tensor]}).encode(), {}),
+            (png(pixels[0]), {"Content-Type": "image/png"}),
+        ):
+            status, _, answer = infer(port, body, **headers)
+            assert status == 400
+            assert "no manifest.json" in answer["error"]
+            assert infer(port, body, "whole", **headers)[0] == 200
+        inputs = {
+            name: ask(port, f"/v2/models/{name}")[2]["parameters"]["inputs"]
+            for name in ("net", "whole")
+        }
+    assert inputs == {"net": ["data"], "whole": ["data", "pixels", "image"]}
 
 
 # -- What is refused -------------------------------------------------------------------------------
@@ -390,6 +428,24 @@ def test_paths_and_methods(port, method, path, status):
     assert ("error" in answer) == (status != 200)
 
 
+BOMB = """
+from gluon_resnetv2.deploy import images, service
+from gluon_resnetv2.errors import UserError
+from tests.malformed import png
+import io
+try:
+    images.read_image(io.BytesIO(png(10_000, 10_000, b"")), (3, 8, 8))
+except UserError as error:
+    print(error)
+"""
+
+
+def test_bombs_do_not_fill_the_log():
+    done = subprocess.run([sys.executable, "-c", BOMB], cwd=ROOT, capture_output=True, text=True)
+    assert "more pixels" in done.stdout
+    assert done.stderr == ""
+
+
 def test_a_body_over_the_limit_is_not_read_on():
     with serving({"net": Gated(free=True)}, body=10_000) as (port, *_):
         declared = (
@@ -434,6 +490,90 @@ def test_a_head_that_is_slow_or_large_is_given_up(monkeypatch):
         assert infer(port, one())[0] == 200
 
 
+@pytest.mark.parametrize(
+    "second",
+    [
+        b"GET /v2 HTTP/1.1\r\nHost:",
+        b"GET /v2 HTTP/1.1\r\nX: " + b"x" * 70_000,
+        b"nonsense\r\n\r\n",
+    ],
+    ids=["slow", "large", "nonsense"],
+)
+def test_a_head_that_is_given_up_leaves_the_answer_before_it_alone(monkeypatch, second):
+    monkeypatch.setattr(http_server, "HEAD_SECONDS", 0.5)
+    gated = Gated()
+    with serving({"net": gated}) as (port, *_):
+        connection = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+        connection.sendall(request("/v2/models/net/infer", {}, one(5)))
+        assert gated.started.acquire(timeout=PATIENCE)
+        connection.sendall(second)
+        time.sleep(1)  # in which it is given up
+        gated.go.set()
+        received = b""
+        while part := connection.recv(65536):
+            received += part
+        connection.close()
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    assert json.loads(body)["outputs"][0]["data"] == [5.0] * len(CLASSES)
+
+
+def test_a_body_that_breaks_off_its_chunks_is_given_up_at_once():
+    with serving({"net": Gated(free=True)}) as (port, *_):
+        raw = request("/v2/models/net/infer", {"Transfer-Encoding": "chunked"}, b"5\r\nhello!!!")
+        assert answer_of(port, raw)[0] == 400
+
+
+def test_connections_are_limited(monkeypatch):
+    monkeypatch.setattr(http_server, "CONNECTIONS", 2)
+    with serving({"net": Gated(free=True)}) as (port, *_):
+        idle = [socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) for _ in range(2)]
+        status, headers, answer = ask(port, "/v2")
+        assert (status, headers["retry-after"]) == (503, "1")
+        assert "connections" in answer["error"]
+        for connection in idle:
+            connection.close()
+        until(lambda: ask(port, "/v2")[0] == 200)
+
+
+def test_an_answer_that_nobody_reads_is_given_up(monkeypatch):
+    class Wordy(Gated):
+        classes = [""] * 500_000
+
+        def run(self, inputs):
+            return np.zeros((len(inputs), len(self.classes)), "float32")
+
+    monkeypatch.setattr(http_server, "READ_SECONDS", 0.5)
+    output = {"name": "logits", "parameters": {"binary_data": True}}
+    path, headers, body = malformed.in_binary(np.random, bytes(4 * 4 * 768), shape=[4, *SHAPE])
+    size = int(headers["Inference-Header-Content-Length"])
+    text = json.dumps({**json.loads(body[:size]), "outputs": [output]}).encode()
+    headers = {"Inference-Header-Content-Length": len(text)}
+    with serving({"net": Wordy()}) as (port, _, uvicorn):
+        assert len(answer_of(port, request(path, headers, text + body[size:]))[2]) > 8_000_000
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
+            connection.sendall(request(path, headers, text + body[size:]))
+            connection.recv(1)
+            assert uvicorn.server_state.connections
+            until(lambda: not uvicorn.server_state.connections)
+
+
+def test_large_bodies_are_read_beside_the_event_loop(monkeypatch):
+    threads, decode = [], service_module._decode
+
+    def watched(*args):
+        threads.append(threading.current_thread().name)
+        return decode(*args)
+
+    monkeypatch.setattr(service_module, "_decode", watched)
+    monkeypatch.setattr(service_module, "LARGE", len(one()), raising=False)
+    with serving({"net": Gated(free=True)}) as (port, *_):
+        for body in (one(), one() + b" "):
+            assert infer(port, body)[0] == 200
+        assert infer(port, b"{" * 10_000)[0] == 400
+    assert [name.startswith("net") for name in threads] == [False, True, True]
+
+
 def test_an_answer_that_takes_too_long_is_given_up_and_not_computed():
     gated = Gated()
     with serving({"net": gated}, seconds=1) as (port, *_):
@@ -458,8 +598,7 @@ def busy(gated, queue):
         answers = [clients.submit(infer, port, one(7))]
         assert gated.started.acquire(timeout=PATIENCE)
         answers += [clients.submit(infer, port, one(index)) for index in range(queue)]
-        while service.models["net"].batcher.waiting < queue:
-            time.sleep(0.01)
+        until(lambda: service.models["net"].batcher.waiting == queue)
         try:
             yield port, uvicorn, answers
         finally:
@@ -479,6 +618,28 @@ def test_beyond_the_queue_requests_are_told_to_try_again():
         for index, answer in enumerate(answers[1:]):
             assert answer.result()[2]["outputs"][0]["data"][0] == index
         assert infer(port, one())[0] == 200
+
+
+def test_beyond_the_queue_image_files_wait_for_no_decoder():
+    class Slow(Gated):
+        def read(self, file):
+            assert self.go.wait(PATIENCE)
+            return np.zeros(SHAPE, "float32")
+
+    slow, image = Slow(), png(np.zeros(SHAPE, "uint8"))
+    clients = concurrent.futures.ThreadPoolExecutor(16)
+    with serving({"net": slow}, queue=5) as (port, *_), clients:
+        answers = [
+            clients.submit(infer, port, image, **{"Content-Type": "image/png"}) for _ in range(16)
+        ]
+        try:
+            early = concurrent.futures.as_completed(answers, timeout=PATIENCE / 6)
+            statuses = [next(early).result()[0] for _ in range(11)]
+        finally:
+            slow.go.set()
+        assert statuses == [503] * 11
+        assert sorted(answer.result(PATIENCE)[0] for answer in answers) == [200] * 5 + [503] * 11
+        assert infer(port, image, **{"Content-Type": "image/png"})[0] == 200
 
 
 def test_bodies_in_memory_are_limited_together():
@@ -504,6 +665,22 @@ def test_a_failure_inside_is_told_as_such_and_logged(caplog):
         assert status == 500
         assert "luck" not in answer["error"]
         assert "out of luck" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_model_whose_thread_ended_is_not_ready():
+    class Leaving(Gated):
+        def run(self, inputs):
+            raise SystemExit
+
+    with serving({"net": Leaving(), "other": Gated(free=True)}, seconds=1) as (port, *_):
+        assert ask(port, "/v2/health/ready")[0] == 200
+        assert infer(port, one())[0] == 504
+        assert ask(port, "/v2/health/ready")[0] == 503
+        assert ask(port, "/v2/models/net/ready")[0] == 503
+        assert ask(port, "/v2/models/other/ready")[0] == 200
+        states = [model["state"] for model in ask(port, "/v2/repository/index", b"{}")[2]]
+        assert states == ["UNAVAILABLE", "READY"]
 
 
 # -- Beside inference ------------------------------------------------------------------------------
@@ -554,8 +731,7 @@ def test_while_it_drains_it_answers_what_it_accepted_and_refuses_the_rest(monkey
     gated = Gated()
     with busy(gated, 3) as (port, uvicorn, answers):
         uvicorn.stop_soon()
-        while ask(port, "/v2/health/ready")[0] != 503:
-            time.sleep(0.01)
+        until(lambda: ask(port, "/v2/health/ready")[0] == 503)
         assert ask(port, "/v2/health/live")[0] == 200
         assert ask(port, "/v2/models/net/ready")[0] == 503
         assert ask(port, "/v2/repository/index", b"{}")[2][0]["state"] == "UNAVAILABLE"
@@ -697,3 +873,18 @@ def test_two_exports_of_one_name_are_refused(folder, monkeypatch):
     monkeypatch.setattr(os, "environ", dict(os.environ))
     with pytest.raises(UserError, match=r"two exports have the name preact8; name one: NAME="):
         server.main(options_of(str(folder), str(folder), "--port", "0"))
+
+
+def test_forms_that_are_wrong_here_are_told(folder, monkeypatch, capsys):
+    class Wrong(predictor_module._Fused):
+        def run(self, inputs):
+            return super().run(inputs) + 1
+
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(predictor_module, "_Fused", Wrong)
+    monkeypatch.setattr(http_server.Uvicorn, "run", lambda self, listeners: None)
+    monkeypatch.setattr(server.gc, "freeze", lambda: None)
+    server.main(options_of(f"net={folder}", "--port", "0"))
+    printed = capsys.readouterr()
+    assert re.fullmatch(r"net: a form that is wrong here .*FAILED fused .*\n", printed.err)
+    assert "net (float32, plain)" in printed.out

@@ -40,6 +40,7 @@ class Batcher:
 
     Attributes:
         waiting: images in the queue.
+        reserved: images that room is kept for.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Batcher:
         batching: bool = True,
         observe: Callable[[int], None] = lambda images: None,
     ):
-        self.waiting = 0
+        self.waiting = self.reserved = 0
         self._run, self._observe = run, observe
         self._max_batch, self._queue, self._batching = max_batch, queue, batching
         self._requests: collections.deque[_Waiting] = collections.deque()
@@ -80,13 +81,25 @@ class Batcher:
         self._add(_Waiting(images, future, loop))
         return future
 
-    def check_room(self, images: int) -> None:
-        """Raises what `submit` would for so many images now."""
-        if self._closed:
-            raise Closed("no more images are taken")
-        # An empty queue takes any request, so that none is refused for ever.
-        if self.waiting and self.waiting + images > self._queue:
-            raise Full(f"{self.waiting} images wait already")
+    def reserve(self, images: int) -> None:
+        """Keeps room for images that are not ready to be handed in, until they are released.
+
+        Raises:
+            Full, Closed: as `submit`.
+        """
+        with self._changed:
+            self._check_room(images)
+            self.reserved += images
+
+    def release(self, images: int) -> None:
+        """Gives back what was reserved."""
+        with self._changed:
+            self.reserved -= images
+
+    @property
+    def alive(self) -> bool:
+        """Whether anything would still be computed."""
+        return self._thread.is_alive()
 
     def close(self, patience: float | None = None) -> None:
         """Takes no more, and returns when all that was taken is answered.
@@ -106,9 +119,17 @@ class Batcher:
         _settle([(request, None, Closed("no time was left to compute this")) for request in late])
         self._thread.join()
 
+    def _check_room(self, images):
+        if self._closed:
+            raise Closed("no more images are taken")
+        taken = self.waiting + self.reserved
+        # An empty queue takes any request, so that none is refused for ever.
+        if taken and taken + images > self._queue:
+            raise Full(f"{taken} images wait already")
+
     def _add(self, request):
         with self._changed:
-            self.check_room(len(request.images))
+            self._check_room(len(request.images))
             self._requests.append(request)
             self.waiting += len(request.images)
             if self.waiting >= self._wanted:
@@ -126,20 +147,24 @@ class Batcher:
         batch = [request for request in batch if request.wanted()]
         if not batch:
             return True
+        try:
+            outcomes = [(request, rows, None) for request, rows in zip(batch, self._rows(batch))]
+        except Exception as error:  # the requests' to tell; the thread goes on
+            outcomes = [(request, None, error) for request in batch]
+        _settle(outcomes)
+        return True
+
+    def _rows(self, batch):
+        """The outputs of each request."""
         arrays = [request.images for request in batch]
         images = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         self._observe(len(images))
         began = time.monotonic()
-        try:
-            rows = self._run(images)
-        except Exception as error:  # the requests' to tell; the thread goes on
-            _settle([(request, None, error) for request in batch])
-            return True
+        rows = self._run(images)
         self._last = (len(images), time.monotonic() - began)
-        ends = np.cumsum([len(array) for array in arrays])
-        parts = np.split(rows, ends[:-1])
-        _settle([(request, part, None) for request, part in zip(batch, parts)])
-        return True
+        if len(rows) != len(images):
+            raise ValueError(f"{len(rows)} rows were computed for {len(images)} images")
+        return np.split(rows, np.cumsum([len(array) for array in arrays[:-1]]))
 
     def _take(self):
         """The requests of the next batch, oldest first; None where there will be no more."""

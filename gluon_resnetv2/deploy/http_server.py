@@ -1,4 +1,4 @@
-"""uvicorn, with bounds on the heads of requests, and an end that leaves none without an answer."""
+"""uvicorn, with bounds on connections, and an end that leaves no request without an answer."""
 
 from __future__ import annotations
 
@@ -15,21 +15,32 @@ from gluon_resnetv2.deploy.service import DRAIN_SECONDS, LINGER_SECONDS, Service
 HEAD_SECONDS = 10  # for the head of a request
 HEAD_BYTES = 2**16  # of it
 KEEP_ALIVE_SECONDS = 60  # between the requests of a connection
+READ_SECONDS = 30  # for a client to read what has been sent
+CONNECTIONS = 1000  # at a time; 1024 files are what many systems let a process open
 NOTICE_SECONDS = 0.5  # from SIGTERM to closing connections, for requests that are on their way
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's, with bounds on the head of a request, which no application sees in time."""
+    """uvicorn's, with bounds on what no application sees in time.
 
-    _patience = None  # the timer of a head that is not there yet
+    These are the head of a request, the number of connections, and answers that nobody reads. The
+    methods that this replaces are not documented; uvicorn 0.30, 0.39 and 0.54 have them.
+    """
+
+    _head_timer = None  # while a head is not there yet
+    _read_timer = None  # while an answer is not read
+    _refused = False  # and what else arrives is not looked at
 
     def connection_made(self, transport):
         super().connection_made(transport)
-        self._await_head()
+        if len(self.connections) > CONNECTIONS:
+            self._refuse(503, "Service Unavailable", "there are too many connections")
+        else:
+            self._await_head()
 
     def on_message_begin(self):
         super().on_message_begin()
-        if not self._patience:
+        if not self._head_timer:
             self._await_head()
 
     def on_headers_complete(self):
@@ -38,23 +49,38 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc):
         self._forget_head()
+        self._forget_answer()
         super().connection_lost(exc)
+
+    def pause_writing(self):
+        super().pause_writing()
+        self._read_timer = self.loop.call_later(READ_SECONDS, self.transport.abort)
+
+    def resume_writing(self):
+        self._forget_answer()
+        super().resume_writing()
+
+    def _forget_answer(self):
+        if self._read_timer:
+            self._read_timer.cancel()
 
     def _await_head(self):
         self._head = 0  # bytes
-        self._patience = self.loop.call_later(
+        self._head_timer = self.loop.call_later(
             HEAD_SECONDS, self._refuse, 408, "Request Timeout", "the request's head did not arrive"
         )
 
     def _forget_head(self):
-        if self._patience:
-            self._patience.cancel()
-            self._patience = None
+        if self._head_timer:
+            self._head_timer.cancel()
+            self._head_timer = None
 
     def data_received(self, data):
-        awaited = self._patience
+        if self._refused:
+            return
+        awaited = self._head_timer
         super().data_received(data)
-        if awaited and awaited is self._patience:
+        if awaited and awaited is self._head_timer:
             self._head += len(data)
             if self._head > HEAD_BYTES:
                 self._refuse(431, "Request Header Fields Too Large", "the headers are too large")
@@ -64,9 +90,17 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, status, phrase, message):
         self._forget_head()
+        self._refused = True
+        last = self.cycle  # of the requests whose heads were right
+        if last and not last.response_complete:
+            its_body_is_wrong = last.more_body and not last.response_started and not self.pipeline
+            if not its_body_is_wrong:
+                last.keep_alive = False  # its answer comes first, and ends the connection
+                return
         body = protocol.error(message)
+        retry = "retry-after: 1\r\n" if status == 503 else ""
         head = (
-            f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\n"
+            f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\n{retry}"
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)

@@ -47,20 +47,15 @@ class Runtime(MLModel):
 
     async def unload(self) -> bool:
         if self._model:
-            await asyncio.to_thread(self._model.batcher.close)
+            await asyncio.to_thread(self._model.close)
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         """Raises MLServerError with what is wrong with the request, or 503 where too many wait."""
-        interface, batcher = self._model.interface, self._model.batcher
+        interface = self._model.interface
         try:
             request = decode(*_wire(payload), interface)
-            inputs = request.values
-            if request.input != "data":
-                batcher.check_room(len(request))  # before the work
-                inputs = await asyncio.to_thread(self._model.prepare, request)
-            rows = await batcher.submit_async(inputs)
-            body, _ = encode(request, rows, interface)
+            body, _ = encode(request, await self._model.outputs(request), interface)
         except Refused as error:
             raise MLServerError(str(error), error.status) from None
         except (Full, Closed) as error:

@@ -127,7 +127,7 @@ class Predictor:
         """One image as `probabilities` takes it: (C, H, W) in 0..255.
 
         Args:
-            file: a path, or a binary file.
+            file: a path, or a binary file of a JPEG or PNG.
 
         Raises:
             UserError: it can't be read as an image; or as `prepare`.

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gluon_resnetv2.deploy.scores import likeliest, softmax
+
 VERSION = "1"  # of every model: an export does not count its predecessors
 DATATYPES = {"data": ("FP32",), "pixels": ("FP32", "UINT8"), "image": ("BYTES",)}
 NUMBERS = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
@@ -383,7 +385,7 @@ def _unpacked(binary, shape):
 
 
 def _check_image(file, where, media_type=None):
-    """Lets no other formats come to Pillow, some of whose decoders start programs."""
+    """Tells what is no image before it waits for a thread that would decode it."""
     found = next((kind for magic, kind in IMAGE_TYPES.items() if file.startswith(magic)), None)
     if found is None:
         raise Refused(f"{where} is neither a JPEG nor a PNG file")
@@ -434,22 +436,16 @@ def _values(output, rows, interface):
     scores = rows if output.name == interface.output else softmax(rows)
     if not output.classification:
         return "FP32", list(scores.shape), scores
-    best = np.argsort(-scores, axis=1, kind="stable")[:, : output.classification]
+    count = output.classification
     lines = [
-        f"{row[i]:f}:{i}:{interface.classes[i]}" for row, order in zip(scores, best) for i in order
+        f"{row[i]:f}:{i}:{interface.classes[i]}" for row in scores for i in likeliest(row, count)
     ]
-    return "BYTES", list(best.shape), lines
+    return "BYTES", [len(scores), count], lines
 
 
 def _packed(strings: Iterable[str]) -> bytes:
     encoded = [string.encode() for string in strings]
     return b"".join(struct.pack("<I", len(string)) + string for string in encoded)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities (N, classes), float32, of logits."""
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True), dtype="float64")
-    return (exponentials / exponentials.sum(axis=1, keepdims=True)).astype("float32")
 
 
 def error(message: str) -> bytes:

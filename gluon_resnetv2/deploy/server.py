@@ -7,13 +7,13 @@ import gc
 import logging
 import os
 import socket
+import sys
 from pathlib import Path
 
 from gluon_resnetv2 import runtime
 from gluon_resnetv2.errors import UserError
 
 MEGABYTE = 2**20
-IMAGE_PIXELS = 2**25  # of an image file: what takes 100 MB as RGB
 BACKLOG = 2048  # connections that wait to be accepted
 
 
@@ -54,17 +54,10 @@ def main(options: argparse.Namespace) -> int:
 
 def _serve(options, listener, threads):
     # Here, so that other verbs do without them, and after what MXNet reads of the environment.
-    from PIL import Image
-
+    from gluon_resnetv2.deploy.http_server import Uvicorn
     from gluon_resnetv2.deploy.predictor import Predictor
+    from gluon_resnetv2.deploy.service import Limits, Metrics, Model, Service
 
-    try:
-        from gluon_resnetv2.deploy.http_server import Uvicorn
-        from gluon_resnetv2.deploy.service import Limits, Metrics, Model, Service
-    except ModuleNotFoundError as error:
-        raise UserError(f"serve needs {error.name}: pip install '.[serve]'") from None
-
-    Image.MAX_IMAGE_PIXELS = IMAGE_PIXELS  # Pillow's way to set it
     limits = Limits(
         body=int(options.body_limit * MEGABYTE),
         memory=int(options.memory * MEGABYTE),
@@ -74,6 +67,9 @@ def _serve(options, listener, threads):
     metrics, models = Metrics(), {}
     for name, artifact in _artifacts(options.exports).items():
         predictor = Predictor(artifact, max_batch=options.max_batch)
+        for line in predictor.rejected:
+            line = " ".join(line.split())
+            print(f"{name}: a form that is wrong here is not run: {line}", file=sys.stderr)
         models[name] = Model(name, predictor, metrics, limits.queue, not options.no_batching)
     service = Service(models, limits, metrics, options.page)
     gc.collect()

@@ -1,8 +1,8 @@
 """What is served: models, as an ASGI application that speaks the Open Inference Protocol v2.
 
 One event loop reads requests and answers them. What a request asks is checked (`protocol`) before
-it waits with others (`batching`); image files are decoded in a few threads beside. All that waits
-is bounded: bytes of bodies, images in the queue, seconds.
+it waits with others (`batching`); a few threads beside decode image files and large bodies. All
+that waits is bounded: bytes of bodies, images in the queue, seconds.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import contextlib
 import io
 import logging
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 PAGE = Path(__file__).with_name("page.html")
 DRAIN_SECONDS = 10  # from `Infer.drain` to refusing what is not computed yet
 LINGER_SECONDS = 2  # for which the rest of a refused body is read, so that the client reads why
+LARGE = 2**20  # bytes of a body: more would hold up the event loop
 DRAINING = "the server is shutting down"
 JSON = (b"content-type", b"application/json")
 BINARY = (b"content-type", b"application/octet-stream")
@@ -52,6 +55,8 @@ PAGE_HEADERS = {
 }
 
 log = logging.getLogger(__name__)
+# `read_image` refuses what Pillow only warns of, once for each size that anyone thinks of.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class Metrics:
 
 
 class Model:
-    """A predictor, what its clients see of it, and the queue before it."""
+    """A predictor, what its clients see of it, the queue before it, and threads that prepare."""
 
     def __init__(
         self, name: str, predictor: Predictor, metrics: Metrics, queue: int, batching: bool = True
@@ -94,35 +99,57 @@ class Model:
         self.predictor = predictor
         classes, shape = list(predictor.classes), tuple(predictor.shape)
         self.interface = Interface(name, classes, shape, predictor.output, predictor.max_batch)
-        self.batcher = Batcher(
+        self.pool = ThreadPoolExecutor(runtime.cpus(), name)
+        self.batcher = batcher = Batcher(
             predictor.run,
             max_batch=predictor.max_batch,
             queue=queue,
             batching=batching,
             observe=metrics.batch.labels(name).observe,
         )
-        metrics.queue.labels(name).set_function(lambda: self.batcher.waiting)
+        metrics.queue.labels(name).set_function(lambda: batcher.waiting + batcher.reserved)
 
-    def prepare(self, request: protocol.Request) -> np.ndarray:
-        """What the network takes for pixels or image files: (n, C, H, W) float32.
+    async def outputs(self, request: protocol.Request) -> np.ndarray:
+        """What the network gives for a request: (n, classes).
 
         Raises:
-            Refused: a file is no image that can be read.
+            Refused: a file is no image that can be read, or nobody knows how to prepare images.
+            Full, Closed: as `Batcher.submit`.
         """
-        pixels = request.values
-        if request.input == "image":
-            pixels = np.stack([self._read(index, file) for index, file in enumerate(pixels)])
-        return self.predictor.prepare(pixels)
+        if request.input == "data":
+            return await self.batcher.submit_async(request.values)
+        if not self.predictor.prepares:
+            raise Refused(
+                f"{self.interface.name} has no manifest.json, which says how images are prepared; "
+                "send input data"
+            )
+        images = len(request)
+        self.batcher.reserve(images)
+        preparing = self.pool.submit(self._prepared, request)
+        preparing.add_done_callback(lambda _: self.batcher.release(images))
+        return await self.batcher.submit_async(await asyncio.wrap_future(preparing))
 
     def metadata(self) -> dict:
         """The answer to GET v2/models/NAME."""
         parameters = {
+            "inputs": list(protocol.DATATYPES) if self.predictor.prepares else ["data"],
             "classes": self.interface.classes,
             "image_shape": self.interface.shape,
             "max_batch": self.interface.max_batch,
             "form": self.predictor.form,
         }
         return {**self.interface.metadata(), "parameters": parameters}
+
+    def close(self, patience: float | None = None) -> None:
+        """Ends the threads, the batcher's as its `close` says."""
+        self.batcher.close(patience)
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def _prepared(self, request):
+        pixels = request.values
+        if request.input == "image":
+            pixels = np.stack([self._read(index, file) for index, file in enumerate(pixels)])
+        return self.predictor.prepare(pixels)
 
     def _read(self, index, file):
         try:
@@ -145,7 +172,6 @@ class Infer:
     def __init__(self, models: dict[str, Model], limits: Limits, metrics: Metrics):
         self.draining = False
         self._models, self._limits, self._metrics = models, limits, metrics
-        self._pool = ThreadPoolExecutor(runtime.cpus(), "images")
         self._held: dict[asyncio.Task, int] = {}  # bytes of the body of each request at hand
         self._memory = 0  # their sum
 
@@ -167,11 +193,10 @@ class Infer:
         name = model.interface.name if model else ""  # no client can add to the metrics
         status, headers, rest = 200, [JSON], None
         try:
-            request, rows = await self._outputs(model, scope, receive)
-            body, json_size = protocol.encode(request, rows, model.interface)
+            body, json_size, images = await self._answer(model, scope, receive)
             if json_size is not None:
                 headers = [BINARY, (JSON_SIZE, b"%d" % json_size)]
-            self._metrics.images.labels(name).inc(len(request))
+            self._metrics.images.labels(name).inc(images)
         except Gone:
             return
         except Refused as refused:
@@ -189,10 +214,13 @@ class Infer:
             headers.append(RETRY)
         if rest or self.draining:
             headers.append(CLOSE)
-        await _answer(send, status, headers, body, rest)
+        await _send(send, status, headers, body, rest)
 
-    async def _outputs(self, model, scope, receive):
-        """The request, and the network's outputs for it."""
+    async def _answer(self, model, scope, receive):
+        """The answer's body, the size of its JSON if more follows, and how many images it is for.
+
+        A function of its own, to hold on to no images while the answer is sent.
+        """
         headers = dict(scope["headers"])
         body = await self._body(headers, receive)
         if self.draining:
@@ -200,14 +228,15 @@ class Infer:
         if model is None:
             raise Refused(f"there is no model {protocol.shown(scope['path_params']['model'])}", 404)
         _check_version(scope["path_params"])
-        request = _decode(headers, body, model.interface)
         try:
-            inputs = request.values
-            if request.input != "data":
-                model.batcher.check_room(len(request))  # before the work
+            asked = headers, body, model.interface
+            if len(body) > LARGE:
                 loop = asyncio.get_running_loop()
-                inputs = await loop.run_in_executor(self._pool, model.prepare, request)
-            return request, await model.batcher.submit_async(inputs)
+                request = await loop.run_in_executor(model.pool, _decode, *asked)
+            else:
+                request = _decode(*asked)
+            rows = await model.outputs(request)
+            return *protocol.encode(request, rows, model.interface), len(request)
         except Full as full:
             raise Refused(f"the queue is full: {full}", 503) from None
         except Closed:
@@ -245,10 +274,6 @@ class Infer:
             return kind(DRAINING, 503)
         return kind(f"{what} within {self._limits.seconds:g} seconds", status)
 
-    def close(self) -> None:
-        """Ends the threads that decode images."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
 
 def _decode(headers, body, interface):
     """The request that a body of any of the content types is."""
@@ -276,7 +301,7 @@ def _check_version(path_params):
         raise Refused(f"there is no version {protocol.shown(version)}, only {VERSION}", 404)
 
 
-async def _answer(send, status, headers, body, rest=None):
+async def _send(send, status, headers, body, rest=None):
     """Sends an answer.
 
     Where the `rest` of a body would still come, it is received for a while before the connection is
@@ -330,19 +355,26 @@ class Service:
         return JSONResponse({"live": True})
 
     async def _ready(self, request):
-        return self._readiness({})
+        return self._readiness({}, self.models.values())
 
-    def _readiness(self, about):
-        ready = not self.infer.draining
+    def _readiness(self, about, models):
+        ready = all(map(self._is_ready, models))
         return JSONResponse({**about, "ready": ready}, 200 if ready else 503)
 
+    def _is_ready(self, model):
+        return model.batcher.alive and not self.infer.draining
+
     async def _index(self, request):
-        state = "UNAVAILABLE" if self.infer.draining else "READY"
         reason = DRAINING if self.infer.draining else ""
         return JSONResponse(
             [
-                {"name": name, "version": VERSION, "state": state, "reason": reason}
-                for name in self.models
+                {
+                    "name": name,
+                    "version": VERSION,
+                    "state": "READY" if self._is_ready(model) else "UNAVAILABLE",
+                    "reason": reason,
+                }
+                for name, model in self.models.items()
             ]
         )
 
@@ -357,7 +389,8 @@ class Service:
         return JSONResponse(self._find(request).metadata())
 
     async def _model_ready(self, request):
-        return self._readiness({"name": self._find(request).interface.name})
+        model = self._find(request)
+        return self._readiness({"name": model.interface.name}, [model])
 
     async def _metrics(self, request):
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
@@ -367,9 +400,8 @@ class Service:
 
     def close(self) -> None:
         """Ends the threads. Nobody may wait for an answer any more."""
-        self.infer.close()
         for model in self.models.values():
-            model.batcher.close(patience=0)
+            model.close(patience=0)
 
 
 def _http_error(request, error):
