@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from gluon_resnetv2 import cli
 from gluon_resnetv2.deploy import server
 from gluon_resnetv2.distributed import launch as launch_module
@@ -25,6 +27,17 @@ def export(options) -> None:
     from gluon_resnetv2.training.datasets import training_images
     from gluon_resnetv2.training.options import run_recipe
 
+    if options.calibration_images < 1:
+        raise UserError(
+            f"--calibration-images must be at least 1, not {options.calibration_images}"
+        )
+
+    def calibration():
+        recipe = run_recipe(options.run)
+        if options.data_dir:
+            recipe = dataclasses.replace(recipe, data_dir=options.data_dir)
+        return training_images(recipe, options.calibration_images)
+
     form = Form(
         values="pixels" if options.pixels else "normalised",
         output="probabilities" if options.softmax else "logits",
@@ -36,7 +49,7 @@ def export(options) -> None:
         options.output,
         options.checkpoint,
         form=form,
-        calibration=lambda: training_images(run_recipe(options.run), options.calibration_images),
+        calibration=calibration,
         onnx=options.to == "onnx",
         server=options.server,
     )
@@ -103,7 +116,7 @@ def predict(options) -> None:
         (classes,) = predictor.top(predictor.read(path)[None])
         print(path)
         for name, probability in classes:
-            print(f"  {100 * probability:6.2f} %  {name}")
+            print(f"  {100 * probability:6.2f} %  {cli.printable(name)}")
 
 
 def serve(options) -> int:
@@ -181,9 +194,7 @@ def main() -> int:
         choices=("float32", "bfloat16", "int8"),
         help="that it computes in; 16 and 8 bits are held against float32 on training images",
     )
-    options.add_argument(
-        "--calibration-images", type=int, default=256, help="how many of them"
-    )
+    options.add_argument("--calibration-images", type=int, default=256, help="how many of them")
     options.add_argument(
         "--fused", action="store_true", help="write the graph as MXNet's oneDNN backend fuses it"
     )

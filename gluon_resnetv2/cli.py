@@ -77,6 +77,11 @@ def one_line_errors() -> Iterator[None]:
     sys.exit(2)
 
 
+def printable(text: str) -> str:
+    """`text` without what a terminal would obey: such characters are escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def run(main: Callable[[], int | None]) -> None:
     """Runs `main` within `one_line_errors` and exits with what it returns."""
     with one_line_errors():

@@ -261,6 +261,12 @@ def test_a_damaged_manifest_is_refused(small, content):
         ("input.layout", "NHWC"),
         ("input.colour", "BGR"),
         ("input.mean", [10**400, 0, 0]),
+        ("input.mean", ["1", "2", "3"]),
+        ("input.mean", [1e300] * 3),
+        ("input.std", [1e-320] * 3),
+        ("classes", ["\ud800"] * 10),
+        ("sha256", ["preact8-symbol.json", "preact8-0000.params"]),
+        ("spec.stages", [10**9, 1, 1]),
         ("spec.stages", ["a"]),
         ("spec.shortcut", 5),
         ("reference.logits", "abc"),
@@ -328,6 +334,40 @@ def test_what_is_no_export_is_never_replaced(small, tmp_path):
     assert (small.folder / "thesis.txt").read_text() == "mine"
     (tmp_path / "empty").mkdir()
     assert export(net, tmp_path / "empty", (3, 16, 16), classes=CLASSES, **INPUT).manifest
+
+
+def test_a_folder_with_a_manifest_of_others_is_never_replaced(small, tmp_path):
+    net = get_model("preact8", unit="basic")
+    randomise(net)
+    web = tmp_path / "web"
+    web.mkdir()
+    (web / "manifest.json").write_text('{"name": "my web app"}')
+    (web / "vscode-settings.json").write_text("{}")
+    (small.folder / "weights-of-mine.params").touch()
+    for taken in (web, small.folder):
+        before = sorted(path.name for path in taken.iterdir())
+        with pytest.raises(UserError, match="no export of ours"):
+            export(net, taken, (3, 16, 16), classes=CLASSES, **INPUT)
+        assert sorted(path.name for path in taken.iterdir()) == before
+
+
+def test_what_a_link_leads_to_is_replaced(small, tmp_path):
+    net = get_model("preact8", unit="basic")
+    randomise(net, seed=2)
+    link, before = tmp_path / "link", small.params.read_bytes()
+    link.symlink_to(small.folder)
+    export(net, link, (3, 16, 16), classes=CLASSES, **INPUT)
+    assert link.is_symlink()
+    assert small.params.read_bytes() != before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "link"]
+
+
+def test_a_network_that_the_parameters_do_not_fit_is_not_built(small):
+    manifest = json.loads((small.folder / "manifest.json").read_text())
+    manifest["spec"]["stages"] = [3000, 3000, 3000]
+    (small.folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="the network in its manifest"):
+        verify([load(small.folder)])
 
 
 def test_a_folder_that_cannot_be_replaced_stays(small, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 
+from gluon_resnetv2.deploy import forms
 from gluon_resnetv2.deploy import verify as verification
 from gluon_resnetv2.deploy.artifact import CALIBRATION, load
 from gluon_resnetv2.deploy.export import Form, export
@@ -140,6 +141,18 @@ def test_other_precisions_need_images(net, tmp_path):
             form=Form(precision="int8"),
         )
     assert not (tmp_path / "export").exists()
+
+
+def test_what_a_precision_costs_too_much_replaces_nothing(net, tmp_path, monkeypatch):
+    def careless(symbol, arguments, statistics):
+        (bias,) = (name for name in arguments if name.endswith("fc1_bias"))
+        return symbol, {**arguments, bias: 1000 * mx.nd.arange(10)}, statistics
+
+    before = write(net, tmp_path / "export", Form())
+    monkeypatch.setattr(forms, "bfloat16", careless)
+    with pytest.raises(UserError, match=r"costs this network too much.* % of 200 images"):
+        write(net, tmp_path / "export", Form(precision="bfloat16"))
+    assert load(before.folder).manifest == before.manifest
 
 
 @pytest.mark.parametrize("images", [(), np.zeros((3, 3, 8, 8), "uint8")], ids=["none", "others"])

@@ -17,6 +17,8 @@ FORMAT = 2  # of manifest.json
 CALIBRATION = "calibration.params"  # real images, and what the network gives for them in float32
 CALIBRATION_IMAGES = 4096  # at most
 LARGEST_MANIFEST = 8 << 20  # bytes
+LARGEST_PIXEL = 1e6  # of a mean, a deviation or its inverse
+MOST_UNITS = 10_000  # of a network
 REFERENCES = 4  # images whose logits a manifest holds
 LARGEST_TOLERANCE = 1e-3  # of float32, as `reference.float32_tolerance` gives it
 # The least part of the calibration images whose likeliest class has to be float32's.
@@ -107,6 +109,8 @@ def _checked_manifest(artifact: Artifact) -> dict:
 
 
 def _check_names(sums, artifact, manifest):
+    if type(sums) is not dict:
+        raise TypeError
     needed = {artifact.symbol.name, artifact.params.name}
     if manifest["precision"] != "float32":
         needed.add(CALIBRATION)
@@ -119,14 +123,17 @@ def _check_values(manifest: dict) -> None:
     spec, described = Spec.from_dict(manifest["spec"]), manifest["input"]
     channels, height, width = described["shape"]
     logits = np.asarray(manifest["reference"]["logits"], "float32")
-    numbers = np.asarray([described["mean"], described["std"]], "float64")
+    numbers = [described["mean"], described["std"]]
+    if not all(type(number) in (int, float) for row in numbers for number in row):
+        raise TypeError
+    numbers = np.asarray(numbers, "float64")
     ((criterion, tolerance),) = manifest["tolerance"].items()
     sane = (
         channels == spec.in_channels
         and all(type(size) is int and 1 <= size <= IMAGE_SIZE_MAX for size in (height, width))
         and numbers.shape == (2, channels)
-        and np.isfinite(numbers).all()
-        and (numbers[1] > 0).all()
+        and (np.abs(numbers) <= LARGEST_PIXEL).all()
+        and (numbers[1] >= 1 / LARGEST_PIXEL).all()
         and 0.1 <= described["crop"] <= 1
         and (described["name"], described["layout"]) == ("data", "NCHW")
         and described["colour"] == "RGB"
@@ -135,6 +142,8 @@ def _check_values(manifest: dict) -> None:
         and type(manifest["fused"]) is bool
         and manifest["name"] == spec.name
         and [type(name) for name in manifest["classes"]] == [str] * spec.classes
+        and all(name.encode() for name in manifest["classes"])
+        and sum(spec.stages) <= MOST_UNITS
         and logits.shape == (REFERENCES, spec.classes)
         and (
             (criterion == "difference" and 0 < tolerance <= LARGEST_TOLERANCE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -33,19 +34,21 @@ from gluon_resnetv2.deploy.mms import archive
 from gluon_resnetv2.deploy.onnx import export_onnx
 from gluon_resnetv2.deploy.pair import seal
 from gluon_resnetv2.deploy.reference import (
+    compare,
     float32_tolerance,
     logits,
     normalise,
+    recorded,
     reference_images,
 )
+from gluon_resnetv2.deploy.runtimes import symbol_block
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import sha256, whole_folder, write_json
 from gluon_resnetv2.layers import is_statistic
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import Spec
 
-# How the names of an export's files end.
-OURS = ("-symbol.json", ".params", ".onnx", ".mar", "settings.json", "manifest.json")
+SERVER_FILES = ("model-settings.json", "settings.json")  # what `--for mlserver` writes
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def export(
             other or the network.
         OSError: the folder can't be written to; what it held is still there.
     """
-    name = net.spec.name
+    name, folder = net.spec.name, Path(folder).resolve()  # what a link leads to is replaced
     if len(classes) != net.spec.classes:
         raise UserError(f"{len(classes)} names do not fit {net.spec.classes} classes")
     if onnx and (form.fused or form.precision != "float32"):
@@ -110,7 +113,7 @@ def export(
     pixels = None
     if form.precision != "float32":
         pixels = _real_images(form.precision, calibration, tuple(image_shape))
-    _refuse_to_replace(Path(folder))
+    _refuse_to_replace(folder)
     manifest = {
         "format": FORMAT,
         "name": name,
@@ -164,9 +167,30 @@ def export(
         }
         manifest["sha256"] = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
         write_json(temporary / "manifest.json", manifest)
+        artifact = load(temporary)
+        if pixels is not None:
+            _judge(artifact)
         if server:
-            _serve_with(server, Artifact(symbol, params, manifest))
+            _serve_with(server, artifact)
     return load(folder)
+
+
+def _judge(artifact):
+    """Refuses what loses too much to its precision, before it replaces an export that did not."""
+    images, logits, tolerance = recorded(artifact)
+    precision, output = artifact.manifest["precision"], artifact.manifest["output"]
+    try:
+        found = symbol_block(str(artifact.symbol), str(artifact.params), images)
+    except mx.MXNetError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise UserError(f"{precision} can't be computed here, so not be checked: {last}") from None
+    check = compare(precision, found, logits, tolerance, output)
+    if not check.passed:
+        raise UserError(
+            f"{precision} costs this network too much: it has float32's class for "
+            f"{100 * (check.agreement or 0):.1f} % of {len(images)} images, and should for "
+            f"{100 * tolerance['agreement']:.1f} %; export another precision"
+        )
 
 
 def _serve_with(server, artifact):
@@ -220,9 +244,19 @@ def _refuse_to_replace(folder: Path) -> None:
     if not folder.exists():
         return
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
-    others = {name for name in names if not name.endswith(OURS)}
-    if others or (names and "manifest.json" not in names):
+    if names and not names <= _export_files(folder / "manifest.json"):
         raise UserError(f"{folder} exists and is no export of ours; name a new folder")
+
+
+def _export_files(manifest: Path) -> set[str]:
+    """The names that an export with this manifest may have in its folder."""
+    try:
+        values = json.loads(manifest.read_text(encoding="utf-8"))
+        name, sums = values["name"], values["sha256"]
+        known = f"{name}-symbol.json" in sums and "spec" in values
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        known = False
+    return {manifest.name, *sums, *SERVER_FILES, f"{name}.mar"} if known else set()
 
 
 def export_run(

@@ -117,7 +117,13 @@ class Predictor:
         return softmax(outputs) if self.output == "logits" else outputs
 
     def top(self, pixels: np.ndarray, count: int = 5) -> list[list[tuple[str, float]]]:
-        """The `count` likeliest (class, probability) of each image, likeliest first."""
+        """The `count` likeliest (class, probability) of each image, likeliest first.
+
+        Raises:
+            ValueError: `count` is less than 1; or as `prepare`.
+        """
+        if count < 1:
+            raise ValueError(f"at least 1 class, not {count}")
         return [
             [(self.classes[i], float(row[i])) for i in likeliest(row, count)]
             for row in self.probabilities(pixels)

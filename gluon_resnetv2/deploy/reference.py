@@ -108,8 +108,14 @@ def training_graph(spec: Spec, pair: Pair, source: str | Path) -> ResNetV2:
     """
     arguments, statistics = pair.arrays()
     values = {**arguments, **statistics}
-    net = ResNetV2(spec)
     own = {name: value for name, value in values.items() if not name.startswith(PREPROCESS)}
+    learned = sum(value.size for name, value in own.items() if name in arguments)
+    if learned != spec.parameter_count():  # before it is built, in whatever size
+        raise UserError(
+            f"{source} has {learned} numbers, and the network in its manifest "
+            f"{spec.parameter_count()}"
+        )
+    net = ResNetV2(spec)
     set_parameters(net, own, source)
     return net
 

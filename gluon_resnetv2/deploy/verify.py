@@ -157,7 +157,8 @@ def report(artifact: Artifact, shape: tuple | None = None) -> bool:
         alike = f"{criterion} of {least:.1e} at most"
         if criterion == "agreement":
             alike = f"float32's class for at least {100 * least:.1f} %"
-        print(f"verified: every runtime computes what was trained, {alike}")
+        what = "what was trained" if artifact.manifest else "the same"
+        print(f"verified: every runtime computes {what}, {alike}")
         return True
     failed = {check.runtime for check in checks if not check.passed} - {AT_EXPORT}
     if not failed:

@@ -45,8 +45,6 @@ def training_images(recipe: Recipe, count: int) -> np.ndarray:
     Raises:
         UserError: as `load_data`.
     """
-    if count < 1:
-        raise UserError(f"there must be at least 1 image, not {count}")
     dataset = load_data(recipe)
     count = min(count, dataset.train_count)
     images, _ = next(iter(dataset.batches(count, train=True, seed=recipe.seed)))
