@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from gluon_resnetv2.deploy.pair import Pair, read_pair
+from gluon_resnetv2.deploy.untrusted import read_bytes, read_json, told_of
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import sha256
 from gluon_resnetv2.spec import IMAGE_SIZE_MAX, Spec
@@ -52,6 +53,20 @@ class Artifact:
         """(channels, height, width) of one image. Only with a manifest."""
         return tuple(self.manifest["input"]["shape"])
 
+    def read(self, shape: tuple[int, int, int] | None = None) -> Pair:
+        """The pair, checked.
+
+        Args:
+            shape: (C, H, W) of an image, for a pair without manifest; by default a usual one that
+                fits.
+
+        Raises:
+            UserError: as `read_pair`.
+        """
+        if self.manifest is None:
+            return read_pair(self.symbol, self.params, shape)
+        return read_pair(self.symbol, self.params, self.input_shape, self.manifest["sha256"])
+
 
 def load(path: str | Path) -> Artifact:
     """Finds an export and checks its files against the manifest.
@@ -83,16 +98,15 @@ def load(path: str | Path) -> Artifact:
 
 def _checked_manifest(artifact: Artifact) -> dict:
     path = artifact.folder / "manifest.json"
+    with told_of(path):
+        manifest = read_json(read_bytes(path, LARGEST_MANIFEST))
     try:
-        if not path.is_file() or path.stat().st_size > LARGEST_MANIFEST:
-            raise ValueError
-        manifest = json.loads(path.read_text(encoding="utf-8"))
         known = manifest["format"] == FORMAT
         sums = manifest["sha256"]
         if known:
             _check_values(manifest)
             _check_names(sums, artifact, manifest)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise UserError(f"{path} is damaged or describes other files; export again") from None
     if not known:
         raise UserError(f"{path} has a format that this version does not know; export again")

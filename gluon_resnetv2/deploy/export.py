@@ -29,10 +29,10 @@ from gluon_resnetv2.deploy.artifact import (
     Artifact,
     load,
 )
+from gluon_resnetv2.deploy.graph_file import seal
 from gluon_resnetv2.deploy.mlserver_settings import settings_for
 from gluon_resnetv2.deploy.mms import archive
 from gluon_resnetv2.deploy.onnx import export_onnx
-from gluon_resnetv2.deploy.pair import seal
 from gluon_resnetv2.deploy.reference import (
     compare,
     float32_tolerance,

@@ -12,7 +12,7 @@ import numpy as np
 from gluon_resnetv2.deploy import forms
 from gluon_resnetv2.deploy.artifact import Artifact
 from gluon_resnetv2.deploy.images import read_image
-from gluon_resnetv2.deploy.pair import Pair, read_pair
+from gluon_resnetv2.deploy.pair import Pair
 from gluon_resnetv2.deploy.reference import (
     TOLERANCE,
     Check,
@@ -54,8 +54,7 @@ class Predictor:
     def __init__(self, artifact: Artifact, *, max_batch: int = 64, shape: tuple | None = None):
         if max_batch < 1:
             raise UserError(f"the largest batch must have at least 1 image, not {max_batch}")
-        known = artifact.input_shape if artifact.manifest else shape
-        pair = read_pair(artifact.symbol, artifact.params, known)
+        pair = artifact.read(shape)
         self.name, self.shape, self.max_batch = artifact.name, pair.shape, max_batch
         self._lock = threading.Lock()
         arguments, statistics = pair.arrays()

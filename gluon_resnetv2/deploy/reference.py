@@ -16,7 +16,8 @@ from gluon_resnetv2.deploy.artifact import (
     REFERENCES,
     Artifact,
 )
-from gluon_resnetv2.deploy.pair import Pair, read_arrays
+from gluon_resnetv2.deploy.pair import Pair
+from gluon_resnetv2.deploy.params_file import read_arrays
 from gluon_resnetv2.deploy.scores import log, softmax
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2
@@ -168,22 +169,23 @@ def recorded(artifact: Artifact) -> tuple[np.ndarray, np.ndarray, dict]:
         pixels = denormalise(images, described)
     else:
         path = artifact.folder / CALIBRATION
-        pixels, logits = _calibration(path, artifact.input_shape, len(manifest["classes"]))
+        arrays = read_arrays(path, manifest["sha256"][CALIBRATION])
+        pixels, logits = arrays.get("arg:pixels"), arrays.get("arg:logits")
+        _check_calibration(path, pixels, logits, artifact)
         images = normalise(pixels, described)
     if described["values"] == "pixels":
         images = np.asarray(pixels, "float32")
     return images, logits, tolerance
 
 
-def _calibration(path, image_shape, classes):
-    arrays = read_arrays(path)
-    pixels, logits = arrays.get("arg:pixels"), arrays.get("arg:logits")
+def _check_calibration(path, pixels, logits, artifact):
+    classes = len(artifact.manifest["classes"])
     if (
-        set(arrays) != {"arg:pixels", "arg:logits"}
+        pixels is None
+        or logits is None
         or not 1 <= len(pixels) <= CALIBRATION_IMAGES
-        or pixels.shape[1:] != image_shape
+        or pixels.shape[1:] != artifact.input_shape
         or logits.shape != (len(pixels), classes)
         or (pixels.dtype, logits.dtype) != ("uint8", "float32")
     ):
         raise UserError(f"{path} does not fit the manifest; export again")
-    return pixels, logits

@@ -15,7 +15,6 @@ import numpy as np
 
 from gluon_resnetv2.deploy.artifact import Artifact
 from gluon_resnetv2.deploy.forms import misfolded
-from gluon_resnetv2.deploy.pair import read_pair
 from gluon_resnetv2.deploy.reference import (
     TOLERANCE,
     Check,
@@ -72,8 +71,7 @@ def verify(artifacts: Sequence[Artifact], shape: tuple | None = None) -> list[li
         for index, artifact in enumerate(artifacts):
             if shape and artifact.manifest:
                 raise UserError(f"{artifact.folder} says its own shape; leave --shape out")
-            known = artifact.input_shape if artifact.manifest else shape
-            pair = read_pair(artifact.symbol, artifact.params, known)
+            pair = artifact.read(shape)
             pairs.append(pair)
             images = Path(folder) / f"images{index}.npy"
             seen = recorded(artifact)[0] if artifact.manifest else reference_images(pair.shape)

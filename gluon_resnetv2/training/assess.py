@@ -15,7 +15,6 @@ from gluon_resnetv2 import data, imagenet
 from gluon_resnetv2.checkpoint import checkpoints
 from gluon_resnetv2.deploy.artifact import Artifact, load
 from gluon_resnetv2.deploy.export import load_run
-from gluon_resnetv2.deploy.pair import read_pair
 from gluon_resnetv2.deploy.runtimes import as_block
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.spec import IMAGE_SIZE_MAX
@@ -102,7 +101,7 @@ def assess(
 
 def _exported(artifact: Artifact, devices: Sequence[mx.Context]) -> Callable:
     """What an export computes, from normalised images to logits, whatever its graph takes."""
-    pair = read_pair(artifact.symbol, artifact.params, artifact.input_shape)
+    pair = artifact.read()
     arguments, statistics = pair.arrays()
     block = as_block(pair.symbol(), {**arguments, **statistics}, [pair.data], devices)
     block.hybridize(static_alloc=True)

@@ -1,0 +1,105 @@
+"""Files that anybody may have written: read whole, or refused in one line that says why."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import stat
+from collections.abc import Iterator
+
+from gluon_resnetv2.errors import UserError
+
+# Brackets that any JSON may have, and from how many bytes on each may have one more: Python takes
+# 64 bytes and more for each.
+BRACKETS, APART = 1000, 8
+
+
+class Fault(ValueError):
+    """What is wrong with a file, in words that follow the file's name."""
+
+
+@contextlib.contextmanager
+def told_of(path: str | os.PathLike) -> Iterator[None]:
+    """Has a `Fault` in the block become the user's error about `path`."""
+    try:
+        yield
+    except Fault as fault:
+        raise UserError(f"{path} {fault}") from None
+
+
+def quote(text: str) -> str:
+    """`text` as a short part of one line."""
+    return ascii(text if len(text) <= 60 else f"{text[:60]}...")
+
+
+def read_bytes(path: str | os.PathLike, limit: int, sha256: str | None = None) -> bytes:
+    """The content of a file of at most `limit` bytes.
+
+    Args:
+        sha256: what its SHA-256 should be, in hexadecimal, where that is known.
+
+    Raises:
+        Fault: it can't be read, is no file, is larger, or has another SHA-256.
+    """
+    try:
+        # A pipe would be waited for.
+        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise Fault("is no file")
+            if found.st_size > limit:
+                raise Fault(f"has {found.st_size} bytes; {limit} are the most that is read")
+            data = file.read(found.st_size)
+    except OSError as error:
+        raise Fault(f"can't be read: {error.strerror}") from None
+    if len(data) != found.st_size:
+        raise Fault("changes while it is read")
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise Fault("is not the file that was exported: its SHA-256 differs; export again")
+    return data
+
+
+def read_json(data: bytes) -> object:
+    """What JSON in UTF-8 says, where it says it once and in finite numbers.
+
+    Takes memory in proportion to `data`, whatever that is.
+
+    Raises:
+        Fault: it is no such JSON.
+    """
+
+    def once(pairs):
+        parsed = dict(pairs)
+        if len(parsed) < len(pairs):
+            raise Fault("has a key twice in one object")
+        return parsed
+
+    def integer(text):
+        if len(text) > 18:
+            raise Fault(f"has a number {quote(text)}")
+        return int(text)
+
+    def real(text):
+        if not math.isfinite(float(text)):
+            raise Fault(f"has a number {quote(text)}")
+        return float(text)
+
+    if data.count(b"{") + data.count(b"[") > BRACKETS + len(data) // APART:
+        raise Fault("is all brackets")
+    try:
+        return json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=once,
+            parse_int=integer,
+            parse_float=real,
+            parse_constant=real,  # NaN, Infinity, -Infinity
+        )
+    except Fault:
+        raise
+    except RecursionError:
+        raise Fault("is nested too deeply") from None
+    except ValueError as error:
+        raise Fault(f"is no JSON: {error}") from None
