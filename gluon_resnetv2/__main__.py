@@ -123,16 +123,11 @@ def serve(options) -> int:
     return server.main(options)
 
 
-def _shape(text: str) -> tuple:
-    channels, height, width = (int(size) for size in text.split(","))
-    return channels, height, width
-
-
 def _numbers(text: str) -> tuple:
     return tuple(int(number) for number in text.split(","))
 
 
-_shape.__name__, _numbers.__name__ = "C,H,W", "N,N,..."  # argparse names them in its message
+_numbers.__name__ = "N,N,..."  # argparse names it in its message
 
 
 def main() -> int:
@@ -208,7 +203,7 @@ def main() -> int:
     options = verb(verify, "compare an exported pair with the training graph in every runtime")
     options.add_argument("export", help="folder of an export or run, or a -symbol.json")
     options.add_argument(
-        "--shape", type=_shape, help="C,H,W of an image, for a pair without manifest"
+        "--shape", type=cli.shape, help="C,H,W of an image, for a pair without manifest"
     )
     options = verb(predict, "the likeliest five classes of image files")
     options.add_argument("export", help="folder of an export or run")

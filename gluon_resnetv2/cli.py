@@ -53,6 +53,15 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
 
 
+def shape(text: str) -> tuple[int, int, int]:
+    """The (channels, height, width) of an option C,H,W."""
+    sizes = text.split(",")
+    if len(sizes) != 3 or not all(size.isdecimal() and int(size) for size in sizes):
+        raise argparse.ArgumentTypeError(f"{text} is no C,H,W, as in 3,224,224")
+    channels, height, width = map(int, sizes)
+    return channels, height, width
+
+
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Ends the program with status 2 and one line where the block meets a mistake of the user's.

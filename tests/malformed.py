@@ -364,6 +364,7 @@ def wrong_outputs(rng):
         [{**one, "parameters": {"classification": count}}],
         [{**one, "parameters": {"binary_data": 1}}],
         [{**one, "parameters": []}],
+        [{**one, "parameters": {"shared_memory_region": "mine"}}],
         [{**one, "shape": [1]}],
     )
     return *in_json(tensor(rng), outputs=outputs), "output|classification"
@@ -378,8 +379,9 @@ def wrong_id_or_parameters(rng):
         {"parameters": 1},
         {"parameters": []},
         {"parameters": {"binary_data_output": "yes"}},
+        {"parameters": {"shared_memory_region": "mine"}},
     )
-    return *in_json(tensor(rng), **change), "id must|parameters|binary_data_output"
+    return *in_json(tensor(rng), **change), "id must|parameters|binary_data_output|shared_memory"
 
 
 # -- Image files -----------------------------------------------------------------------------------

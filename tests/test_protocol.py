@@ -109,6 +109,7 @@ def test_which_outputs_are_asked_for():
 
 
 HUGE = "9" * 4000
+SHARED = {"shared_memory_region": "mine", "shared_memory_byte_size": 96}
 NOT_FINITE = np.where(np.arange(48).reshape(VALUES.shape) == 7, np.float32("nan"), VALUES)
 IMAGE = {"name": "image", "datatype": "BYTES", "shape": [1]}
 
@@ -147,6 +148,11 @@ IMAGE = {"name": "image", "datatype": "BYTES", "shape": [1]}
             asking(tensor(), outputs=[{"name": "logits", "parameters": {"classification": -1}}]),
             "classification",
         ),
+        (
+            asking(tensor(), outputs=[{"name": "label", "parameters": SHARED}]),
+            "output label.*shared_memory_region",
+        ),
+        (asking(tensor(data=None, parameters=SHARED)), "input data.*shared_memory_region"),
         (asking(tensor(name="images")), "no input"),
         (asking(tensor(name={})), "no input"),
         (asking(tensor(name=None)), "lacks name"),

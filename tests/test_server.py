@@ -524,6 +524,84 @@ def test_a_body_that_breaks_off_its_chunks_is_given_up_at_once():
         assert answer_of(port, raw)[0] == 400
 
 
+def statuses_of(port, *packets, half_close=False):
+    """Sends packets over one connection, and gives the status of each answer until it ends."""
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for packet in packets:
+            connection.sendall(packet)
+            time.sleep(0.05)  # for it to arrive alone
+        if half_close:
+            connection.shutdown(socket.SHUT_WR)
+        received = b""
+        while part := connection.recv(65536):
+            received += part
+    return [int(status) for status in re.findall(rb"HTTP/1.1 (\d+)", received)]
+
+
+UPGRADE = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAEAAEAA"}
+LAST = request("/v2", {"Connection": "close"}, b"", "GET")
+
+
+@pytest.mark.parametrize("place", [None, b"rade: h2c", b"\n{", b'"inputs'])
+def test_a_body_is_read_whatever_protocol_its_sender_would_rather_speak(place):
+    raw = request("/v2/models/net/infer", UPGRADE, one(3))
+    split = raw.index(place) if place else 0
+    with serving({"net": Gated(free=True)}) as (port, *_):
+        assert statuses_of(port, raw[:split], raw[split:] + LAST) == [200, 200]
+        body = answer_of(port, raw)[2]
+    assert json.loads(body)["outputs"][0]["data"] == [3.0] * len(CLASSES)
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["sized", "chunked"])
+def test_no_body_is_run_as_a_request(chunked):
+    hidden = request("/v2/hidden", {}, b"", "GET")
+    body, headers = hidden, UPGRADE
+    if chunked:
+        trailers = b"Upgrade: h2c\r\nConnection: upgrade\r\nX: y\r\n"
+        body = b"%x\r\n%s\r\n0\r\n%s\r\n" % (len(hidden), hidden, trailers)
+        headers = {**UPGRADE, "Transfer-Encoding": "chunked"}
+    raw = request("/v2/models/net/infer", headers, body)
+    with serving({"net": Gated(free=True)}) as (port, *_):
+        assert statuses_of(port, raw + raw + LAST) == [400, 400, 200]
+        assert statuses_of(port, raw, raw, LAST) == [400, 400, 200]
+
+
+def test_an_upgrade_that_trails_its_body_is_not_looked_at():
+    trailers = b"Upgrade: h2c\r\nX: y\r\n"
+    headers = {"Connection": "upgrade", "Transfer-Encoding": "chunked"}
+    raw = request("/v2/models/net/infer", headers, b"2\r\n{}\r\n0\r\n%s\r\n" % trailers)
+    with serving({"net": Gated(free=True)}) as (port, *_):
+        assert statuses_of(port, raw + LAST) == [400, 200]
+
+
+def test_many_requests_at_once_that_would_upgrade():
+    raw = b"GET /v2 HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"
+    with serving({"net": Gated(free=True)}) as (port, *_):
+        assert statuses_of(port, raw * 1500 + LAST) == [200] * 1501
+
+
+@pytest.mark.parametrize("target", ["localhost:80", "/v2"])
+def test_a_tunnel_is_not_built(target):
+    raw = request(target, {}, b"", "CONNECT")
+    with serving({"net": Gated(free=True)}) as (port, *_):
+        assert statuses_of(port, raw + LAST) == [400]
+
+
+def test_a_client_that_has_said_all_is_answered():
+    gated = Gated()
+    raw = request("/v2/models/net/infer", {}, one())
+    with serving({"net": gated}, seconds=5) as (port, _, uvicorn):
+        threading.Timer(0.5, gated.go.set).start()
+        assert statuses_of(port, raw, half_close=True) == [200]
+        assert statuses_of(port, raw + raw, half_close=True) == [200, 200]
+        assert statuses_of(port, raw[:-1], half_close=True) == []
+        assert statuses_of(port, raw + raw[:-1], half_close=True) == [200]
+        assert statuses_of(port, raw + raw[:20], half_close=True) == [200]
+        assert statuses_of(port, half_close=True) == []
+        until(lambda: not uvicorn.server_state.connections)
+
+
 def test_connections_are_limited(monkeypatch):
     monkeypatch.setattr(http_server, "CONNECTIONS", 2)
     with serving({"net": Gated(free=True)}) as (port, *_):
@@ -667,6 +745,21 @@ def test_a_failure_inside_is_told_as_such_and_logged(caplog):
         assert "out of luck" in caplog.text
 
 
+def test_a_failure_anywhere_is_told_as_such_and_logged(caplog):
+    class Unwritable(Gated):
+        classes = ["\ud800"] * 10
+
+    in_binary = {**json.loads(one()), "parameters": {"binary_data_output": True}}
+    infer_body = json.dumps(in_binary).encode()
+    with serving({"net": Unwritable(free=True)}) as (port, *_):
+        for path, body in (("/v2/models/net", None), ("/v2/models/net/infer", infer_body)):
+            caplog.clear()
+            status, headers, answer = ask(port, path, body)
+            assert (status, answer) == (500, {"error": "internal error"})
+            assert headers["content-type"] == "application/json"
+            assert "surrogates not allowed" in caplog.text
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_model_whose_thread_ended_is_not_ready():
     class Leaving(Gated):
@@ -749,6 +842,35 @@ def test_what_can_not_be_computed_before_the_end_is_told_so(monkeypatch):
         found = [answer.result(PATIENCE) for answer in answers]
         assert [status for status, _, _ in found] == [503] * 4
         assert "shutting down" in found[0][2]["error"]
+
+
+def test_a_signal_right_after_the_line_loses_no_request(folder):
+    with process(f"net={folder}") as (port, started):
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
+            connection.sendall(LAST)
+            started.send_signal(signal.SIGTERM)
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        assert started.wait(15) == 0
+
+
+def test_closed_standard_files_do_no_harm(folder):
+    listener = server._listener("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    listener.close()
+    words = [sys.executable, "-m", "gluon_resnetv2", "serve", f"net={folder}", "--port", str(port)]
+    shell = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *words]
+    with subprocess.Popen(shell, cwd=ROOT) as started:
+        try:
+            until(lambda: answers(port))
+            started.send_signal(signal.SIGTERM)
+            assert started.wait(15) == 0
+        finally:
+            started.kill()
+
+
+def answers(port):
+    with contextlib.suppress(OSError):
+        return ask(port, "/v2/health/ready")[0] == 200
 
 
 class Load:
@@ -843,7 +965,7 @@ def options_of(*words):
 def test_a_port_in_use_is_told_before_anything_is_loaded():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = str(taken.getsockname()[1])
-        with pytest.raises(UserError, match=f"127.0.0.1:{number}: Address already in use"):
+        with pytest.raises(UserError, match=f"127.0.0.1:{number}: Address .* another --port"):
             server.main(options_of("nowhere", "--port", number))
 
 
@@ -857,10 +979,18 @@ def test_a_port_in_use_is_told_before_anything_is_loaded():
         (("nowhere", "--max-batch", "0"), "--max-batch must be at least 1"),
         (("nowhere", "--threads", "0"), "--threads must be at least 1"),
         (("nowhere", "--timeout", "0"), "--timeout must be above 0"),
-        (("nowhere", "--body-limit", "nan"), "--body-limit must be above 0"),
+        (("nowhere", "--body-limit", "nan"), "--body-limit must be at least 0.001"),
         (("nowhere", "--memory", "1"), "--memory must be at least --body-limit"),
         (("nowhere", "--port", "70000"), "--port must be within"),
-        (("nowhere", "--host", "no.such.host.invalid"), "can't listen on no.such.host.invalid"),
+        (("nowhere", "--host", "no.such.host.invalid"), "no.such.host.invalid:.*another --host"),
+        (("nowhere", "--host", "192.0.2.1"), "192.0.2.1:.*another --host"),
+        (("nowhere", "--host", ".."), "another --host"),
+        (("..=nowhere",), "NAME=EXPORT"),
+        ((".=nowhere",), "NAME=EXPORT"),
+        (("a\nb=nowhere",), "NAME=EXPORT"),
+        (("nowhere", "--threads", "100000"), r"--threads must be at most \d+"),
+        (("nowhere", "--max-batch", "300000"), "--max-batch must be at most 4096"),
+        (("nowhere", "--body-limit", "1e-9"), "--body-limit must be at least 0.001"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(words, told, monkeypatch):
@@ -882,9 +1012,73 @@ def test_forms_that_are_wrong_here_are_told(folder, monkeypatch, capsys):
 
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setattr(predictor_module, "_Fused", Wrong)
-    monkeypatch.setattr(http_server.Uvicorn, "run", lambda self, listeners: None)
+    monkeypatch.setattr(http_server.Uvicorn, "run", lambda self, listeners: self.announce())
     monkeypatch.setattr(server.gc, "freeze", lambda: None)
     server.main(options_of(f"net={folder}", "--port", "0"))
     printed = capsys.readouterr()
     assert re.fullmatch(r"net: a form that is wrong here .*FAILED fused .*\n", printed.err)
     assert "net (float32, plain)" in printed.out
+
+
+@pytest.fixture
+def bare(folder, tmp_path):
+    """A pair without manifest."""
+    shutil.copytree(folder, tmp_path / "bare")
+    (tmp_path / "bare" / "manifest.json").unlink()
+    return tmp_path / "bare"
+
+
+@pytest.mark.parametrize(
+    ("words", "told", "shape"),
+    [
+        ((), "bare (float32, FORM, 3x32x32 assumed: --shape), net (float32, FORM)", [3, 32, 32]),
+        (("--shape", "3,16,16"), "bare (float32, FORM), net (float32, FORM)", [3, 16, 16]),
+    ],
+)
+def test_the_shape_of_a_pair_without_manifest_is_given_or_assumed(
+    folder, bare, words, told, shape, monkeypatch, capsys
+):
+    shapes = []
+
+    def run(uvicorn, listeners):
+        uvicorn.announce()
+        shapes.extend(model.interface.shape for model in uvicorn._infer._models.values())
+
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(http_server.Uvicorn, "run", run)
+    monkeypatch.setattr(server.gc, "freeze", lambda: None)
+    server.main(options_of(f"bare={bare}", f"net={folder}", "--port", "0", *words))
+    line = re.sub("plain|fused", "FORM", capsys.readouterr().out)
+    assert line.startswith(f"serving {told} at http://")
+    assert shapes == [tuple(shape), SHAPE]
+
+
+def test_a_shape_that_no_export_asks_for_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with pytest.raises(UserError, match="net says its own shape; leave --shape out"):
+        server.main(options_of(f"net={folder}", "--port", "0", "--shape", "3,16,16"))
+
+
+@pytest.mark.parametrize("text", ["3,16", "3,16,16,1", "3,16,x", "0,16,16", "3,-1,16", "3x16x16"])
+def test_a_shape_is_three_numbers(text, capsys):
+    with pytest.raises(SystemExit):
+        options_of("nowhere", "--shape", text)
+    assert f"argument --shape: {text} is no C,H,W, as in 3,224,224" in capsys.readouterr().err
+
+
+def test_a_batch_that_does_not_fit_is_told(folder, monkeypatch):
+    def full(*args, **kwargs):
+        raise mx.MXNetError("Failed to allocate CPU Memory")
+
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(predictor_module, "Predictor", full)
+    with pytest.raises(UserError, match="net does not fit into memory; name a smaller --max-batch"):
+        server.main(options_of(f"net={folder}", "--port", "0"))
+
+
+def test_a_pair_whose_file_has_no_name_to_serve_by_is_refused(bare, monkeypatch):
+    for path in list(bare.glob("preact8-*")):
+        path.rename(path.with_name(path.name.replace("preact8", "a\nb")))
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with pytest.raises(UserError, match="NAME="):
+        server.main(options_of(str(bare), "--port", "0"))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from collections.abc import Callable
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -23,8 +25,10 @@ NOTICE_SECONDS = 0.5  # from SIGTERM to closing connections, for requests that a
 class Connection(HttpToolsProtocol):
     """uvicorn's, with bounds on what no application sees in time.
 
-    These are the head of a request, the number of connections, and answers that nobody reads. The
-    methods that this replaces are not documented; uvicorn 0.30, 0.39 and 0.54 have them.
+    These are the head of a request, the number of connections, and answers that nobody reads.
+    Clients may ask for another protocol, and may have nothing more to say while they wait for the
+    answer. The methods that this replaces are not documented; uvicorn 0.30, 0.39 and 0.54 have
+    them.
     """
 
     _head_timer = None  # while a head is not there yet
@@ -44,8 +48,21 @@ class Connection(HttpToolsProtocol):
             self._await_head()
 
     def on_headers_complete(self):
-        self._forget_head()
-        super().on_headers_complete()
+        if not self.parser.should_upgrade():  # or `_without_upgrade` has it parsed again
+            self._forget_head()
+            super().on_headers_complete()
+
+    def on_message_complete(self):
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    def eof_received(self):
+        """Whether the connection stays open, for the answer to a client that only reads on."""
+        last = self.cycle
+        if not last or last.response_complete or last.more_body:
+            return False
+        last.keep_alive = False
+        return True
 
     def connection_lost(self, exc):
         self._forget_head()
@@ -78,15 +95,38 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data):
         if self._refused:
             return
+        self._unset_keepalive_if_required()
         awaited = self._head_timer
-        super().data_received(data)
+        try:
+            self._parse(memoryview(data))
+        except httptools.HttpParserError:
+            self._refuse(400, "Bad Request", "this is no valid HTTP/1.1 request")
         if awaited and awaited is self._head_timer:
             self._head += len(data)
             if self._head > HEAD_BYTES:
                 self._refuse(431, "Request Header Fields Too Large", "the headers are too large")
 
-    def send_400_response(self, msg):
-        self._refuse(400, "Bad Request", "this is no valid HTTP/1.1 request")
+    def _parse(self, data):
+        while True:
+            try:
+                return self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                (read,) = upgrade.args
+                data = data[read:]
+            if self.parser.get_method() == b"CONNECT":
+                return self._refuse(400, "Bad Request", "this server is no proxy")
+            self._without_upgrade()
+
+    def _without_upgrade(self):
+        """Has a head parsed again as if it did not ask for another protocol.
+
+        A server may ignore that (RFC 9110, 7.8). httptools does not, and takes the request's body
+        for the other protocol's.
+        """
+        target = self.parser.get_method(), self.url, self.parser.get_http_version().encode()
+        lines = [b"%s: %s" % field for field in self.headers if field[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.feed_data(b"\r\n".join([b"%s %s HTTP/%s" % target, *lines, b"", b""]))
 
     def _refuse(self, status, phrase, message):
         self._forget_head()
@@ -108,9 +148,18 @@ class Connection(HttpToolsProtocol):
 
 
 class Uvicorn(uvicorn.Server):
-    """Drains on SIGTERM and SIGINT, and then returns; uvicorn's own raises the signal again."""
+    """Drains on SIGTERM and SIGINT, and then returns; uvicorn's own raises the signal again.
 
-    def __init__(self, service: Service, access_log: bool = False):
+    Args:
+        announce: called once requests are answered, and signals obeyed.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        access_log: bool = False,
+        announce: Callable[[], None] = lambda: None,
+    ):
         super().__init__(
             uvicorn.Config(
                 service.app,
@@ -126,7 +175,11 @@ class Uvicorn(uvicorn.Server):
                 timeout_graceful_shutdown=DRAIN_SECONDS + 2 * LINGER_SECONDS,
             )
         )
-        self._infer = service.infer
+        self.announce, self._infer = announce, service.infer
+
+    async def startup(self, sockets=None):
+        await super().startup(sockets)
+        self.announce()
 
     @contextlib.contextmanager
     def capture_signals(self):

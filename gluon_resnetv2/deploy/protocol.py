@@ -221,6 +221,9 @@ def _parameters(value, where):
     parameters = value.get("parameters", {})
     if not isinstance(parameters, dict):
         raise Refused(f"parameters of {where} must be a JSON object, not {shown(parameters)}")
+    for name in parameters:
+        if name.startswith("shared_memory_"):
+            raise Refused(f"{where} can't have {shown(name)}: no memory is shared with this server")
     return parameters
 
 

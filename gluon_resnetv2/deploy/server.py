@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import gc
 import logging
 import os
@@ -10,11 +11,14 @@ import socket
 import sys
 from pathlib import Path
 
-from gluon_resnetv2 import runtime
+from gluon_resnetv2 import cli, runtime
 from gluon_resnetv2.errors import UserError
 
 MEGABYTE = 2**20
-BACKLOG = 2048  # connections that wait to be accepted
+MAX_BATCH = 4096
+THREADS_PER_CPU = 4  # at most; OpenMP ends the process where it can't start them
+SMALLEST_BODY = 0.001  # MB
+FAULTS_OF_PORTS = (errno.EADDRINUSE, errno.EACCES)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every one")
     add("--port", type=int, default=8080, help="0: any that is free")
     add("--max-batch", type=int, default=64, help="images in one request, or computed at once")
+    add("--shape", type=cli.shape, help="C,H,W of an image, for a pair without manifest")
     add("--queue", type=int, default=1024, help="images that wait for a model")
     add("--body-limit", type=float, default=64, help="MB of one body")
     add("--memory", type=float, default=256, help="MB of all bodies at hand")
@@ -45,6 +50,7 @@ def main(options: argparse.Namespace) -> int:
     Raises:
         UserError: an option makes no sense, an export can't be served, or the address is taken.
     """
+    _open_standard_files()
     _check(options)
     with _listener(options.host, options.port) as listener:
         threads = _settle_threads(options.threads)
@@ -54,6 +60,8 @@ def main(options: argparse.Namespace) -> int:
 
 def _serve(options, listener, threads):
     # Here, so that other verbs do without them, and after what MXNet reads of the environment.
+    import mxnet as mx
+
     from gluon_resnetv2.deploy.http_server import Uvicorn
     from gluon_resnetv2.deploy.predictor import Predictor
     from gluon_resnetv2.deploy.service import Limits, Metrics, Model, Service
@@ -65,8 +73,18 @@ def _serve(options, listener, threads):
         seconds=options.timeout,
     )
     metrics, models = Metrics(), {}
-    for name, artifact in _artifacts(options.exports).items():
-        predictor = Predictor(artifact, max_batch=options.max_batch)
+    artifacts = _artifacts(options.exports)
+    if options.shape and all(artifact.manifest for artifact in artifacts.values()):
+        raise UserError(f"{next(iter(artifacts))} says its own shape; leave --shape out")
+    for name, artifact in artifacts.items():
+        try:
+            predictor = Predictor(artifact, max_batch=options.max_batch, shape=options.shape)
+        except mx.MXNetError as error:
+            if "Failed to allocate" not in str(error):
+                raise
+            raise UserError(
+                f"{name} does not fit into memory; name a smaller --max-batch"
+            ) from None
         for line in predictor.rejected:
             line = " ".join(line.split())
             print(f"{name}: a form that is wrong here is not run: {line}", file=sys.stderr)
@@ -76,12 +94,19 @@ def _serve(options, listener, threads):
     gc.freeze()  # what is there now stays: no need to look through it again while requests wait
     host, port = listener.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    forms = ", ".join(f"{name} ({model.predictor.form})" for name, model in models.items())
-    listener.listen(BACKLOG)  # before the line below invites requests
-    print(f"serving {forms} at {address} on {threads} threads", flush=True)
+    forms = ", ".join(
+        f"{name} ({_about(model.predictor, options.shape)})" for name, model in models.items()
+    )
+    line = f"serving {forms} at {address} on {threads} threads"
     _log_to_stderr(options.access_log)
-    Uvicorn(service, options.access_log).run([listener])
+    Uvicorn(service, options.access_log, lambda: print(line, flush=True)).run([listener])
     service.close()
+
+
+def _about(predictor, shape):
+    if predictor.prepares or shape:
+        return predictor.form
+    return f"{predictor.form}, {'x'.join(map(str, predictor.shape))} assumed: --shape"
 
 
 def _artifacts(words):
@@ -93,25 +118,46 @@ def _artifacts(words):
         name, equals, path = word.partition("=")
         if not equals or Path(word).exists():
             name, path = None, word
-        elif not name or "/" in name:
-            raise UserError(f"{word} is no NAME=EXPORT; a name is not empty and has no slash")
+        elif not _can_be_asked_for(name):
+            raise UserError(f"{word!r} is no NAME=EXPORT: no URL has such a name in it")
         artifact = load(path)
         name = artifact.name if name is None else name
+        if not _can_be_asked_for(name):
+            raise UserError(f"no URL has {name!r} in it; name it: NAME={path}")
         if name in found:
             raise UserError(f"two exports have the name {name}; name one: NAME={path}")
         found[name] = artifact
     return found
 
 
+def _can_be_asked_for(name):
+    """Whether a path can have the name in it."""
+    return name not in ("", ".", "..") and "/" not in name and name.isprintable()
+
+
+def _open_standard_files():
+    """Opens those that are closed, as the event loop's files must not take their place."""
+    while (file := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(file)
+
+
 def _check(options):
-    for name, least in (("max_batch", 1), ("queue", 1), ("threads", 1)):
+    most_threads = THREADS_PER_CPU * runtime.cpus()
+    bounds = {"max_batch": MAX_BATCH, "queue": float("inf"), "threads": most_threads}
+    for name, most in bounds.items():
         value = getattr(options, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
-    for name in ("body_limit", "memory", "timeout"):
+        if value is not None and not 1 <= value <= most:
+            bound = "at least 1" if value < 1 else f"at most {most}"
+            raise UserError(f"--{name.replace('_', '-')} must be {bound}, not {value}")
+    for name in ("memory", "timeout"):
         value = getattr(options, name)
         if not 0 < value < float("inf"):
-            raise UserError(f"--{name.replace('_', '-')} must be above 0, not {value:g}")
+            raise UserError(f"--{name} must be above 0, not {value:g}")
+    if not SMALLEST_BODY <= options.body_limit < float("inf"):
+        raise UserError(
+            f"--body-limit must be at least {SMALLEST_BODY:g}, not {options.body_limit:g}"
+        )
     if not 0 <= options.port < 2**16:
         raise UserError(f"--port must be within 0 to 65535, not {options.port}")
     if options.memory < options.body_limit:
@@ -127,11 +173,12 @@ def _listener(host, port):
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         return listener
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for what can't be a host's name
         if listener:
             listener.close()
-        reason = error.strerror or error
-        raise UserError(f"can't listen on {host}:{port}: {reason}; name another --port") from None
+        reason = getattr(error, "strerror", None) or error
+        option = "--port" if getattr(error, "errno", None) in FAULTS_OF_PORTS else "--host"
+        raise UserError(f"can't listen on {host}:{port}: {reason}; name another {option}") from None
 
 
 def _settle_threads(threads):

@@ -40,6 +40,7 @@ PAGE = Path(__file__).with_name("page.html")
 DRAIN_SECONDS = 10  # from `Infer.drain` to refusing what is not computed yet
 LINGER_SECONDS = 2  # for which the rest of a refused body is read, so that the client reads why
 LARGE = 2**20  # bytes of a body: more would hold up the event loop
+FAILED = "internal error"  # which the log tells of
 DRAINING = "the server is shutting down"
 JSON = (b"content-type", b"application/json")
 BINARY = (b"content-type", b"application/octet-stream")
@@ -204,7 +205,7 @@ class Infer:
             rest = receive if isinstance(refused, Unread) else None
         except Exception:
             log.exception("infer failed")
-            status, body = 500, protocol.error("the server failed; its log tells more")
+            status, body = 500, protocol.error(FAILED)
         finally:
             timer.cancel()
             self._memory -= self._held.pop(task)
@@ -342,7 +343,7 @@ class Service:
             routes += [Route(path, self._model), Route(f"{path}/ready", self._model_ready)]
         if page:
             routes.append(Route("/", self._page))
-        errors = {HTTPException: _http_error, Refused: _refused}
+        errors = {HTTPException: _http_error, Refused: _refused, Exception: _failed}
         self.app = Starlette(routes=routes, exception_handlers=errors)
         self.app.router.redirect_slashes = False
 
@@ -414,3 +415,8 @@ def _http_error(request, error):
 
 def _refused(request, refused):
     return Response(protocol.error(str(refused)), refused.status, media_type="application/json")
+
+
+def _failed(request, error):
+    """What is no fault of the client's; Starlette raises it again, and uvicorn logs it."""
+    return Response(protocol.error(FAILED), 500, media_type="application/json")
