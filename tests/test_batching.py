@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -58,15 +59,15 @@ def start(network):
         batcher.close()
 
 
-def test_what_waits_makes_up_the_next_batch(start, network):
+def test_what_waits_makes_up_the_next_batches(start, network):
     batcher, first = start()
     futures = [batcher.submit(images(*row)) for row in ([1], [2, 3], [4])]
     assert batcher.waiting == 4
-    network.go.release()
-    network.go.release()
+    for _ in range(3):
+        network.go.release()
     assert first.result(PATIENCE).tolist() == [[0]]
     assert [f.result(PATIENCE).ravel().tolist() for f in futures] == [[2], [4, 6], [8]]
-    assert network.sizes == [1, 4]
+    assert network.sizes == [1, 3, 1]
     assert batcher.waiting == 0
 
 
@@ -82,10 +83,18 @@ def test_batches_keep_the_order_and_the_largest_size(start, network):
 
 
 @pytest.mark.parametrize(
-    ("waiting", "sizes"), [(3, [3]), (5, [4, 1]), (6, [6]), (9, [8, 1]), (11, [8, 3]), (12, [12])]
+    ("waiting", "sizes"),
+    [
+        (3, [2, 1]),
+        (5, [3, 2]),
+        (6, [4, 2]),
+        (9, [4, 4, 1]),
+        (12, [7, 4, 1]),
+        (18, [8, 8, 2]),
+    ],
 )
-def test_a_batch_is_not_padded_by_more_than_a_quarter(start, network, waiting, sizes):
-    """To the next power of two, that is."""
+def test_a_batch_is_half_of_what_is_under_way(start, network, waiting, sizes):
+    """Half of what waits and was answered last, but never a quarter less than a power of two."""
     batcher, _ = start()
     futures = [batcher.submit(images(number)) for number in range(waiting)]
     for _ in range(1 + len(sizes)):
@@ -94,23 +103,28 @@ def test_a_batch_is_not_padded_by_more_than_a_quarter(start, network, waiting, s
     assert network.sizes == [1, *sizes]
 
 
-def test_a_thread_waits_for_as_many_as_last_time(start, network, monkeypatch):
+def test_a_thread_waits_for_half_of_what_is_under_way(start, network, monkeypatch):
     monkeypatch.setattr(batching, "FILLING", 10**6)  # as long as it takes
     batcher, _ = start()
-    before = [batcher.submit(images(number)) for number in range(4)]
+    before = [batcher.submit(images(number)) for number in range(8)]
     network.go.release()
     network.go.release()
-    assert [future.result(PATIENCE).item() for future in before] == [0, 2, 4, 6]
-    after = [batcher.submit(images(number)) for number in range(4)]
+    assert before[3].result(PATIENCE).item() == 6  # half of 8 and 1 are computed, 4 wait
     network.go.release()
-    assert [future.result(PATIENCE).item() for future in after] == [0, 2, 4, 6]
+    assert before[7].result(PATIENCE).item() == 14
+    after = [batcher.submit(images(1))]  # half of 1 and 4 are 3
+    time.sleep(0.05)
     assert network.sizes == [1, 4, 4]
+    after += [batcher.submit(images(1)) for _ in range(2)]
+    network.go.release()
+    assert [future.result(PATIENCE).item() for future in after] == [2] * 3
+    assert network.sizes == [1, 4, 4, 3]
 
 
 def test_a_thread_does_not_wait_for_ever_for_what_does_not_come(start, network):
     batcher, _ = start()
     before = [batcher.submit(images(number)) for number in range(4)]
-    for _ in range(3):
+    for _ in range(5):
         network.go.release()
     assert [future.result(PATIENCE).item() for future in before] == [0, 2, 4, 6]
     assert batcher.submit(images(1)).result(PATIENCE).item() == 2

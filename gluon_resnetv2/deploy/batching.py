@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FILLING = 0.25  # of the time that the last batch took, at most: to wait for as large a one
+FILLING = 0.5  # of the time that the last batch took, at most: to wait for requests to join
 
 
 class Full(Exception):
@@ -27,9 +28,10 @@ class Closed(Exception):
 class Batcher:
     """A thread that computes what others hand in, many requests at a time.
 
-    A batch is what waits when the thread becomes free, up to `max_batch` images. Where that is less
-    than last time, others are about to ask again, and a part of the time that computing took is
-    given to them. Whoever hands images in has checked them: a batch is concatenated unseen.
+    When the thread becomes free, under way are the images that wait and those answered just now,
+    whose clients ask again. A batch is half of them, up to `max_batch`: while one half computes,
+    the other is answered, asked for and checked. Whoever hands images in has checked them: a batch
+    is concatenated unseen.
 
     Args:
         run: what computes, (n, C, H, W) float32 to (n, classes).
@@ -170,10 +172,12 @@ class Batcher:
         """The requests of the next batch, oldest first; None where there will be no more."""
         with self._changed:
             self._wait_for(1)
-            if self._batching:
+            most = 1
+            if self._batching and self.waiting:
                 images, seconds = self._last
-                self._wait_for(min(images, self._max_batch), FILLING * seconds)
-            most = _without_waste(min(self.waiting, self._max_batch)) if self._batching else 0
+                half = min(math.ceil((self.waiting + images) / 2), self._max_batch)
+                self._wait_for(half, FILLING * seconds)
+                most = _without_waste(min(self.waiting, half))
             batch, images = [], 0
             while self._requests:
                 more = images + len(self._requests[0].images)

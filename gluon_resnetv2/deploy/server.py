@@ -184,10 +184,14 @@ def _listener(host, port):
 def _settle_threads(threads):
     """Sets what OpenMP reads when MXNet loads it; how many threads compute.
 
-    By default OpenMP's threads wait for each other in a loop. Where anything else wants a CPU, as
-    the event loop does here, that takes the CPU from the thread that is waited for.
+    OpenMP's threads wait for each other in a loop, and sleep after so many rounds. Where anything
+    else wants a CPU, as the event loop does here, the loop takes it from what is waited for; sleep
+    at once, and waking up takes longer than many operators do. OMP_WAIT_POLICY=PASSIVE, set by the
+    user, is right on machines that compute other things beside.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", "300000")
     cores = max(1, runtime.cpus() // (2 if runtime.hyper_threads() else 1))
     if threads or "OMP_NUM_THREADS" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = str(threads or cores)
