@@ -66,7 +66,7 @@ def write(model: str, shape: tuple, scratch: Path) -> bool:
         "classes": [str(number) for number in range(net.spec.classes)],
         "mean": [127.5] * shape[0],
         "std": [73.9] * shape[0],  # of such pixels
-        "calibration": pixels,
+        "calibration": lambda: pixels,
     }
     for way in WAYS:
         if way.startswith("MXNet") and way != PLAIN:
