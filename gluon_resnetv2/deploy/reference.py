@@ -110,12 +110,11 @@ def training_graph(spec: Spec, pair: Pair, source: str | Path) -> ResNetV2:
     arguments, statistics = pair.arrays()
     values = {**arguments, **statistics}
     own = {name: value for name, value in values.items() if not name.startswith(PREPROCESS)}
-    learned = sum(value.size for name, value in own.items() if name in arguments)
-    if learned != spec.parameter_count():  # before it is built, in whatever size
-        raise UserError(
-            f"{source} has {learned} numbers, and the network in its manifest "
-            f"{spec.parameter_count()}"
-        )
+    held = sum(value.size for name, value in own.items() if name in arguments)
+    learned = spec.parameter_count()
+    # Before it is built, in whatever size. An input BN holds numbers that are not learned.
+    if not learned <= held <= learned + 2 * spec.in_channels:
+        raise UserError(f"{source} has {held} numbers, and the network in its manifest {learned}")
     net = ResNetV2(spec)
     set_parameters(net, own, source)
     return net
