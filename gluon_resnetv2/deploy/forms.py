@@ -21,6 +21,7 @@ from gluon_resnetv2.errors import UserError
 Arrays = Mapping[str, mx.nd.NDArray]
 Graph = tuple[mx.sym.Symbol, Arrays, Arrays]
 
+PREPROCESS = "preprocess"  # name of the operator that normalises, which begins its parameters too
 EPS = 1e-5  # the least that cuDNN's batch normalisation takes
 CALIBRATED = 8  # images at once: every output of every layer is held
 # What `bfloat16` leaves in float32: the classifier, and operators that cut off what does not fit
@@ -53,12 +54,12 @@ def with_preprocessing(
         mean, std: of each channel, 0 to 255.
     """
     data = mx.sym.BatchNorm(
-        mx.sym.var("data"), name="preprocess", eps=EPS, fix_gamma=False, use_global_stats=True
+        mx.sym.var("data"), name=PREPROCESS, eps=EPS, fix_gamma=False, use_global_stats=True
     )
     mean, std = np.float64(mean), np.float64(std)
     gamma = np.sqrt(std**2 + EPS) / std
-    learned = {"preprocess_gamma": gamma, "preprocess_beta": np.zeros_like(mean)}
-    fixed = {"preprocess_moving_mean": mean, "preprocess_moving_var": std**2}
+    learned = {f"{PREPROCESS}_gamma": gamma, f"{PREPROCESS}_beta": np.zeros_like(mean)}
+    fixed = {f"{PREPROCESS}_moving_mean": mean, f"{PREPROCESS}_moving_var": std**2}
     return symbol(data=data), {**arguments, **_arrays(learned)}, {**statistics, **_arrays(fixed)}
 
 

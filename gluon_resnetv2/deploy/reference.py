@@ -16,6 +16,7 @@ from gluon_resnetv2.deploy.artifact import (
     REFERENCES,
     Artifact,
 )
+from gluon_resnetv2.deploy.forms import PREPROCESS
 from gluon_resnetv2.deploy.pair import Pair
 from gluon_resnetv2.deploy.params_file import read_arrays
 from gluon_resnetv2.deploy.scores import log, softmax
@@ -27,7 +28,6 @@ TOLERANCE = 1e-5  # largest difference over largest logit, float32
 # A network may magnify rounding beyond that (a thousand layers after two steps: 1e-4). It is then
 # allowed so many times what float32 changes in its training graph, and never 1e-3.
 ROUNDINGS = 3
-PREPROCESS = "preprocess_"  # how the names of parameters begin that `forms` adds
 BATCH = 64  # images at once
 ELSEWHERE = 10  # times the tolerance: logits that another machine gave may be as far away
 
@@ -109,7 +109,7 @@ def training_graph(spec: Spec, pair: Pair, source: str | Path) -> ResNetV2:
     """
     arguments, statistics = pair.arrays()
     values = {**arguments, **statistics}
-    own = {name: value for name, value in values.items() if not name.startswith(PREPROCESS)}
+    own = {name: value for name, value in values.items() if not name.startswith(f"{PREPROCESS}_")}
     held = sum(value.size for name, value in own.items() if name in arguments)
     learned = spec.parameter_count()
     # Before it is built, in whatever size. An input BN holds numbers that are not learned.

@@ -67,15 +67,15 @@ def verify(artifacts: Sequence[Artifact], shape: tuple | None = None) -> list[li
         UserError: a pair can't be read, or takes no image.
     """
     with tempfile.TemporaryDirectory() as folder:
-        pairs, jobs = [], []
+        pairs, known, jobs = [], [], []
         for index, artifact in enumerate(artifacts):
             if shape and artifact.manifest:
                 raise UserError(f"{artifact.folder} says its own shape; leave --shape out")
             pair = artifact.read(shape)
             pairs.append(pair)
             images = Path(folder) / f"images{index}.npy"
-            seen = recorded(artifact)[0] if artifact.manifest else reference_images(pair.shape)
-            np.save(images, seen)
+            known.append(recorded(artifact) if artifact.manifest else None)
+            np.save(images, known[-1][0] if known[-1] else reference_images(pair.shape))
             paths = {"symbol": artifact.symbol, "params": artifact.params, "images": images}
             jobs.append({name: str(path) for name, path in paths.items()})
         runtimes = [*RUNTIMES, *([ONNX] if any(a.onnx for a in artifacts) else [])]
@@ -84,17 +84,17 @@ def verify(artifacts: Sequence[Artifact], shape: tuple | None = None) -> list[li
             answers = pool.map(lambda runtime, to: _run(runtime, jobs, to), runtimes, folders)
             answers = dict(zip(runtimes, answers))
     return [
-        _checks(artifact, pair, {runtime: answer[index] for runtime, answer in answers.items()})
-        for index, (artifact, pair) in enumerate(zip(artifacts, pairs))
+        _checks(*about, {runtime: answer[index] for runtime, answer in answers.items()})
+        for index, about in enumerate(zip(artifacts, pairs, known))
     ]
 
 
-def _checks(artifact, pair, answers):
-    """The checks of one artifact, from its (outputs, failure) in each runtime."""
+def _checks(artifact, pair, known, answers):
+    """The checks of one artifact, from what is `recorded` and its answers in each runtime."""
     checks, manifest = [], artifact.manifest
     output, tolerance = "logits", {"difference": TOLERANCE}
     if manifest:
-        output, (_, expected, tolerance) = manifest["output"], recorded(artifact)
+        output, (_, expected, tolerance) = manifest["output"], known
         if manifest["precision"] == "float32":
             net = training_graph(Spec.from_dict(manifest["spec"]), pair, artifact.params)
             trained = logits(net, reference_images(artifact.input_shape))
