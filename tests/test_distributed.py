@@ -6,6 +6,7 @@ its peers, takes the place of MXNet in the scheduler and the servers.
 
 from __future__ import annotations
 
+import io
 import os
 import queue
 import signal
@@ -347,6 +348,18 @@ def check_end_after_death(launched, victim):
         own = [line for line in lines if line.endswith(f"; {role} (pid {pid}) ends too")]
         assert len(own) == (role != victim), lines
         assert all(why in line and "SIGKILL" in line for line in own)
+
+
+def test_no_line_is_written_in_pieces():
+    """Or what worker 0 writes itself would come between where PYTHONUNBUFFERED is set."""
+    written = []
+
+    class Stream(io.StringIO):
+        def write(self, text):
+            written.append(text)
+
+    launch._say("[server 0] ready", Stream())
+    assert written == ["[server 0] ready\n"]
 
 
 def test_all_end_with_their_supervisor(stand_in):

@@ -757,7 +757,7 @@ def test_a_failure_anywhere_is_told_as_such_and_logged(caplog):
             status, headers, answer = ask(port, path, body)
             assert (status, answer) == (500, {"error": "internal error"})
             assert headers["content-type"] == "application/json"
-            assert "surrogates not allowed" in caplog.text
+            until(lambda: "surrogates not allowed" in caplog.text)  # logged after the answer
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -123,7 +123,8 @@ def _say(line: str, stream=None) -> None:
     stream = stream or sys.stderr
     clear = "\r\033[K" if stream.isatty() else ""  # worker 0's progress bar may be on the line
     with _saying, contextlib.suppress(OSError, ValueError):  # nobody reads any more
-        print(f"{clear}{line}", file=stream, flush=True)
+        stream.write(f"{clear}{line}\n")  # at once: worker 0 writes to the same file
+        stream.flush()
 
 
 class Failure(Exception):
