@@ -76,7 +76,7 @@ class InThread(http_server.Uvicorn):
 
 
 @contextlib.contextmanager
-def serving(predictors, page=False, batching=True, **limits):
+def serving(predictors, page=False, batching=True, loop="auto", **limits):
     """A server in a thread; gives its port, its service and itself."""
     limits = service_module.Limits(**{**LIMITS, **limits})
     metrics = service_module.Metrics()
@@ -88,6 +88,7 @@ def serving(predictors, page=False, batching=True, **limits):
     listener = server._listener("127.0.0.1", 0)
     listener.listen()
     uvicorn = InThread(service)
+    uvicorn.config.loop = loop
     thread = threading.Thread(target=uvicorn.run, args=([listener],))
     thread.start()
     try:
@@ -960,6 +961,22 @@ def options_of(*words):
     parser = cli.Parser()
     server.add_options(parser)
     return parser.parse_args(words)
+
+
+def test_no_answer_waits_for_an_acknowledgement(monkeypatch):
+    """40 ms that is, on each connection: asyncio sets TCP_NODELAY where it knows that it is TCP."""
+    set_on = []
+    original = http_server.Connection.connection_made
+
+    def connection_made(self, transport):
+        connection = transport.get_extra_info("socket")
+        set_on.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        original(self, transport)
+
+    monkeypatch.setattr(http_server.Connection, "connection_made", connection_made)
+    with serving({"net": Gated(free=True)}, loop="asyncio") as (port, *_):
+        assert infer(port, one())[0] == 200
+    assert set_on == [1]
 
 
 def test_a_port_in_use_is_told_before_anything_is_loaded():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import gc
 import logging
@@ -60,7 +61,8 @@ def main(options: argparse.Namespace) -> int:
 
 def _serve(options, listener, threads):
     # Here, so that other verbs do without them, and after what MXNet reads of the environment.
-    import mxnet as mx
+    with _on_any_cpu():
+        import mxnet as mx
 
     from gluon_resnetv2.deploy.http_server import Uvicorn
     from gluon_resnetv2.deploy.predictor import Predictor
@@ -169,7 +171,8 @@ def _listener(host, port):
     listener = None
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind)
+        # Of a socket whose protocol it is not told, asyncio has answers wait for acknowledgements.
+        listener = socket.socket(family, kind, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         return listener
@@ -186,16 +189,30 @@ def _settle_threads(threads):
 
     OpenMP's threads wait for each other in a loop, and sleep after so many rounds. Where anything
     else wants a CPU, as the event loop does here, the loop takes it from what is waited for; sleep
-    at once, and waking up takes longer than many operators do. OMP_WAIT_POLICY=PASSIVE, set by the
-    user, is right on machines that compute other things beside.
+    at once, and waking up takes longer than many operators do. Where there is a thread for every
+    core, each stays on its own: moved to make room for the event loop, two of them would share a
+    core while all others wait. OMP_WAIT_POLICY=PASSIVE, set by the user, is better on machines that
+    compute other things beside, and then threads may move.
     """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        os.environ.setdefault("GOMP_SPINCOUNT", "300000")
     cores = max(1, runtime.cpus() // (2 if runtime.hyper_threads() else 1))
     if threads or "OMP_NUM_THREADS" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = str(threads or cores)
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", "300000")
+        if os.environ["OMP_NUM_THREADS"] == str(cores):
+            os.environ.setdefault("OMP_PROC_BIND", "true")
+            os.environ.setdefault("OMP_PLACES", "cores")
     return os.environ["OMP_NUM_THREADS"]
+
+
+@contextlib.contextmanager
+def _on_any_cpu():
+    """For importing MXNet: OpenMP binds the thread that loads it, too."""
+    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    yield
+    if cpus:
+        os.sched_setaffinity(0, cpus)
 
 
 def _log_to_stderr(access_log):
