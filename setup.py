@@ -71,6 +71,7 @@ setup(
         "tqdm>=4.60",  # the progress bar
         # The server's connections and signals. We override methods that it does not document.
         "uvicorn>=0.30,<0.55",
+        'uvloop>=0.17; sys_platform != "win32"',  # its event loop: a request costs a tenth less
     ],
     extras_require=EXTRAS,
 )

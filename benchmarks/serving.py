@@ -6,14 +6,13 @@ python benchmarks/serving.py runs/digits-preact20 --clients 1 --tritonclient
 The ways take turns. Server and clients share this machine, which is part of the price. The clients
 are connections of one process, each sending its next request when its last is answered: binary
 tensors over bare sockets, the least that a client can cost; with --tritonclient also NVIDIA's own.
-Every answer is compared with the predictor's. Ratios are to the faster line of the predictor alone.
+Every answer is compared with the predictor's. Ratios are to the predictor alone.
 """
 
 from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import re
 import selectors
 import signal
@@ -35,8 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BATCH = 64  # of the predictor alone
 WARM_UP = 0.5  # seconds that are not counted
 TOLERANCE = 1e-4  # relative to the largest output: batches of other sizes round differently
-# How the predictor's threads wait for each other: as OpenMP has it, and as `serve` sets it.
-PREDICTORS = {"predictor alone, batch 64": "", "same, passive waits": "PASSIVE"}
+ALONE = "predictor alone, batch 64"
 SERVERS = {"batching on": [], "batching off": ["--no-batching"]}
 
 
@@ -49,10 +47,8 @@ def images_of(shape: tuple, count: int) -> np.ndarray:
     return np.random.RandomState(0).normal(size=(count, *shape)).astype("float32")
 
 
-def predictor_alone(export: str, waits: str, count: int, seconds: float) -> dict:
+def predictor_alone(export: str, count: int, seconds: float) -> dict:
     """Images per second at batch 64; and the shape of an image and the outputs for `count`."""
-    if waits:
-        os.environ["OMP_WAIT_POLICY"] = waits  # read when MXNet is loaded
     from gluon_resnetv2.deploy.artifact import load
     from gluon_resnetv2.deploy.predictor import Predictor
 
@@ -190,12 +186,11 @@ def main() -> None:
     clients = {"bare sockets": bare_clients}
     if args.tritonclient:
         clients["tritonclient"] = triton_clients
-    rates, latencies = {name: [] for name in PREDICTORS}, {}
+    rates, latencies = {ALONE: []}, {}
     for _ in range(args.rounds):
-        for name, waits in PREDICTORS.items():
-            job = (args.export, waits, args.clients, args.seconds)
-            alone = in_a_fresh_process(predictor_alone, *job)
-            rates[name].append(alone["rate"])
+        job = (args.export, args.clients, args.seconds)
+        alone = in_a_fresh_process(predictor_alone, *job)
+        rates[ALONE].append(alone["rate"])
         images = images_of(alone["shape"], args.clients)
         for way, options in SERVERS.items():
             with Server(args.export, options) as port:
@@ -209,7 +204,7 @@ def main() -> None:
     print(
         f"{'':<30}{'n':>3}{'images/s':>9}{'spread':>13}{'ratio':>8}{'requests':>10}{'p50':>8}{'p99':>8}"
     )
-    reference = max(statistics.median(rates[name]) for name in PREDICTORS)
+    reference = statistics.median(rates[ALONE])
     for name, values in rates.items():
         row(name, values, reference, latencies.get(name, []))
 

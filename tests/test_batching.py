@@ -59,15 +59,15 @@ def start(network):
         batcher.close()
 
 
-def test_what_waits_makes_up_the_next_batches(start, network):
+def test_what_waits_makes_up_the_next_batch(start, network):
     batcher, first = start()
     futures = [batcher.submit(images(*row)) for row in ([1], [2, 3], [4])]
     assert batcher.waiting == 4
-    for _ in range(3):
+    for _ in range(2):
         network.go.release()
     assert first.result(PATIENCE).tolist() == [[0]]
     assert [f.result(PATIENCE).ravel().tolist() for f in futures] == [[2], [4, 6], [8]]
-    assert network.sizes == [1, 3, 1]
+    assert network.sizes == [1, 4]
     assert batcher.waiting == 0
 
 
@@ -85,16 +85,16 @@ def test_batches_keep_the_order_and_the_largest_size(start, network):
 @pytest.mark.parametrize(
     ("waiting", "sizes"),
     [
-        (3, [2, 1]),
-        (5, [3, 2]),
-        (6, [4, 2]),
-        (9, [4, 4, 1]),
-        (12, [7, 4, 1]),
-        (18, [8, 8, 2]),
+        (3, [3]),
+        (5, [4, 1]),
+        (6, [6]),
+        (9, [8, 1]),
+        (12, [12]),
+        (18, [16, 2]),
     ],
 )
-def test_a_batch_is_half_of_what_is_under_way(start, network, waiting, sizes):
-    """Half of what waits and was answered last, but never a quarter less than a power of two."""
+def test_no_batch_is_padded_by_more_than_a_third(start, network, waiting, sizes):
+    """To the next power of two, that is."""
     batcher, _ = start()
     futures = [batcher.submit(images(number)) for number in range(waiting)]
     for _ in range(1 + len(sizes)):
@@ -103,22 +103,18 @@ def test_a_batch_is_half_of_what_is_under_way(start, network, waiting, sizes):
     assert network.sizes == [1, *sizes]
 
 
-def test_a_thread_waits_for_half_of_what_is_under_way(start, network, monkeypatch):
+def test_a_thread_waits_for_as_many_as_were_under_way(start, network, monkeypatch):
     monkeypatch.setattr(batching, "FILLING", 10**6)  # as long as it takes
-    batcher, _ = start()
-    before = [batcher.submit(images(number)) for number in range(8)]
+    batcher, first = start()
+    futures = [batcher.submit(images(number)) for number in range(3)]
     network.go.release()
-    network.go.release()
-    assert before[3].result(PATIENCE).item() == 6  # half of 8 and 1 are computed, 4 wait
-    network.go.release()
-    assert before[7].result(PATIENCE).item() == 14
-    after = [batcher.submit(images(1))]  # half of 1 and 4 are 3
+    first.result(PATIENCE)
     time.sleep(0.05)
-    assert network.sizes == [1, 4, 4]
-    after += [batcher.submit(images(1)) for _ in range(2)]
+    assert network.sizes == [1]  # 1 and 3 were under way, and 3 wait
+    futures.append(batcher.submit(images(3)))
     network.go.release()
-    assert [future.result(PATIENCE).item() for future in after] == [2] * 3
-    assert network.sizes == [1, 4, 4, 3]
+    assert [future.result(PATIENCE).item() for future in futures] == [0, 2, 4, 6]
+    assert network.sizes == [1, 4]
 
 
 def test_a_thread_does_not_wait_for_ever_for_what_does_not_come(start, network):

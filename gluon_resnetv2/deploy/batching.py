@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -28,10 +27,9 @@ class Closed(Exception):
 class Batcher:
     """A thread that computes what others hand in, many requests at a time.
 
-    When the thread becomes free, under way are the images that wait and those answered just now,
-    whose clients ask again. A batch is half of them, up to `max_batch`: while one half computes,
-    the other is answered, asked for and checked. Whoever hands images in has checked them: a batch
-    is concatenated unseen.
+    When a batch is computed, under way are its images and those that wait. Their clients ask again
+    once they are answered, so the next batch waits a little for as many, up to `max_batch`. Whoever
+    hands images in has checked them: a batch is concatenated unseen.
 
     Args:
         run: what computes, (n, C, H, W) float32 to (n, classes).
@@ -61,7 +59,8 @@ class Batcher:
         self._changed = threading.Condition()
         self._closed = False
         self._wanted = 1  # images that the thread waits for
-        self._last = (0, 0.0)  # images, and seconds that they took
+        self._under_way = 0  # images, when the last batch was computed
+        self._seconds = 0.0  # that it took
         self._thread = threading.Thread(target=self._serve, name="batcher", daemon=True)
         self._thread.start()
 
@@ -163,7 +162,8 @@ class Batcher:
         self._observe(len(images))
         began = time.monotonic()
         rows = self._run(images)
-        self._last = (len(images), time.monotonic() - began)
+        self._seconds = time.monotonic() - began
+        self._under_way = len(images) + self.waiting
         if len(rows) != len(images):
             raise ValueError(f"{len(rows)} rows were computed for {len(images)} images")
         return np.split(rows, np.cumsum([len(array) for array in arrays[:-1]]))
@@ -174,10 +174,8 @@ class Batcher:
             self._wait_for(1)
             most = 1
             if self._batching and self.waiting:
-                images, seconds = self._last
-                half = min(math.ceil((self.waiting + images) / 2), self._max_batch)
-                self._wait_for(half, FILLING * seconds)
-                most = _without_waste(min(self.waiting, half))
+                self._wait_for(min(self._under_way, self._max_batch), FILLING * self._seconds)
+                most = _without_waste(min(self.waiting, self._max_batch))
             batch, images = [], 0
             while self._requests:
                 more = images + len(self._requests[0].images)

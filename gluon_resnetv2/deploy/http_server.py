@@ -162,7 +162,7 @@ class Uvicorn(uvicorn.Server):
     ):
         super().__init__(
             uvicorn.Config(
-                service.app,
+                service,
                 http=Connection,
                 log_config=None,
                 access_log=access_log,

@@ -398,6 +398,8 @@ def _check_image(file, where, media_type=None):
 
 # -- Answers ---------------------------------------------------------------------------------------
 
+_compact = json.JSONEncoder(separators=(",", ":")).encode
+
 
 def encode(request: Request, rows: np.ndarray, interface: Interface) -> tuple[bytes, int | None]:
     """The answer to a request.
@@ -428,7 +430,7 @@ def encode(request: Request, rows: np.ndarray, interface: Interface) -> tuple[by
         else:
             entry["data"] = values if datatype == "BYTES" else values.ravel().tolist()
         described.append(entry)
-    text = json.dumps(answer, separators=(",", ":")).encode()
+    text = _compact(answer).encode()
     return (b"".join((text, *tails)), len(text)) if tails else (text, None)
 
 
