@@ -42,7 +42,7 @@ from gluon_resnetv2.deploy.reference import (
     reference_images,
 )
 from gluon_resnetv2.deploy.runtimes import symbol_block
-from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.errors import UserError, last_line
 from gluon_resnetv2.files import sha256, whole_folder, write_json
 from gluon_resnetv2.layers import is_statistic
 from gluon_resnetv2.net import ResNetV2
@@ -182,8 +182,9 @@ def _judge(artifact):
     try:
         found = symbol_block(str(artifact.symbol), str(artifact.params), images)
     except mx.MXNetError as error:
-        last = str(error).strip().splitlines()[-1]
-        raise UserError(f"{precision} can't be computed here, so not be checked: {last}") from None
+        raise UserError(
+            f"{precision} can't be computed here, so not be checked: {last_line(error)}"
+        ) from None
     check = compare(precision, found, logits, tolerance, output)
     if not check.passed:
         raise UserError(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from gluon_resnetv2.deploy.params_file import (
     parse_arrays,
 )
 from gluon_resnetv2.deploy.untrusted import Fault, read_bytes, read_json, told_of
+from gluon_resnetv2.errors import last_line
 from gluon_resnetv2.layers import DTYPES
 
 # What one image may make of memory, in elements: an array as large as so many of its planes (a
@@ -135,7 +135,7 @@ def _check_symbol(pair: Pair) -> None:
     try:
         symbol = pair.symbol()
     except mx.MXNetError as error:
-        raise Fault(f"is no graph to MXNet: {_last_line(error)}") from None
+        raise Fault(f"is no graph to MXNet: {last_line(error)}") from None
     types = {
         name[4:]: array.dtype.newbyteorder("=")
         for name, array in pair.parameters.items()
@@ -144,7 +144,7 @@ def _check_symbol(pair: Pair) -> None:
     try:
         symbol.infer_type_partial(**types, **{pair.data: "float32"})
     except mx.MXNetError as error:
-        raise Fault(f"does not fit its parameters' types: {_last_line(error)}") from None
+        raise Fault(f"does not fit its parameters' types: {last_line(error)}") from None
     arguments = set(symbol.list_arguments()) - {pair.data, *pair.labels}
     states = set(symbol.list_auxiliary_states())
     expected = {f"arg:{name}" for name in arguments} | {f"aux:{name}" for name in states}
@@ -244,7 +244,7 @@ def _shapes(pair, internals, images) -> list[tuple]:
         arguments, shapes, states = internals.infer_shape_partial(**given, **{pair.data: images})
     except mx.MXNetError as error:
         raise Fault(
-            f"does not fit its parameters or images {images[1:]}: {_last_line(error)}"
+            f"does not fit its parameters or images {images[1:]}: {last_line(error)}"
         ) from None
     needed = dict(zip(internals.list_arguments(), arguments))
     needed.update(zip(internals.list_auxiliary_states(), states))
@@ -252,8 +252,3 @@ def _shapes(pair, internals, images) -> list[tuple]:
         if needed[name] != shape:
             raise Fault(f"needs {name} of shape {needed[name]}; in its file it has {shape}")
     return shapes
-
-
-def _last_line(error: Exception) -> str:
-    line = str(error).strip().splitlines()[-1]
-    return re.sub(r"\[[\d:]+\] \S+ ", "", line)[:200]  # without where in MXNet that is

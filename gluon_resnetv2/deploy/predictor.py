@@ -22,7 +22,7 @@ from gluon_resnetv2.deploy.reference import (
     reference_images,
 )
 from gluon_resnetv2.deploy.scores import likeliest, log, softmax
-from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.errors import UserError, last_line
 
 FUSED = ("_sg_mkldnn", "_contrib_quantize")  # how operators of fused graphs are called
 WITHOUT_MANIFEST = {"input": None, "precision": "float32", "fused": False}
@@ -230,7 +230,7 @@ def _check(form, inputs, logits, tolerance, output):
     try:
         return compare(form.name, form.run(inputs), logits, tolerance, output)
     except mx.MXNetError as error:  # this processor can't compute it
-        return Check(form.name, None, None, tolerance, str(error).strip().splitlines()[-1])
+        return Check(form.name, None, None, tolerance, last_line(error))
 
 
 def _fastest(forms, shape):

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 import mxnet as mx
 import numpy as np
 
+from gluon_resnetv2.errors import last_line
+
 
 def symbol_block(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
     """Gluon's SymbolBlock, hybridized with static memory."""
@@ -145,5 +147,5 @@ if __name__ == "__main__":
             np.save(job["outputs"], run(job["symbol"], job["params"], np.load(job["images"])))
             failures.append(None)
         except Exception as error:  # whatever it is, the other pairs want their answer
-            failures.append(str(error).strip().splitlines()[-1])
+            failures.append(last_line(error))
     print(json.dumps(failures))
