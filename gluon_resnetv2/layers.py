@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 
+import mxnet as mx
 import numpy as np
 from mxnet import initializer
 from mxnet.gluon import HybridBlock, nn
 
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.spec import Conv, Gate, Spec
+from gluon_resnetv2.spec import Conv, Spec
 
 # What a network computes in, and MXNet's word for it.
 DTYPES = {
@@ -74,6 +75,8 @@ class BatchNorm(HybridBlock):
         )
 
     def hybrid_forward(self, F, x, gamma, beta, moving_mean, moving_var):
+        if self._kwargs["fix_gamma"] and F is mx.nd:  # where MXNet would write 1 into it
+            gamma = gamma.copy()
         values = gamma, beta, moving_mean, moving_var
         if self._numerics.sync_devices == 1:
             return F.BatchNorm(x, *values, axis=1, name="fwd", **self._kwargs)
@@ -126,10 +129,23 @@ class PadChannels(HybridBlock):
         if self._stride > 1:
             whole = (None,) * 4
             x = F.slice(x, begin=whole, end=whole, step=(1, 1, self._stride, self._stride))
+        if self._out == self._in:
+            return x
         # F.pad pads the last axes only.
         copies = -(-self._out // self._in)
         x = F.concat(x, *[F.zeros_like(x) for _ in range(copies - 1)], dim=1)
         return x if copies * self._in == self._out else F.slice_axis(x, 1, 0, self._out)
+
+
+class PadZeros(HybridBlock):
+    """A frame of zeros, one pixel wide: (N, C, H, W) to (N, C, H + 2, W + 2)."""
+
+    def hybrid_forward(self, F, x):
+        # Of operators that every form of an export knows, which F.pad is not.
+        for axis in (2, 3):
+            edge = F.zeros_like(F.slice_axis(x, axis, 0, 1))
+            x = F.concat(edge, x, edge, dim=axis)
+        return x
 
 
 def batch_norm(
@@ -148,7 +164,7 @@ def batch_norm(
 
 def convolution(conv: Conv, spec: Spec, numerics: Numerics) -> Convolution:
     """The convolution that `conv` describes; a gate's bias starts where the shortcut says."""
-    bias = spec.shortcut.bias if conv.bias and isinstance(spec.shortcut, Gate) else 0.0
+    bias = spec.shortcut.bias if conv.name == "gate" else 0.0
     return Convolution(
         conv.out_channels,
         conv.kernel,

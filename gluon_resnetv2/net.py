@@ -5,7 +5,7 @@ from __future__ import annotations
 from mxnet import initializer
 from mxnet.gluon import HybridBlock, nn
 
-from gluon_resnetv2.layers import Numerics, batch_norm, chain, convolution
+from gluon_resnetv2.layers import Numerics, PadZeros, batch_norm, chain, convolution
 from gluon_resnetv2.spec import Spec, named
 from gluon_resnetv2.unit import ResidualUnit
 
@@ -49,7 +49,9 @@ class ResNetV2(HybridBlock):
                 else self._bn_or_relu(op, spec.channels[0])
             )
         if spec.stem_pool:
-            yield nn.MaxPool2D(3, 2, 1, prefix="pool0_")
+            if spec.pool_pad == "zero":
+                yield PadZeros(prefix="pad0_")
+            yield nn.MaxPool2D(3, 2, int(spec.pool_pad == "ignored"), prefix="pool0_")
 
     def _head(self):
         for op in self.spec.head_ops:

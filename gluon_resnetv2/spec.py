@@ -240,10 +240,19 @@ class Spec:
     # The first unit's pre-activation: in the "stem", before the split and the max pooling (the
     # paper's appendix); in the "unit" like all others; in "both" (MXNet's ImageNet example).
     first_activation: str = "stem"
+    # Which unit of a stage halves the map: the "first", of all stages but the first, or the "last",
+    # of all stages but the last, whose shortcut is subsampled where its channels stay (Keras).
+    stride_in: str = "first"
     # Which units split into two paths after their pre-activation: those with a "projection" (the
     # paper's appendix), all that change shape ("widening"), or "none" (GluonCV's CIFAR nets).
     split_after_pre: str = "projection"
     project_first: bool = False  # project in every stage's first unit, even of equal shape
+    # Biases of the convolutions whose output is summed, not normalised: the stem's, each unit's
+    # last one and the projections (Keras).
+    biases: bool = False
+    # The padding of the stem's max pooling: "ignored", or a "zero" that counts, which it does where
+    # the map is negative (Keras).
+    pool_pad: str = "ignored"
     # Batch normalisation of the input: "off"; "shift" learns beta alone; "plain" learns nothing.
     input_bn: str = "off"
     bn_eps: float = 1e-5
@@ -257,13 +266,17 @@ class Spec:
             "widening": ("A", "B", "C"),
             "stride_on": ("first", "3x3"),
             "first_activation": ("stem", "unit", "both"),
+            "stride_in": ("first", "last"),
             "split_after_pre": ("projection", "widening", "none"),
+            "biases": (False, True),
+            "pool_pad": ("ignored", "zero"),
             "input_bn": ("off", "shift", "plain"),
         }
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
                 raise UserError(
-                    f"{field} '{getattr(self, field)}' is unknown; choose {', '.join(allowed)}"
+                    f"{field} '{getattr(self, field)}' is unknown; choose "
+                    + ", ".join(map(str, allowed))
                 )
         if isinstance(self.shortcut, str):
             object.__setattr__(self, "shortcut", parse_shortcut(self.shortcut))
@@ -287,7 +300,7 @@ class Spec:
     @property
     def stem_conv(self) -> Conv:
         kernel, stride, _ = STEM[self.stem]
-        return Conv("conv0", self.in_channels, self.channels[0], kernel, stride)
+        return Conv("conv0", self.in_channels, self.channels[0], kernel, stride, self.biases)
 
     @property
     def stem_pool(self) -> bool:
@@ -312,8 +325,11 @@ class Spec:
         units, in_channels = [], self.channels[0]
         for s, (count, width) in enumerate(zip(self.stages, self.channels), 1):
             for u in range(1, count + 1):
-                stride = 2 if s > 1 and u == 1 else 1
-                units.append(self._unit(s, u, in_channels, width, stride))
+                if self.stride_in == "first":
+                    strides = s > 1 and u == 1
+                else:
+                    strides = s < len(self.stages) and u == count
+                units.append(self._unit(s, u, in_channels, width, 2 if strides else 1))
                 in_channels = units[-1].out_channels
         return units
 
@@ -323,18 +339,20 @@ class Spec:
         strided = 0
         if self.stride_on == "3x3":
             strided = [kernel for kernel, _ in layers].index(3)
+        biases = [False] * (len(layers) - 1) + [self.biases]
         convs = tuple(
-            Conv(f"conv{i + 1}", before, after, kernel, stride if i == strided else 1)
-            for i, ((kernel, _), before, after) in enumerate(
-                zip(layers, [in_channels, *outs], outs)
+            Conv(f"conv{i + 1}", before, after, kernel, stride if i == strided else 1, bias)
+            for i, ((kernel, _), before, after, bias) in enumerate(
+                zip(layers, [in_channels, *outs], outs, biases)
             )
         )
         pre, body, after = unit_ops(self.order, len(layers))
-        changes_shape = stride > 1 or in_channels != outs[-1]
+        widens = in_channels != outs[-1]
+        changes_shape = stride > 1 or widens
         projects = self.has_shortcut and (
             isinstance(self.shortcut, Conv1x1)
             or self.widening == "C"
-            or (self.widening == "B" and changes_shape)
+            or (self.widening == "B" and (widens or (changes_shape and self.stride_in == "first")))
             or (self.project_first and index == 1)
         )
         first = stage == index == 1
@@ -348,7 +366,9 @@ class Spec:
             convs=convs,
             split_after_pre=(self.split_after_pre == "projection" and projects)
             or (self.split_after_pre == "widening" and changes_shape),
-            projection=Conv("sc", in_channels, outs[-1], 1, stride) if projects else None,
+            projection=Conv("sc", in_channels, outs[-1], 1, stride, self.biases)
+            if projects
+            else None,
             # Both summands are normalised or neither is: "BN layers are adopted right after the
             # weight layers" (caption of [v2] Fig. 2).
             projection_bn=any(op.startswith("bn") for op in body[body.index(convs[-1].name) :]),
@@ -414,13 +434,13 @@ class Spec:
 
     @classmethod
     def from_dict(cls, values: dict) -> Spec:
-        """The Spec that `to_dict` wrote.
+        """The Spec that `to_dict` wrote, in any version of this package.
 
         Raises:
             UserError: a field is missing, unknown or out of range.
         """
         try:
-            if missing := FIELDS - set(values):
+            if missing := FIELDS - LATER - set(values):
                 raise KeyError(min(missing))
             sizes = {name: tuple(map(int, values[name])) for name in ("stages", "channels")}
             return cls(**{**values, **sizes})
@@ -431,6 +451,8 @@ class Spec:
 
 
 FIELDS = frozenset(field.name for field in dataclasses.fields(Spec))
+# Switches that older descriptions lack, as their networks have the defaults.
+LATER = frozenset({"stride_in", "biases", "pool_pad"})
 
 
 # -- Named networks --------------------------------------------------------------------------------
