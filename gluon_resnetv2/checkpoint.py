@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import mxnet as mx
+import numpy as np
 
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import sha256, whole_folder, write_json
@@ -35,14 +36,19 @@ def save_arrays(path: str | Path, arrays: dict[str, mx.nd.NDArray]) -> None:
     Raises:
         OSError: the file can't be written, or not whole.
     """
-    try:
+    with contextlib.suppress(mx.MXNetError):
         mx.nd.save(str(path), arrays)
-        # MXNet's writer does not notice a full disk; its reader does. No arrays are read as a list.
-        whole = set(mx.nd.load(str(path)) or {}) == set(arrays)
-    except mx.MXNetError:
-        whole = False
-    if not whole:
+    # MXNet's writer does not notice a full disk.
+    if not (os.path.exists(path) and os.path.getsize(path) == _file_size(arrays)):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def _file_size(arrays):
+    """In bytes: for each array its description, numbers and name; and three counts more."""
+    return 32 + sum(
+        24 + 8 * array.ndim + array.size * np.dtype(array.dtype).itemsize + 8 + len(name.encode())
+        for name, array in arrays.items()
+    )
 
 
 def save_parameters(net: ResNetV2, path: str | Path, dtype: str | None = None) -> None:
@@ -54,13 +60,20 @@ def save_parameters(net: ResNetV2, path: str | Path, dtype: str | None = None) -
     Raises:
         OSError: the file can't be written, or not whole.
     """
+    kinds = {True: "aux", False: "arg"}
+    values = parameters_of(net, dtype).items()
+    save_arrays(path, {f"{kinds[is_statistic(name)]}:{name}": value for name, value in values})
+
+
+def parameters_of(net: ResNetV2, dtype: str | None = None) -> dict[str, mx.nd.NDArray]:
+    """Every parameter by its name, on the first device.
+
+    Args:
+        dtype: what they are cast to; by default what they are.
+    """
     mx.nd.waitall()  # moving statistics are still being written otherwise
-    arrays = {}
-    for name, parameter in net.collect_params().items():
-        array = parameter.list_data()[0]
-        kind = "aux" if is_statistic(name) else "arg"
-        arrays[f"{kind}:{name}"] = array.astype(dtype) if dtype else array
-    save_arrays(path, arrays)
+    arrays = {name: value.list_data()[0] for name, value in net.collect_params().items()}
+    return {name: array.astype(dtype) if dtype else array for name, array in arrays.items()}
 
 
 def load_parameters(
@@ -83,7 +96,7 @@ def load_parameters(
 
 def set_parameters(
     net: ResNetV2,
-    values: Mapping[str, mx.nd.NDArray],
+    values: Mapping[str, mx.nd.NDArray | np.ndarray],
     source: str | Path,
     devices: Sequence[mx.Context] | None = None,
 ) -> None:
@@ -107,7 +120,7 @@ def set_parameters(
             )
     net.initialize(mx.init.Zero(), ctx=devices or mx.cpu(), force_reinit=True)
     for name, parameter in parameters.items():
-        parameter.set_data(values[name].astype(parameter.dtype))
+        parameter.set_data(mx.nd.array(values[name], dtype=parameter.dtype))
 
 
 def write_checkpoint(

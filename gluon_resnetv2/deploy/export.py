@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,9 @@ from gluon_resnetv2 import __version__
 from gluon_resnetv2.checkpoint import (
     choose_checkpoint,
     load_parameters,
+    parameters_of,
     save_arrays,
-    save_parameters,
+    set_parameters,
 )
 from gluon_resnetv2.deploy import forms
 from gluon_resnetv2.deploy.artifact import (
@@ -68,8 +69,14 @@ class Form:
     fused: bool = False
 
 
-def export(
-    net: ResNetV2,
+def export(net: ResNetV2, folder: str | Path, image_shape: tuple, **options) -> Artifact:
+    """Writes `net`, initialised, as `export_parameters` does, whose options these are."""
+    return export_parameters(net.spec, parameters_of(net), folder, image_shape, **options)
+
+
+def export_parameters(
+    spec: Spec,
+    parameters: Mapping[str, mx.nd.NDArray | np.ndarray],
     folder: str | Path,
     image_shape: tuple,
     *,
@@ -83,12 +90,13 @@ def export(
     server: str | None = None,
     **details,
 ) -> Artifact:
-    """Writes `net`, initialised on the CPU, as an export.
+    """Writes a network as an export.
 
     Beside the pair there is what it can be held against: outputs that the network itself, not what
     was exported, gives in float32.
 
     Args:
+        parameters: every one by its name; they are written in float32.
         folder: what takes the export; an export already there is replaced.
         image_shape: (channels, height, width) of the images that it is for.
         classes: a name for each logit.
@@ -105,9 +113,9 @@ def export(
             other or the network.
         OSError: the folder can't be written to; what it held is still there.
     """
-    name, folder = net.spec.name, Path(folder).resolve()  # what a link leads to is replaced
-    if len(classes) != net.spec.classes:
-        raise UserError(f"{len(classes)} names do not fit {net.spec.classes} classes")
+    name, folder = spec.name, Path(folder).resolve()  # what a link leads to is replaced
+    if len(classes) != spec.classes:
+        raise UserError(f"{len(classes)} names do not fit {spec.classes} classes")
     if onnx and (form.fused or form.precision != "float32"):
         raise UserError("ONNX is written from the plain float32 graph, not fused, in 16 or 8 bits")
     pixels = None
@@ -132,15 +140,16 @@ def export(
             "crop": crop,
         },
         **details,
-        "spec": net.spec.to_dict(),
+        "spec": spec.to_dict(),
     }
     with whole_folder(folder) as temporary:
         symbol = temporary / f"{name}-symbol.json"
         params = temporary / f"{name}-0000.params"
-        save_parameters(net, params, dtype="float32")
-        trained, images = ResNetV2(net.spec), reference_images(image_shape)
-        load_parameters(trained, params)  # in float32, and as they were saved
-        manifest["reference"] = {"logits": logits(trained, images)}
+        trained, images = ResNetV2(spec), reference_images(image_shape)
+        trained.collect_params().setattr("grad_req", "null")  # which would take as much again
+        set_parameters(trained, parameters, name)
+        reference = logits(trained, images)
+        manifest["reference"] = {"logits": reference}
         if pixels is not None:
             seen = logits(trained, normalise(pixels, manifest["input"]))
             _save_calibration(temporary / CALIBRATION, pixels, seen)
@@ -153,12 +162,13 @@ def export(
             {f"arg:{name}": array for name, array in arguments.items()}
             | {f"aux:{name}": array for name, array in statistics.items()},
         )
-        symbol.write_text(seal(forms.to_json(graph), params), encoding="utf-8")
         manifest["tolerance"] = (
-            float32_tolerance(trained, images)
+            float32_tolerance(trained, images, reference)
             if form.precision == "float32"
             else {"agreement": AGREEMENT[form.precision]}
         )
+        del trained, arguments, statistics  # as much as the file, which is read for its seal
+        symbol.write_text(seal(forms.to_json(graph), params), encoding="utf-8")
         manifest["versions"] = {
             "gluon_resnetv2": __version__,
             "mxnet": mx.__version__,

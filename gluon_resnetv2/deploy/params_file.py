@@ -43,21 +43,24 @@ NAME = re.compile(r"[!#-\[\]-~]{1,256}")  # printable, and nothing that JSON wou
 BLOCK = 1 << 20  # elements that are looked at at once
 
 
-def read_arrays(path: str | Path, sha256: str | None = None) -> dict[str, np.ndarray]:
-    """The read-only arrays of a .params file by name, "arg:NAME" or "aux:NAME".
+def read_arrays(
+    path: str | Path, sha256: str | None = None, kinds: bool = True
+) -> dict[str, np.ndarray]:
+    """The read-only arrays of a .params file by name.
 
     Args:
         sha256: the file's, in hexadecimal, where it is known.
+        kinds: whether names have to be "arg:NAME" and "aux:NAME", as in a pair.
 
     Raises:
         UserError: the file is missing, damaged, or another one.
     """
     with told_of(path):
-        return parse_arrays(read_bytes(path, PARAMS_BYTES, sha256))
+        return parse_arrays(read_bytes(path, PARAMS_BYTES, sha256), kinds)
 
 
-def parse_arrays(data: bytes) -> dict[str, np.ndarray]:
-    """The arrays of a .params file's content, as views of it, by name.
+def parse_arrays(data: bytes, kinds: bool = True) -> dict[str, np.ndarray]:
+    """The arrays of a .params file's content, as views of it, by name as in `read_arrays`.
 
     Raises:
         Fault: it is damaged, or something else.
@@ -86,8 +89,10 @@ def parse_arrays(data: bytes) -> dict[str, np.ndarray]:
         (length,) = cursor.numbers("Q")
         name = str(cursor.take(length), "ascii", "replace")
         kind, _, rest = name.partition(":")
-        if kind not in ("arg", "aux") or not NAME.fullmatch(rest):
+        if kinds and (kind not in ("arg", "aux") or not NAME.fullmatch(rest)):
             raise Fault(f"has a name, {quote(name)}, that is not of the form arg:NAME or aux:NAME")
+        if not NAME.fullmatch(name):
+            raise Fault(f"has a name, {quote(name)}, that is no parameter's")
         if name in named:
             raise Fault(f"has {name} twice")
         if not _finite(array):
@@ -95,7 +100,7 @@ def parse_arrays(data: bytes) -> dict[str, np.ndarray]:
         named[name] = array
     if cursor.left:
         raise Fault(f"has {cursor.left} bytes more than its arrays need")
-    if len({name[4:] for name in named}) != count:
+    if kinds and len({name[4:] for name in named}) != count:
         raise Fault("has arg: and aux: of the same name")
     return named
 
