@@ -1,0 +1,1 @@
+"""Weights of other implementations, and other libraries that take our networks."""
