@@ -40,11 +40,19 @@ EXTRAS = {
         "ruff==0.17.6",  # the linter, pinned because each release formats a little differently
         "gluoncv==0.10.5.post0",  # the peer whose export `verify` must catch
         "tritonclient[grpc,http]>=2.42",  # a client of the Open Inference Protocol that is not ours
+        "h5py>=3.8",  # Keras' files
         "selenium>=4.20",  # drives the browser that tries the page
         "pyparsing<3.3; python_version < '3.10'",  # newer ones warn in matplotlib for Python 3.9
     ],
-    # The other framework that the tests hold our arithmetic against.
-    "oracle": ["torch==2.13.0; python_version >= '3.10'"],
+    # Keras' files of weights, for `convert`.
+    "keras": ["h5py>=3.8"],
+    # What the tests hold our arithmetic, and converted weights, against.
+    "oracle": [
+        "torch==2.13.0; python_version >= '3.10'",  # the other framework
+        "torchvision==0.28.0; python_version >= '3.10'",  # timm imports it
+        "timm==1.0.31; python_version >= '3.10'",  # weights of its networks, and safetensors
+        "keras>=3,<4",  # weights of its networks; runs on PyTorch
+    ],
 }
 
 HERE = Path(__file__).parent

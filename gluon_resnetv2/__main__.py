@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from gluon_resnetv2 import cli
 from gluon_resnetv2.deploy import server
 from gluon_resnetv2.distributed import launch as launch_module
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.spec import IMAGE_SIZE_MAX
+
+# Of `interop.convert`, which needs MXNet.
+LAYOUTS = (
+    *("symbolic", "model-zoo", "gluoncv-cifar", "timm"),
+    *("torch-fb", "torch-fb-cifar", "torch-kaiming", "torch-preresnet", "keras"),
+)
 
 
 def doctor(_options) -> int:
@@ -99,6 +107,27 @@ def pack(options) -> None:
     print(f"{packed.path}: {packed.images} images of {len(packed.classes)} classes{left_out}")
 
 
+def convert(options) -> None:
+    from gluon_resnetv2.interop import convert
+
+    if options.image_size is not None and not 1 <= options.image_size <= IMAGE_SIZE_MAX:
+        raise UserError(f"--image-size must be 1 to {IMAGE_SIZE_MAX}, not {options.image_size}")
+    source = convert.read(options.source, options.source_layout)
+    print(source, flush=True)
+    if options.layout:
+        convert.to_layout(source, options.output, options.layout)
+        print(f"wrote {options.output}")
+        return
+    classes = options.classes and _lines(options.classes)
+    artifact = convert.to_export(
+        source, options.output, image_size=options.image_size, classes=classes
+    )
+    print(f"exported {artifact.name} to {artifact.folder}")
+    about = artifact.manifest["source"]
+    if "difference" in about:
+        print(f"its logits are those of {about['package']}, to {about['difference']:.1e}")
+
+
 def verify(options) -> int:
     from gluon_resnetv2.deploy.artifact import load
     from gluon_resnetv2.deploy.verify import report
@@ -121,6 +150,14 @@ def predict(options) -> None:
 
 def serve(options) -> int:
     return server.main(options)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "is no text in UTF-8"
+        raise UserError(f"{path}: {reason}") from None
 
 
 def _numbers(text: str) -> tuple:
@@ -200,6 +237,16 @@ def main() -> int:
         choices=("mlserver", "mms"),
         help="write what that server needs beside the pair",
     )
+    options = verb(convert, "weights of other implementations to an export of ours, or back")
+    add = options.add_argument
+    add(
+        "source", metavar="SRC", help="a .params, .pth, .safetensors, .h5 or .keras file; an export"
+    )
+    add("--from", dest="source_layout", choices=LAYOUTS, help="whose names; default: what fits")
+    add("--to", dest="layout", choices=LAYOUTS, help="whose names; default: an export of ours")
+    add("-o", "--output", required=True, metavar="OUT", help="a folder; with --to, a file")
+    add("--image-size", type=int, help="of an export, in pixels; default: 32 or 224, by the stem")
+    add("--classes", metavar="FILE", help="names of an export's classes, one a line")
     options = verb(verify, "compare an exported pair with the training graph in every runtime")
     options.add_argument("export", help="folder of an export or run, or a -symbol.json")
     options.add_argument(

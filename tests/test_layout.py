@@ -24,7 +24,7 @@ LEVELS = (
     ("net",),
     ("checkpoint", "memory"),
     ("deploy", "distributed", "imagenet"),
-    ("training",),
+    ("interop", "training"),
     ("__main__", "doctor"),
 )
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}

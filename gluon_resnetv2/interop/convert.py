@@ -1,0 +1,225 @@
+"""`python -m gluon_resnetv2 convert`: weights of other implementations to ours, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import mxnet as mx
+import numpy as np
+
+from gluon_resnetv2.checkpoint import set_parameters
+from gluon_resnetv2.deploy.artifact import Artifact, load
+from gluon_resnetv2.deploy.export import export_parameters
+from gluon_resnetv2.deploy.params_file import read_arrays
+from gluon_resnetv2.deploy.reference import logits, reference_images
+from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.files import sha256, whole_file
+from gluon_resnetv2.interop import weights
+from gluon_resnetv2.interop.keras import KERAS
+from gluon_resnetv2.interop.layout import Arrays, Layout, shapes
+from gluon_resnetv2.interop.mxnet import GLUONCV_CIFAR, MODEL_ZOO, SYMBOLIC
+from gluon_resnetv2.interop.timm import TIMM
+from gluon_resnetv2.interop.torch import (
+    TORCH_FB,
+    TORCH_FB_CIFAR,
+    TORCH_KAIMING,
+    TORCH_PRERESNET,
+)
+from gluon_resnetv2.net import ResNetV2
+from gluon_resnetv2.spec import Spec
+
+LAYOUTS = {
+    layout.name: layout
+    for layout in (
+        *(SYMBOLIC, MODEL_ZOO, GLUONCV_CIFAR, TIMM),
+        *(TORCH_FB, TORCH_FB_CIFAR, TORCH_KAIMING, TORCH_PRERESNET, KERAS),
+    )
+}
+TOLERANCE = 1e-4  # largest difference from the source's logits over the largest of these
+SIZES = {"cifar": 32, "imagenet": 224}  # of images, in pixels
+
+
+def detect(arrays: Arrays, path: Path) -> Layout:
+    """The one layout whose names and shapes the arrays of a file have.
+
+    Raises:
+        UserError: none has, or more than one.
+    """
+    fit, faults = [], {}
+    for layout in LAYOUTS.values():
+        try:
+            layout.to_ours(arrays)
+            fit.append(layout.name)
+        except UserError as error:
+            names = layout.canonical(arrays)
+            known = sum(layout.is_known(name) for name in names)
+            faults[layout.name] = (known, str(error))
+    if len(fit) > 1:
+        raise UserError(f"{path} may be of layout {' or '.join(fit)}; say which: --from")
+    if fit:
+        return LAYOUTS[fit[0]]
+    nearest = max(faults, key=lambda name: faults[name][0])
+    raise UserError(
+        f"{path} is of no layout that is known. For {nearest}, the nearest: {faults[nearest][1]}"
+    )
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights that were read.
+
+    Attributes:
+        layout: whose they are; None: ours.
+        theirs: they as they are named there.
+        ours: the same as we name and shape them.
+    """
+
+    path: Path
+    layout: Layout | None
+    spec: Spec
+    theirs: Arrays
+    ours: Arrays
+
+    def __str__(self):
+        whose = self.layout.about if self.layout else "gluon_resnetv2"
+        return f"{self.path}: {self.spec.name} of {whose}, {self.spec.classes} classes"
+
+
+def read(path: str | Path, layout: str | None = None) -> Source:
+    """Weights of any layout, or of an export of ours.
+
+    Args:
+        path: a file of weights, as `weights.read` takes it; or a folder of an export or run.
+        layout: a name of `LAYOUTS`; by default the one that fits.
+
+    Raises:
+        UserError: the file is damaged or not of that layout.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if layout:
+            raise UserError(f"{path} is a folder, which only exports of ours are; leave out --from")
+        return _read_export(path)
+    theirs = weights.read(path)
+    found = LAYOUTS[layout] if layout else detect(theirs, path)
+    try:
+        spec, ours = found.to_ours(theirs)
+    except UserError as error:
+        raise UserError(f"{path} is not of layout {found.name}: {error}") from None
+    return Source(path, found, spec, found.canonical(theirs), ours)
+
+
+def _read_export(folder):
+    artifact = load(folder)
+    manifest = artifact.manifest
+    if not manifest or manifest["precision"] != "float32" or manifest["fused"]:
+        raise UserError(f"{folder} is no plain float32 export, which alone can be converted")
+    sums = manifest["sha256"]
+    arrays = weights.without_kind(read_arrays(artifact.params, sums[artifact.params.name]))
+    spec = Spec.from_dict(manifest["spec"])
+    # What a graph that prepares images has beside the network's own is left out.
+    ours = {name: arrays[name] for name in shapes(spec)}
+    return Source(artifact.folder, None, spec, {}, ours)
+
+
+def to_export(
+    source: Source,
+    folder: str | Path,
+    *,
+    image_size: int | None = None,
+    classes: Sequence[str] | None = None,
+) -> Artifact:
+    """Writes the weights of another implementation as an export of ours.
+
+    Where that implementation is installed, its logits have to be ours; the manifest says how near
+    they are.
+
+    Args:
+        image_size: height and width of the images that it is for; by default 32 for networks with
+            a 3x3 stem, 224 for others.
+        classes: a name for each logit; by default its number.
+
+    Raises:
+        UserError: the networks differ, or `folder` holds something else than an export.
+    """
+    layout, spec = source.layout, source.spec
+    if layout is None:
+        raise UserError(f"{source.path} is an export of ours already; name a layout: --to")
+    size = image_size or SIZES[spec.stem]
+    shape = (spec.in_channels, size, size)
+    about = {
+        "file": source.path.name,
+        "sha256": sha256(source.path),
+        "layout": layout.name,
+        **_against_theirs(source, shape),
+    }
+    prepared = {key: _for_channels(layout.input[key], spec.in_channels) for key in ("mean", "std")}
+    return export_parameters(
+        spec,
+        source.ours,
+        folder,
+        shape,
+        classes=classes or [str(index) for index in range(spec.classes)],
+        crop=layout.input["crop"],
+        source=about,
+        **prepared,
+    )
+
+
+def to_layout(source: Source, output: str | Path, layout: str) -> None:
+    """Writes weights as another implementation would.
+
+    Args:
+        output: the file, whose name's end tells the format, as `weights.write` knows it. The
+            symbolic layout has a symbol beside it.
+        layout: a name of `LAYOUTS`.
+
+    Raises:
+        UserError: that implementation has no such network, or no such file.
+        OSError: the file can't be written.
+    """
+    theirs = LAYOUTS[layout].from_ours(source.spec, source.ours)
+    if layout == SYMBOLIC.name:
+        _write_pair(Path(output), source.spec, theirs)
+    else:
+        weights.write(output, theirs)
+
+
+def _for_channels(values, channels):
+    return values if len(values) == channels else [float(np.mean(values))] * channels
+
+
+def _against_theirs(source, shape):
+    """How near to the source's own logits ours are, if it is installed."""
+    package = source.layout.package
+    if source.layout.logits is None:
+        return {}
+    images = reference_images(shape)
+    try:
+        expected = source.layout.logits(source.spec, source.theirs, images)
+    except ImportError:
+        return {}
+    net = ResNetV2(source.spec)
+    net.collect_params().setattr("grad_req", "null")  # which would take as much again
+    set_parameters(net, source.ours, source.path)
+    difference = float(np.abs(logits(net, images) - expected).max() / np.abs(expected).max())
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"{source.path} gives other logits in {package} itself, by {difference:.1e} of the "
+            "largest; nothing was written"
+        )
+    return {"package": f"{package} {metadata.version(package)}", "difference": difference}
+
+
+def _write_pair(output, spec, arrays):
+    """The pair that MXNet's scripts train: with the softmax that they end in."""
+    name, dash, number = output.name.removesuffix(".params").rpartition("-")
+    if output.suffix != ".params" or not dash or not number.isdigit():
+        raise UserError(f"{output} is no NAME-0000.params, which a pair's file is called")
+    symbol = mx.sym.SoftmaxOutput(ResNetV2(spec)(mx.sym.var("data")), name="softmax")
+    weights.write_pair_params(output, arrays)
+    with whole_file(output.with_name(f"{name}-symbol.json")) as temporary:
+        temporary.write_text(symbol.tojson(), encoding="utf-8")

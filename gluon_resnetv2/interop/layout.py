@@ -1,0 +1,246 @@
+"""How other implementations name and shape the weights of pre-activation ResNets.
+
+A `Layout` is data: names for our modules and fields, and the switches of `Spec` in which its
+network differs. All else, here, is the same for every layout: what names and shapes tell of the
+network, whether a file holds that network and nothing else, and the way back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.net import ResNetV2
+from gluon_resnetv2.spec import STEM, UNIT, Spec
+
+Arrays = Mapping[str, np.ndarray]
+
+MODULES = (
+    *("bn_data", "conv0", "bn0", "bn1", "fc1"),
+    *("stage{s}_unit{u}_bn{i}", "stage{s}_unit{u}_conv{i}", "stage{s}_unit{u}_sc"),
+)
+MODULE = re.compile(r"(?:stage(?P<s>\d+)_unit(?P<u>\d+)_)?(?P<op>[a-z_]+?\d*)")
+FIELDS = ("weight", "bias", "gamma", "beta", "moving_mean", "moving_var")
+MOST = 1000  # stages, or units in one: more are no network
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What names and shapes tell of a network."""
+
+    stem: str
+    stages: tuple[int, ...]
+    channels: tuple[int, ...]
+    unit: str
+    classes: int
+    in_channels: int
+
+    def spec(self, **switches) -> Spec:
+        """The network, with what names and shapes can't tell."""
+        facts = dataclasses.asdict(self)
+        depth = sum(self.stages) * len(UNIT[self.unit]) + 2
+        return Spec(**{"name": f"preact{depth}", "order": "full_preact", **facts, **switches})
+
+
+def facts_of(spec: Spec) -> Facts:
+    """What names and shapes would tell of a network."""
+    return Facts(**{f.name: getattr(spec, f.name) for f in dataclasses.fields(Facts)})
+
+
+def _same(_name, array):
+    return array
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The weights of one implementation.
+
+    Attributes:
+        name: as the command line takes it.
+        about: whose they are, in a few words.
+        modules: our modules and theirs. {s}, {u} and {i} stand for numbers of stage, unit and layer
+            that count from 1, and {s-1} or {s+4} for others. "..._bn1" goes before "..._bn{i}".
+        fields: our fields and what follows a module's name there.
+        spec: the network that facts mean here.
+        input: how its images are prepared: mean and std, 0 to 255, and crop.
+        decode, encode: an array of theirs as ours and back, given our name for it.
+        extra: what a file may hold that no network of ours has, by how its name ends; and the
+            array that stands for it on the way back.
+        canonical: renames what another way of saving has named otherwise.
+        logits: what the implementation itself gives for images (N, C, H, W), from the network and
+            its own arrays. It raises ImportError where its package is not installed.
+        package: that package's name.
+    """
+
+    name: str
+    about: str
+    modules: Mapping[str, str]
+    fields: Mapping[str, str]
+    spec: Callable[[Facts], Spec]
+    input: Mapping
+    decode: Callable[[str, np.ndarray], np.ndarray] = _same
+    encode: Callable[[str, np.ndarray], np.ndarray] = _same
+    extra: Mapping[str, np.ndarray] = field(default_factory=dict)
+    canonical: Callable[[Arrays], Arrays] = lambda arrays: arrays
+    logits: Callable[[Spec, Arrays, np.ndarray], np.ndarray] | None = None
+    package: str = ""
+
+    def theirs(self, name: str) -> str | None:
+        """Their name for a parameter of ours; None where they have no such module."""
+        ending = next(f for f in FIELDS if name.endswith(f"_{f}"))
+        module = name[: -len(ending) - 1]
+        found = MODULE.fullmatch(module)
+        op, layer = re.fullmatch(r"(.*?)(\d*)", found["op"]).groups()
+        if found["s"]:
+            numbers = {"s": int(found["s"]), "u": int(found["u"]), "i": int(layer or 0)}
+            module = f"stage{{s}}_unit{{u}}_{op}"
+            template = self.modules.get(module + layer) or self.modules.get(module + "{i}")
+        else:
+            numbers, template = {}, self.modules.get(module)
+        if template is None:
+            return None
+        return template.format_map(_Numbers(numbers)) + self.fields[ending]
+
+    def network(self, arrays: Arrays) -> Spec:
+        """The network that these arrays, named as they are there, are of.
+
+        Raises:
+            UserError: they are of none; the message names the first that is missing.
+        """
+
+        def shape(name):
+            theirs = self.theirs(name)
+            if theirs not in arrays:
+                raise UserError(f"there is no {theirs}, as {self.about} have")
+            found = self.decode(name, arrays[theirs]).shape
+            if len(found) != (2 if name == "fc1_weight" else 4):
+                raise UserError(f"{theirs} has shape {found}, which is no such layer's")
+            return found
+
+        def count(name):
+            numbers = range(1, MOST)
+            return next(n for n in numbers if self.theirs(name.format(n=n)) not in arrays) - 1
+
+        _, in_channels, kernel, _ = shape("conv0_weight")
+        stems = {size: stem for stem, (size, *_) in STEM.items()}
+        if kernel not in stems:
+            raise UserError(
+                f"{self.theirs('conv0_weight')} is {kernel}x{kernel}; stems are 3x3 or 7x7"
+            )
+        shape("stage1_unit1_conv1_weight")
+        layers = count("stage1_unit1_conv{n}_weight")
+        units = {len(kernels): unit for unit, kernels in UNIT.items()}
+        stages = count("stage{n}_unit1_conv1_weight")
+        return self.spec(
+            Facts(
+                stem=stems[kernel],
+                stages=tuple(
+                    count(f"stage{s}_unit{{n}}_conv1_weight") for s in range(1, stages + 1)
+                ),
+                channels=tuple(
+                    shape(f"stage{s}_unit1_conv1_weight")[0] for s in range(1, stages + 1)
+                ),
+                unit=units.get(layers, "bottleneck"),
+                classes=shape("fc1_weight")[0],
+                in_channels=in_channels,
+            )
+        )
+
+    def to_ours(self, arrays: Arrays) -> tuple[Spec, dict[str, np.ndarray]]:
+        """The network, and its parameters under our names.
+
+        Raises:
+            UserError: something is missing, left over, of another shape or not finite; the message
+                names the first.
+        """
+        arrays = self.canonical(arrays)
+        spec, ours = self.network(arrays), {}
+        left = dict(arrays)
+        for name, shape in shapes(spec).items():
+            theirs = self.theirs(name)
+            if theirs not in left:
+                raise UserError(f"there is no {theirs}, which {self._a(spec)} has")
+            array = left.pop(theirs)
+            if array.dtype != np.float32:
+                raise UserError(f"{theirs} is {array.dtype}; weights are float32 or less")
+            array = self.decode(name, array)
+            if array.shape != shape:
+                raise UserError(
+                    f"{theirs} has shape {array.shape}, but {self._a(spec)} has {shape} there"
+                )
+            if not np.isfinite(array).all():
+                raise UserError(f"{theirs} has values that are not finite")
+            if name.endswith("_var") and array.min() < 0:
+                raise UserError(f"{theirs} has negative variances")
+            ours[name] = array
+        for theirs in left:
+            if not theirs.endswith(tuple(self.extra)):
+                raise UserError(f"there is {theirs}, which {self._a(spec)} has not")
+        return spec, ours
+
+    def from_ours(self, spec: Spec, ours: Arrays) -> dict[str, np.ndarray]:
+        """The parameters as that implementation names and shapes them.
+
+        Raises:
+            UserError: it has no such network.
+        """
+        self.check(spec)
+        theirs = {self.theirs(name): self.encode(name, array) for name, array in ours.items()}
+        modules = {self._module(name) for name in ours if name.endswith("_gamma")}
+        for ending, value in self.extra.items():
+            theirs.update({module + ending: value.copy() for module in modules})
+        return theirs
+
+    def check(self, spec: Spec) -> None:
+        """Tells a network that this implementation does not have.
+
+        Raises:
+            UserError: it is one; the message names the first difference.
+        """
+        closest = self.spec(facts_of(spec))
+        for switch in dataclasses.fields(Spec):
+            if switch.name in ("name", "bn_momentum"):  # which weights do not show
+                continue
+            wanted, found = getattr(closest, switch.name), getattr(spec, switch.name)
+            if wanted != found:
+                raise UserError(
+                    f"layout {self.name} has no such network: {switch.name} is {found}, and there "
+                    f"always {wanted}"
+                )
+
+    def is_known(self, theirs: str) -> bool:
+        """Whether one of their parameters, of whatever network, has this name."""
+        number = r"\d+"
+        patterns = "|".join(
+            "".join(
+                number if part.startswith("{") else re.escape(part)
+                for part in re.split(r"({.*?})", template)
+            )
+            for template in self.modules.values()
+        )
+        fields = "|".join(map(re.escape, (*self.fields.values(), *self.extra)))
+        return re.fullmatch(f"(?:{patterns})(?:{fields})", theirs) is not None
+
+    def _module(self, name):
+        return self.theirs(name)[: -len(self.fields["gamma"])]
+
+    def _a(self, spec):
+        return f"a {spec.name} of layout {self.name}"
+
+
+class _Numbers(dict):
+    """Numbers for templates, which may add to them or take away: {s+4}, {u-1}."""
+
+    def __missing__(self, key):
+        name, sign, number = re.fullmatch(r"([a-z])([+-])(\d+)", key).groups()
+        return self[name] + int(sign + number)
+
+
+def shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter of a network, by our name for it."""
+    return {name: parameter.shape for name, parameter in ResNetV2(spec).collect_params().items()}

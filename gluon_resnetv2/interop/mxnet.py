@@ -1,0 +1,184 @@
+"""The layouts of MXNet's own world: its symbolic example, Gluon's model zoo, GluonCV."""
+
+from __future__ import annotations
+
+import re
+
+import mxnet as mx
+import numpy as np
+
+from gluon_resnetv2.interop.layout import FIELDS, MODULES, Arrays, Facts, Layout
+from gluon_resnetv2.spec import Spec
+
+# ImageNet's, 0 to 255.
+MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+# The CIFAR-10 ones of GluonCV's training scripts, 0 to 255.
+CIFAR_MEAN, CIFAR_STD = [125.307, 122.961, 113.8575], [51.5865, 50.847, 51.255]
+
+
+def _symbolic(facts: Facts) -> Spec:
+    return facts.spec(
+        stride_on="3x3",
+        first_activation="both" if facts.stem == "imagenet" else "unit",
+        project_first=True,
+        input_bn="shift",
+        bn_eps=2e-5,
+    )
+
+
+SYMBOLIC = Layout(
+    name="symbolic",
+    about="MXNet's symbolic ResNets (tornadomeet/ResNet, example/image-classification)",
+    modules={name: name for name in MODULES},
+    fields={name: f"_{name}" for name in FIELDS},
+    spec=_symbolic,
+    input={"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0], "crop": 0.875},
+)
+
+_GLUON_FIELDS = {
+    "weight": ".weight",
+    "bias": ".bias",
+    "gamma": ".gamma",
+    "beta": ".beta",
+    "moving_mean": ".running_mean",
+    "moving_var": ".running_var",
+}
+
+
+def _model_zoo(facts: Facts) -> Spec:
+    return facts.spec(stride_on="3x3", first_activation="both", input_bn="plain")
+
+
+def _gluoncv_cifar(facts: Facts) -> Spec:
+    return facts.spec(first_activation="unit", split_after_pre="none", input_bn="plain")
+
+
+def _block_names(stem: int, head: int) -> dict[str, str]:
+    """Names of `save_parameters`: stages follow the stem's blocks, and a BN them."""
+    unit = f"features.{{s+{stem}}}.{{u-1}}"
+    return {
+        "bn_data": "features.0",
+        "conv0": "features.1",
+        "bn0": "features.2",
+        "stage{s}_unit{u}_bn{i}": unit + ".bn{i}",
+        "stage{s}_unit{u}_conv{i}": unit + ".conv{i}",
+        "stage{s}_unit{u}_sc": unit + ".downsample",
+        "bn1": f"features.{head}",
+        "fc1": "output",
+    }
+
+
+_COUNTED = re.compile(
+    r"(?:stage(?P<stage>\d+)_)?(?P<kind>batchnorm|conv|dense)(?P<number>\d+)_(?P<field>\w+)"
+)
+
+
+def _from_pair(stem: int, head: int):
+    """Renames an exported pair's parameters, which are counted, as `save_parameters` would."""
+
+    def canonical(arrays: Arrays) -> Arrays:
+        found = {name: _COUNTED.search(name) for name in arrays}
+        if not all(found.values()):
+            return arrays
+        layers = {}  # those of each stage, in order
+        for match in found.values():
+            place = int(match["stage"] or 0), match["kind"]
+            layers.setdefault(place, set()).add(int(match["number"]))
+        kernels = {
+            (int(match["stage"] or 0), int(match["number"])): arrays[name].shape[-1]
+            for name, match in found.items()
+            if match["kind"] == "conv"
+        }
+        renamed = {}
+        for name, match in found.items():
+            stage, kind = int(match["stage"] or 0), match["kind"]
+            numbers = sorted(layers[stage, kind])
+            index = numbers.index(int(match["number"]))
+            if not stage:
+                block = {
+                    "conv": "features.1",
+                    "dense": "output",
+                    "batchnorm": f"features.{head if index == len(numbers) - 1 else 2 * index}",
+                }[kind]
+            else:
+                bottleneck = kernels[stage, min(layers[stage, "conv"])] == 1
+                block = f"features.{stage + stem}." + _in_stage(
+                    kind, index, len(numbers), 3 if bottleneck else 2
+                )
+            renamed[f"{block}.{match['field']}"] = arrays[name]
+        return renamed if len(renamed) == len(arrays) else arrays
+
+    return canonical
+
+
+def _in_stage(kind, index, count, per_unit):
+    """The block that is number `index` of `count` of its kind in a stage, as they are made."""
+    if kind == "conv" and count % per_unit:  # the first unit's projection follows its layers
+        if index == per_unit:
+            return "0.downsample"
+        index -= index > per_unit
+    unit, layer = divmod(index, per_unit)
+    return f"{unit}.{'bn' if kind == 'batchnorm' else 'conv'}{layer + 1}"
+
+
+def _run(make, arrays: Arrays, images: np.ndarray) -> np.ndarray:
+    """What a Gluon network with these parameters gives."""
+    net = make()
+    net.collect_params().setattr("grad_req", "null")  # gradients would take as much again
+    net.initialize(mx.init.Zero())
+    for name, parameter in net._collect_params_with_prefix().items():
+        parameter.shape = arrays[name].shape
+        parameter.set_data(mx.nd.array(arrays[name]))
+    return net(mx.nd.array(images)).asnumpy()
+
+
+def _model_zoo_logits(spec: Spec, arrays: Arrays, images: np.ndarray) -> np.ndarray:
+    from mxnet.gluon.model_zoo import vision
+
+    kind = vision.BottleneckV2 if spec.unit == "bottleneck" else vision.BasicBlockV2
+    last = 4 if spec.unit == "bottleneck" else 1
+    channels = [spec.channels[0], *(last * width for width in spec.channels)]
+
+    def make():
+        return vision.ResNetV2(kind, list(spec.stages), channels, classes=spec.classes)
+
+    return _run(make, arrays, images)
+
+
+def _gluoncv_cifar_logits(spec: Spec, arrays: Arrays, images: np.ndarray) -> np.ndarray:
+    from gluoncv.model_zoo import cifarresnet
+
+    def make():
+        return cifarresnet.CIFARResNetV2(
+            cifarresnet.CIFARBasicBlockV2,
+            list(spec.stages),
+            [spec.channels[0], *spec.channels],
+            classes=spec.classes,
+        )
+
+    return _run(make, arrays, images)
+
+
+MODEL_ZOO = Layout(
+    name="model-zoo",
+    about="Gluon's and GluonCV's resnet*_v2",
+    modules=_block_names(stem=4, head=9),
+    fields=_GLUON_FIELDS,
+    spec=_model_zoo,
+    input={"mean": MEAN, "std": STD, "crop": 0.875},
+    canonical=_from_pair(stem=4, head=9),
+    logits=_model_zoo_logits,
+    package="mxnet",
+)
+
+GLUONCV_CIFAR = Layout(
+    name="gluoncv-cifar",
+    about="GluonCV's cifar_resnet*_v2",
+    modules={k: v for k, v in _block_names(stem=1, head=5).items() if k != "bn0"},
+    fields=_GLUON_FIELDS,
+    spec=_gluoncv_cifar,
+    input={"mean": CIFAR_MEAN, "std": CIFAR_STD, "crop": 1.0},
+    canonical=_from_pair(stem=1, head=5),
+    logits=_gluoncv_cifar_logits,
+    package="gluoncv",
+)

@@ -1,0 +1,419 @@
+"""PyTorch's files of weights, read and written without PyTorch. Nothing in one is ever run.
+
+`torch.save` writes a zip of stored, not compressed, entries: NAME/data.pkl describes the tensors,
+NAME/data/0 and so on hold their numbers. The description is a pickle, a program that may call
+whatever it names. Ours runs in an interpreter that knows few of the operations, and of names only
+those that a state dict needs, each bound to a stand-in here.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from gluon_resnetv2.errors import UserError
+
+# Keys under which training scripts put the state dict among other things.
+WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net")
+
+MOST_DESCRIPTION = 4 << 20  # bytes of data.pkl
+MOST_DIMENSIONS = 8
+
+STORAGES = {
+    "FloatStorage": np.dtype("<f4"),
+    "DoubleStorage": np.dtype("<f8"),
+    "HalfStorage": np.dtype("<f2"),
+    "BFloat16Storage": np.dtype("V2"),  # which NumPy does not know: `widened` does
+    "LongStorage": np.dtype("<i8"),
+    "IntStorage": np.dtype("<i4"),
+    "ShortStorage": np.dtype("<i2"),
+    "CharStorage": np.dtype("i1"),
+    "ByteStorage": np.dtype("u1"),
+    "BoolStorage": np.dtype("?"),
+}
+
+LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # the pickled number that files before 1.6 begin with
+ALIGNMENT = 64  # bytes, of numbers in a file, as PyTorch aligns them
+
+
+def widened(array: np.ndarray) -> np.ndarray:
+    """float16 and bfloat16 (two bytes without a type) as float32, exactly; others as they are."""
+    if array.dtype == np.float16:
+        return array.astype(np.float32)
+    if array.dtype == np.dtype("V2"):
+        return (array.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    return array
+
+
+# -- Reading ---------------------------------------------------------------------------------------
+
+
+def read(
+    path: str | Path, report: Callable[[str], None] = lambda line: None
+) -> dict[str, np.ndarray]:
+    """The tensors of a state dict, or of a checkpoint that holds one under a key of `WRAPPERS`.
+
+    float16 and bfloat16 become float32. The "module." that DataParallel puts before every name is
+    taken off. Arrays may be read-only.
+
+    Args:
+        report: is told, in a line, what was taken of a file that holds more.
+
+    Raises:
+        UserError: the file is damaged, is no state dict, or wants code to be run.
+    """
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _Reader(path, archive).read(report)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error):
+        raise UserError(f"{path} {_no_archive(path)}") from None
+
+
+def _no_archive(path):
+    with path.open("rb") as file:
+        head = file.read(64)
+    if LEGACY in head:
+        return "was saved before PyTorch 1.6; load it there and torch.save() its state dict anew"
+    if head.startswith(b"PK"):
+        return "is damaged or cut short; fetch it again"
+    return "is no file that PyTorch saved"
+
+
+@dataclass(frozen=True)
+class _Name:
+    """What stands for a class or function that a description may name."""
+
+    module: str
+    name: str
+
+    def __str__(self):
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(frozen=True)
+class _Storage:
+    entry: str
+    dtype: np.dtype
+    count: int
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A view of a storage, in elements."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def nbytes(self):
+        return math.prod(self.shape) * self.storage.dtype.itemsize
+
+    def of(self, numbers: np.ndarray) -> np.ndarray:
+        """The array, given what the storage holds."""
+        if not math.prod(self.shape):
+            return np.empty(self.shape, numbers.dtype)
+        strides = [stride * numbers.itemsize for stride in self.strides]
+        numbers = numbers[self.offset :]
+        return np.lib.stride_tricks.as_strided(numbers, self.shape, strides, writeable=False)
+
+
+class _Reader:
+    def __init__(self, path: Path, archive: zipfile.ZipFile):
+        self.path, self.archive = path, archive
+        self.size = path.stat().st_size
+        self.entries = {entry.filename: entry for entry in archive.infolist()}
+        self._check_entries()
+
+    def read(self, report) -> dict[str, np.ndarray]:
+        tensors, key = self._state_dict(self._description())
+        if key:
+            report(f"{self.path}: took what is under '{key}'")
+        if tensors and all(name.startswith("module.") for name in tensors):
+            tensors = {name[len("module.") :]: tensor for name, tensor in tensors.items()}
+            report(f"{self.path}: took 'module.' off every name")
+        # Views may overlap, but a few bytes must not ask for gigabytes.
+        if sum(tensor.nbytes for tensor in tensors.values()) > 2 * self.size:
+            raise UserError(f"{self.path} has tensors larger than itself")
+        views = {}
+        for name, tensor in tensors.items():
+            views.setdefault(tensor.storage, []).append(name)
+        arrays = dict.fromkeys(tensors)
+        for storage, names in views.items():
+            numbers = np.frombuffer(self.archive.read(storage.entry), storage.dtype)
+            arrays.update({name: widened(tensors[name].of(numbers)) for name in names})
+        return arrays
+
+    def _check_entries(self):
+        entries = self.archive.infolist()
+        if len(self.entries) < len(entries):
+            raise UserError(f"{self.path} has two entries of one name")
+        for entry in entries:
+            encrypted = entry.flag_bits & 1
+            if encrypted or entry.compress_type or entry.compress_size != entry.file_size:
+                raise UserError(f"{self.path} is compressed, which PyTorch's files never are")
+        if sum(entry.file_size for entry in entries) > self.size:
+            raise UserError(f"{self.path} is damaged: it names more bytes than it has")
+
+    def _description(self):
+        found = [
+            name for name in self.entries if name.count("/") == 1 and name.endswith("/data.pkl")
+        ]
+        if len(found) != 1:
+            raise UserError(f"{self.path} is a zip, but none that PyTorch saved")
+        self.folder = found[0].partition("/")[0]
+        if self.entries[found[0]].file_size > MOST_DESCRIPTION:
+            raise UserError(f"{self.path} holds far more than weights; save its state_dict() alone")
+        order = self.entries.get(f"{self.folder}/byteorder")
+        if order and (order.file_size > 16 or self.archive.read(order) != b"little"):
+            raise UserError(f"{self.path} was saved on a big-endian machine; save it on another")
+        data = self.archive.read(found[0])
+        try:
+            return _Interpreter(data, self).load()
+        except UserError:
+            raise
+        except (
+            *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError),
+            *(RecursionError, TypeError, ValueError, pickle.UnpicklingError, struct.error),
+        ):
+            raise UserError(f"{self.path} is damaged: its description makes no sense") from None
+
+    def _state_dict(self, value):
+        """The state dict, and the key that it is under, if any."""
+        if not isinstance(value, dict):
+            raise UserError(f"{self.path} holds no state dict; save the model's state_dict() alone")
+        key = next((key for key in WRAPPERS if isinstance(value.get(key), dict)), None)
+        tensors = value if key is None else value[key]
+        if not tensors:
+            raise UserError(f"{self.path} holds no tensors")
+        for name, tensor in tensors.items():
+            if not isinstance(name, str) or not name.isprintable():
+                raise UserError(f"{self.path} has a tensor whose name can't be printed")
+            if not isinstance(tensor, _Tensor):
+                raise UserError(
+                    f"{self.path} holds {name[:80]}, which is no tensor; save the model's "
+                    "state_dict() alone"
+                )
+        return tensors, key
+
+    def storage(self, kind, key, count) -> _Storage:
+        """What a description says to be `count` numbers in the entry `key`."""
+        entry = self.entries.get(f"{self.folder}/data/{key}")
+        dtype = KINDS[kind]
+        if entry is None or type(count) is not int or count * dtype.itemsize != entry.file_size:
+            raise UserError(f"{self.path} is damaged: storage {key[:20]!r} is not all there")
+        return _Storage(entry.filename, dtype, count)
+
+    def tensor(self, storage, offset, shape, strides) -> _Tensor:
+        """A view of `storage`, once it is certain to be within it."""
+        whole = all(type(number) is int and number >= 0 for number in (offset, *shape, *strides))
+        if not whole or len(shape) != len(strides) or len(shape) > MOST_DIMENSIONS:
+            raise UserError(f"{self.path} is damaged: a tensor has no such shape")
+        reach = offset + sum((size - 1) * stride for size, stride in zip(shape, strides)) + 1
+        numbers = math.prod(shape)
+        if numbers > storage.count or (numbers and reach > storage.count):
+            raise UserError(f"{self.path} is damaged: a tensor reaches beyond its storage")
+        return _Tensor(storage, offset, shape, strides)
+
+
+class _Interpreter(pickle._Unpickler):
+    """Runs the description of a state dict, and nothing else.
+
+    It is built on the Unpickler in Python, not on the one in C, which reserves as much memory as a
+    file tells it to.
+    """
+
+    OPERATIONS = (
+        *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP"),
+        *("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
+        *("BINUNICODE", "SHORT_BINUNICODE", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+        *("EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS"),
+        *("BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET"),
+        *("GLOBAL", "STACK_GLOBAL", "INST", "REDUCE", "BUILD", "BINPERSID"),
+    )
+    dispatch: ClassVar[dict] = {
+        code: pickle._Unpickler.dispatch[code]
+        for code in (getattr(pickle, name)[0] for name in OPERATIONS)
+    }
+
+    def __init__(self, data: bytes, reader: _Reader):
+        super().__init__(io.BytesIO(data))
+        self.reader = reader
+
+    def find_class(self, module, name):
+        found = _Name(module, name)
+        if found not in CALLS and found not in KINDS:
+            raise UserError(
+                f"{self.reader.path} wants to run {_printable(found)}, and weights need no code; "
+                "save the model's state_dict() alone"
+            )
+        return found
+
+    def persistent_load(self, pid):
+        what, kind, key, _, count = pid
+        if what != "storage" or not isinstance(kind, _Name) or not isinstance(key, str):
+            raise pickle.UnpicklingError
+        return self.reader.storage(kind, key, count)
+
+    def load_reduce(self):
+        arguments, function = self.stack.pop(), self.stack.pop()
+        if not isinstance(function, _Name):
+            raise pickle.UnpicklingError
+        self.append(CALLS[function](self.reader, *arguments))
+
+    def load_build(self):
+        state, value = self.stack.pop(), self.stack[-1]
+        # The versions of the modules, which `Module.state_dict` hangs on its dict.
+        if type(value) is not OrderedDict or not isinstance(state, dict):
+            raise pickle.UnpicklingError
+
+    def load_inst(self):
+        names = [self.readline()[:-1].decode() for _ in range(2)]
+        self.find_class(*names)
+        raise pickle.UnpicklingError
+
+    def load_setitem(self):
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set(key, value)
+
+    def load_setitems(self):
+        items = self.pop_mark()
+        for key, value in zip(items[::2], items[1::2]):
+            self._set(key, value)
+
+    def _set(self, key, value):
+        # A tuple of tuples of tuples may take forever to hash.
+        if not isinstance(self.stack[-1], dict) or not isinstance(key, (str, int, float)):
+            raise pickle.UnpicklingError
+        self.stack[-1][key] = value
+
+    dispatch[pickle.REDUCE[0]] = load_reduce
+    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.INST[0]] = load_inst
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+
+
+def _printable(found):
+    text = str(found)[:80]
+    return text if text.isprintable() else ascii(text)
+
+
+def _tensor(reader, storage, offset, shape, strides, _learned=False, _hooks=None, metadata=None):
+    if not isinstance(storage, _Storage) or metadata:  # such as that all numbers are negated
+        raise pickle.UnpicklingError
+    return reader.tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+def _parameter(_reader, tensor, *_):
+    return tensor
+
+
+def _ordered_dict(_reader):
+    return OrderedDict()
+
+
+def _size(_reader, shape):
+    return tuple(shape)
+
+
+ORDERED_DICT = _Name("collections", "OrderedDict")
+REBUILD_TENSOR = _Name("torch._utils", "_rebuild_tensor_v2")
+
+CALLS = {
+    ORDERED_DICT: _ordered_dict,
+    REBUILD_TENSOR: _tensor,
+    _Name("torch._utils", "_rebuild_parameter"): _parameter,
+    _Name("torch", "Size"): _size,
+}
+KINDS = {_Name("torch", name): dtype for name, dtype in STORAGES.items()}
+
+
+# -- Writing ---------------------------------------------------------------------------------------
+
+
+def write(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes arrays as a state dict, which `torch.load(path, weights_only=True)` reads.
+
+    Raises:
+        UserError: an array of a type that is not written.
+        OSError: the file can't be written.
+    """
+    kinds = {dtype: kind for kind, dtype in KINDS.items()}
+    for name, array in arrays.items():
+        if array.dtype not in kinds:
+            raise UserError(f"{name} is {array.dtype}, which is not written to PyTorch's files")
+    tensors = []
+    for key, (name, array) in enumerate(arrays.items()):
+        storage = _Persistent(("storage", kinds[array.dtype], str(key), "cpu", array.size))
+        strides = [math.prod(array.shape[axis + 1 :]) for axis in range(array.ndim)]
+        arguments = (storage, 0, array.shape, tuple(strides), False, _Call(ORDERED_DICT, ()))
+        tensors.append((name, _Call(REBUILD_TENSOR, arguments)))
+    with zipfile.ZipFile(path, "w") as archive:
+        _store(archive, "data.pkl", _pickled(tensors))
+        _store(archive, "byteorder", b"little")
+        for key, array in enumerate(arrays.values()):
+            _store(archive, f"data/{key}", array.tobytes())
+        _store(archive, "version", b"3\n")
+
+
+def _store(archive, name, data):
+    entry = zipfile.ZipInfo(f"archive/{name}")
+    # Padded by an extra field, as PyTorch does.
+    before = archive.fp.tell() + 30 + len(entry.filename) + 4
+    padding = -before % ALIGNMENT
+    entry.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
+    archive.writestr(entry, data)
+
+
+@dataclass(frozen=True)
+class _Call:
+    function: _Name
+    arguments: tuple
+
+
+@dataclass(frozen=True)
+class _Persistent:
+    identity: tuple
+
+
+def _pickled(tensors) -> bytes:
+    """The description, as PyTorch would write it. Pickler itself would import what it names."""
+    program = [pickle.PROTO, b"\2", *_encoded(_Call(ORDERED_DICT, ())), pickle.MARK]
+    for pair in tensors:
+        for value in pair:
+            program += _encoded(value)
+    return b"".join([*program, pickle.SETITEMS, pickle.STOP])
+
+
+def _encoded(value) -> list[bytes]:
+    if isinstance(value, _Name):
+        return [pickle.GLOBAL, f"{value.module}\n{value.name}\n".encode()]
+    if isinstance(value, _Call):
+        return [*_encoded(value.function), *_encoded(value.arguments), pickle.REDUCE]
+    if isinstance(value, _Persistent):
+        return [*_encoded(value.identity), pickle.BINPERSID]
+    if isinstance(value, tuple):
+        return [pickle.MARK, *(code for item in value for code in _encoded(item)), pickle.TUPLE]
+    if isinstance(value, bool):
+        return [pickle.NEWTRUE if value else pickle.NEWFALSE]
+    if isinstance(value, str):
+        text = value.encode()
+        return [pickle.BINUNICODE, struct.pack("<I", len(text)), text]
+    return [pickle.LONG1, b"\x08", struct.pack("<q", value)]

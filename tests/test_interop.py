@@ -1,0 +1,327 @@
+"""Weights of other implementations, held against these themselves."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet.gluon.model_zoo import vision
+
+from gluon_resnetv2 import __main__ as command_line
+from gluon_resnetv2 import cli
+from gluon_resnetv2.deploy.artifact import load
+from gluon_resnetv2.deploy.export import export
+from gluon_resnetv2.deploy.predictor import Predictor
+from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.interop import convert, weights
+from gluon_resnetv2.interop.mxnet import GLUONCV_CIFAR, MODEL_ZOO, SYMBOLIC
+from gluon_resnetv2.net import ResNetV2
+from gluon_resnetv2.spec import named
+from tests import layout_oracles
+
+TOLERANCE = 1e-4  # relative to the largest logit
+
+slow = pytest.mark.slow
+
+
+def relative(found, expected):
+    return np.abs(found - expected).max() / np.abs(expected).max()
+
+
+def logits_of(spec, ours, images):
+    net = ResNetV2(spec)
+    net.initialize()
+    for name, parameter in net.collect_params().items():
+        parameter.set_data(mx.nd.array(ours[name]))
+    return net(mx.nd.array(images)).asnumpy()
+
+
+def images_of(size, seed=1):
+    return np.random.RandomState(seed).normal(size=(2, 3, size, size)).astype("float32")
+
+
+def check(layout, theirs, sizes, theirs_logits):
+    """Same logits at each size, and the same arrays back; returns the network."""
+    spec, ours = layout.to_ours(theirs)
+    for size in sizes:
+        images = images_of(size)
+        assert relative(logits_of(spec, ours, images), theirs_logits(images)) <= TOLERANCE
+    back = layout.from_ours(spec, ours)
+    assert set(back) == set(theirs)
+    for name, array in theirs.items():
+        assert back[name].dtype == array.dtype
+        np.testing.assert_array_equal(back[name], array)
+    return spec
+
+
+# -- Gluon's and GluonCV's -------------------------------------------------------------------------
+
+
+def gluon_arrays(net, seed=0):
+    """Random parameters of a Gluon network of theirs, statistics and gammas too."""
+    net.initialize(mx.init.Zero())
+    net(mx.nd.zeros((1, 3, 64, 64)))
+    arrays = {
+        name: np.empty(parameter.shape, "float32")
+        for name, parameter in net._collect_params_with_prefix().items()
+    }
+    arrays = layout_oracles.randomise(arrays, seed)
+    for name, parameter in net._collect_params_with_prefix().items():
+        parameter.set_data(mx.nd.array(arrays[name]))
+    return arrays
+
+
+def check_gluon(layout, net, sizes):
+    return check(
+        layout, gluon_arrays(net), sizes, lambda images: net(mx.nd.array(images)).asnumpy()
+    )
+
+
+@pytest.mark.parametrize(
+    "depth", [18, 50, *(pytest.param(depth, marks=slow) for depth in (34, 101, 152))]
+)
+def test_the_model_zoos_networks_convert_and_back(depth):
+    spec = check_gluon(MODEL_ZOO, vision.get_resnet(2, depth, classes=7), (64, 75))
+    assert (spec.depth, spec.classes, spec.stem) == (depth, 7, "imagenet")
+
+
+@pytest.mark.parametrize("depth", [20, *(pytest.param(depth, marks=slow) for depth in (56, 110))])
+def test_gluoncvs_cifar_networks_convert_and_back(depth):
+    gluoncv = pytest.importorskip("gluoncv")
+    net = gluoncv.model_zoo.get_model(f"cifar_resnet{depth}_v2", classes=100)
+    spec = check_gluon(GLUONCV_CIFAR, net, (32, 27))
+    assert (spec.depth, spec.classes, spec.stem) == (depth, 100, "cifar")
+
+
+@pytest.mark.parametrize("depth", [34, 50])
+def test_a_pair_of_the_model_zoo_is_read_by_its_counted_names(depth, tmp_path):
+    net = vision.get_resnet(2, depth)
+    arrays = gluon_arrays(net)
+    net.features[0].gamma.set_data(mx.nd.ones(3))  # as MXNet has it, sooner or later, where fixed
+    arrays["features.0.gamma"][:] = 1
+    net.hybridize()
+    net(mx.nd.zeros((1, 3, 64, 64)))
+    net.export(str(tmp_path / "net"))
+    saved = mx.nd.load(str(tmp_path / "net-0000.params"))
+    pair = {name.partition(":")[2]: array.asnumpy() for name, array in saved.items()}
+    found = MODEL_ZOO.canonical(pair)
+    assert set(found) == set(arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+# -- MXNet's symbolic example ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("depth", "sizes"),
+    [
+        (18, (64, 75)),
+        (50, (64, 75)),
+        (20, (32,)),
+        (164, (32,)),
+        *(pytest.param(depth, (64, 75), marks=slow) for depth in (34, 101, 152, 200, 269)),
+        *(pytest.param(depth, (32,), marks=slow) for depth in (110, 1001)),
+    ],
+)
+def test_symbolic_networks_convert_and_back(depth, sizes):
+    symbol = layout_oracles.symbolic(depth, (3, sizes[0], sizes[0]), 10)
+    arrays = layout_oracles.symbolic_arrays(symbol, (3, sizes[0], sizes[0]), seed=0)
+
+    def logits(images):
+        return layout_oracles.symbolic_logits(symbol, arrays, images)
+
+    spec = check(SYMBOLIC, arrays, sizes, logits)
+    assert (spec.depth, spec.stem) == (depth, "cifar" if sizes[0] == 32 else "imagenet")
+
+
+# -- What is refused -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def zoo():
+    """resnet18_v2 and its parameters."""
+    net = vision.resnet18_v2(classes=10)
+    return net, gluon_arrays(net)
+
+
+def v1():
+    net = vision.resnet18_v1(classes=10)
+    net.initialize()
+    net(mx.nd.zeros((1, 3, 64, 64)))
+    found = net._collect_params_with_prefix().items()
+    return {name: parameter.data().asnumpy() for name, parameter in found}
+
+
+def without(arrays, name):
+    return {key: array for key, array in arrays.items() if key != name}
+
+
+def with_value(arrays, name, value):
+    changed = arrays[name].copy()
+    changed.flat[0] = value
+    return {**arrays, name: changed}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda a: without(a, "features.6.1.bn2.running_var"),
+            "there is no features.6.1.bn2.running_var, which a preact18 of layout model-zoo has",
+        ),
+        (
+            lambda a: with_value(a, "features.8.0.conv1.weight", np.nan),
+            "features.8.0.conv1.weight has values that are not finite",
+        ),
+        (
+            lambda a: with_value(a, "features.9.running_var", -1),
+            "features.9.running_var has negative variances",
+        ),
+        (
+            lambda a: {**a, "features.7.1.conv2.weight": np.zeros((256, 256, 1, 1), "float32")},
+            r"conv2.weight has shape \(256, 256, 1, 1\), but .* has \(256, 256, 3, 3\)",
+        ),
+        (
+            lambda a: {**a, "features.7.1.conv2.bias": np.zeros(256, "float32")},
+            "there is features.7.1.conv2.bias, which a preact18 of layout model-zoo has not",
+        ),
+        (
+            lambda a: {**a, "output.bias": a["output.bias"].astype("float64")},
+            "output.bias is float64",
+        ),
+        (lambda a: without(a, "features.1.weight"), "there is no features.1.weight"),
+        (
+            lambda a: {**a, "features.1.weight": np.zeros((64, 3, 5, 5), "float32")},
+            "features.1.weight is 5x5; stems are 3x3 or 7x7",
+        ),
+        (lambda a: v1(), "there is no features.1.weight"),
+    ],
+)
+def test_what_is_not_of_the_layout_is_told_by_the_first_difference(zoo, change, told):
+    with pytest.raises(UserError, match=told):
+        MODEL_ZOO.to_ours(change(zoo[1]))
+
+
+def test_another_network_has_no_place_in_a_layout():
+    spec = named("preact18")
+    with pytest.raises(UserError, match=r"model-zoo has no such network: .* is .*, and there"):
+        MODEL_ZOO.from_ours(spec, {})
+
+
+# -- The command -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["gluon_resnetv2", *map(str, words)])
+        with pytest.raises(SystemExit) as exited:
+            cli.run(command_line.main)
+        return exited.value.code, *capsys.readouterr()
+
+    return run
+
+
+def test_the_command_knows_every_layout():
+    assert set(command_line.LAYOUTS) == set(convert.LAYOUTS)
+
+
+def test_weights_become_an_export_and_weights_again(zoo, command, tmp_path):
+    net, arrays = zoo
+    net.save_parameters(str(tmp_path / "zoo.params"))
+    (tmp_path / "names").write_text("".join(f"class {i}\n" for i in range(10)))
+    converting = ("convert", tmp_path / "zoo.params", "-o", tmp_path / "export")
+    status, out, err = command(*converting, "--image-size", 64, "--classes", tmp_path / "names")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].endswith("zoo.params: preact18 of Gluon's and GluonCV's resnet*_v2, 10 classes")
+    assert lines[1] == f"exported preact18 to {tmp_path / 'export'}"
+    assert lines[2].startswith("its logits are those of mxnet 1.9.1, to ")
+    manifest = json.loads((tmp_path / "export" / "manifest.json").read_text())
+    assert manifest["classes"][3] == "class 3"
+    assert manifest["input"]["mean"] == [123.675, 116.28, 103.53]
+    assert manifest["source"]["layout"] == "model-zoo"
+    assert manifest["source"]["difference"] < 1e-5
+    predictor = Predictor(load(tmp_path / "export"))
+    images = images_of(64)
+    expected = net(mx.nd.array(images)).asnumpy()
+    assert relative(predictor.run(images), expected) <= 1e-5
+
+    for file in ("back.params", "back.safetensors"):
+        out = tmp_path / file
+        status, _, err = command("convert", tmp_path / "export", "--to", "model-zoo", "-o", out)
+        assert (status, err) == (0, "")
+        found = weights.read(out)
+        assert set(found) == set(arrays)
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(found[name], array)
+    net.load_parameters(str(tmp_path / "back.params"))
+
+
+def softmax_of(symbol, values, images):
+    given = {name: mx.nd.array(array) for name, array in values.items()}
+    given.update(data=mx.nd.array(images), softmax_label=mx.nd.zeros(len(images)))
+    executor = symbol.bind(
+        mx.cpu(),
+        {name: given[name] for name in symbol.list_arguments()},
+        aux_states={name: given[name] for name in symbol.list_auxiliary_states()},
+        grad_req="null",
+    )
+    return executor.forward(is_train=False)[0].asnumpy()
+
+
+def test_a_symbolic_pair_comes_with_its_symbol(command, tmp_path):
+    symbol = layout_oracles.symbolic(20, (3, 32, 32), 10)
+    arrays = layout_oracles.symbolic_arrays(symbol, (3, 32, 32), seed=0)
+    weights.write_pair_params(tmp_path / "their-0000.params", arrays)
+    assert command("convert", tmp_path / "their-0000.params", "-o", tmp_path / "export")[0] == 0
+    asked = ("convert", tmp_path / "export", "--to", "symbolic", "-o")
+    assert command(*asked, tmp_path / "ours-0003.params")[0] == 0
+    found, arguments, statistics = mx.model.load_checkpoint(str(tmp_path / "ours"), 3)
+    values = {name: array.asnumpy() for name, array in {**arguments, **statistics}.items()}
+    assert set(found.list_arguments()) == set(symbol.list_arguments())
+    images = images_of(32)
+    probabilities = [softmax_of(graph, values, images) for graph in (found, symbol)]
+    assert relative(*probabilities) <= TOLERANCE
+    status, _, err = command(*asked, tmp_path / "ours.params")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "is no NAME-0000.params" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("nowhere.params", "-o", "out"), "nowhere.params: No such file or directory"),
+        (("EXPORT", "-o", "out"), "is an export of ours already; name a layout: --to"),
+        (("EXPORT", "--to", "timm", "-o", "out.safetensors"), "timm's resnetv2 have a 7x7 stem"),
+        (("EXPORT", "--to", "symbolic", "-o", "out-0000.params"), "symbolic has no such network: "),
+        (("EXPORT", "--from", "timm", "-o", "out"), "leave out --from"),
+        (("ZOO", "--from", "gluoncv-cifar", "-o", "out"), "is not of layout gluoncv-cifar: "),
+        (("ZOO", "--to", "model-zoo", "-o", "out.bin"), "ends in none of .params, "),
+        (("ZOO", "-o", "out", "--image-size", "0"), "--image-size must be 1 to 4096"),
+        (("ZOO", "-o", "out", "--classes", "nowhere"), "nowhere: No such file"),
+        (("ZOO", "-o", "out", "--classes", "ONE"), "1 names do not fit 10 classes"),
+        (("README", "-o", "out"), "README"),
+        (("V1", "-o", "out"), "is of no layout that is known. For model-zoo, the nearest: "),
+    ],
+)
+def test_mistakes_are_told_in_one_line(zoo, command, words, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    zoo[0].save_parameters("ZOO")
+    (tmp_path / "ONE").write_text("one\n")
+    (tmp_path / "README").write_text("No weights here.\n")
+    mx.nd.save("V1", {name: mx.nd.array(array) for name, array in v1().items()})
+    if "EXPORT" in words:
+        net = ResNetV2(named("preact8", unit="basic"))
+        net.initialize()
+        export(
+            net, "EXPORT", (3, 16, 16), classes=list("0123456789"), mean=[0.0] * 3, std=[1.0] * 3
+        )
+    status, _, err = command("convert", *words)
+    assert (status, err.count("\n")) == (2, 1)
+    assert told in err
+    assert not (tmp_path / "out").exists()
