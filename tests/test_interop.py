@@ -96,6 +96,25 @@ def test_gluoncvs_cifar_networks_convert_and_back(depth):
     assert (spec.depth, spec.classes, spec.stem) == (depth, 100, "cifar")
 
 
+def test_gluoncvs_cifar_networks_are_served_right_where_mxnet_fuses_them_wrongly(tmp_path):
+    gluoncv = pytest.importorskip("gluoncv")
+    net = gluoncv.model_zoo.get_model("cifar_resnet20_v2")
+    gluon_arrays(net)
+    net.save_parameters(str(tmp_path / "their.params"))
+    source = convert.read(tmp_path / "their.params")
+    assert source.layout is GLUONCV_CIFAR
+    artifact = convert.to_export(source, tmp_path / "export")
+    images = images_of(32)
+    expected = net(mx.nd.array(images)).asnumpy()
+    assert relative(Predictor(artifact).run(images), expected) <= 1e-5
+    module = mx.mod.Module(mx.sym.load(str(artifact.symbol)), ["data"], None)
+    module.bind([("data", images.shape)], for_training=False)
+    module.load_params(str(artifact.params))
+    module.forward(mx.io.DataBatch([mx.nd.array(images)]))
+    fused = module.get_outputs()[0].asnumpy()
+    assert relative(fused, expected) > 1e-2  # or there is no need for the predictor's care
+
+
 @pytest.mark.parametrize("depth", [34, 50])
 def test_a_pair_of_the_model_zoo_is_read_by_its_counted_names(depth, tmp_path):
     net = vision.get_resnet(2, depth)
