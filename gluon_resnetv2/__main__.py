@@ -126,6 +126,8 @@ def convert(options) -> None:
     about = artifact.manifest["source"]
     if "difference" in about:
         print(f"its logits are those of {about['package']}, to {about['difference']:.1e}")
+    elif source.layout.package:
+        print(f"{source.layout.package} can't be imported here, so its logits were not compared")
 
 
 def verify(options) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 
 import mxnet as mx
@@ -10,8 +11,6 @@ import numpy as np
 import pytest
 from mxnet.gluon.model_zoo import vision
 
-from gluon_resnetv2 import __main__ as command_line
-from gluon_resnetv2 import cli
 from gluon_resnetv2.deploy.artifact import load
 from gluon_resnetv2.deploy.export import export
 from gluon_resnetv2.deploy.predictor import Predictor
@@ -239,14 +238,15 @@ def command(monkeypatch, capsys):
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["gluon_resnetv2", *map(str, words)])
         with pytest.raises(SystemExit) as exited:
-            cli.run(command_line.main)
+            runpy.run_module("gluon_resnetv2", run_name="__main__")
         return exited.value.code, *capsys.readouterr()
 
     return run
 
 
 def test_the_command_knows_every_layout():
-    assert set(command_line.LAYOUTS) == set(convert.LAYOUTS)
+    command_line = runpy.run_module("gluon_resnetv2", run_name="not main")
+    assert set(command_line["LAYOUTS"]) == set(convert.LAYOUTS)
 
 
 def test_weights_become_an_export_and_weights_again(zoo, command, tmp_path):
@@ -315,6 +315,7 @@ def test_a_symbolic_pair_comes_with_its_symbol(command, tmp_path):
     ("words", "told"),
     [
         (("nowhere.params", "-o", "out"), "nowhere.params: No such file or directory"),
+        (("/dev/zero", "-o", "out"), "/dev/zero is no file of weights"),
         (("EXPORT", "-o", "out"), "is an export of ours already; name a layout: --to"),
         (("EXPORT", "--to", "timm", "-o", "out.safetensors"), "timm's resnetv2 have a 7x7 stem"),
         (("EXPORT", "--to", "symbolic", "-o", "out-0000.params"), "symbolic has no such network: "),

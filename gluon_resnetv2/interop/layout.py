@@ -203,8 +203,11 @@ class Layout:
             UserError: it is one; the message names the first difference.
         """
         closest = self.spec(facts_of(spec))
+        same = {"name", "bn_momentum"}  # to inference, whatever they are
+        if spec.unit != "bottleneck":
+            same.add("stride_on")
         for switch in dataclasses.fields(Spec):
-            if switch.name in ("name", "bn_momentum"):  # which weights do not show
+            if switch.name in same:
                 continue
             wanted, found = getattr(closest, switch.name), getattr(spec, switch.name)
             if wanted != found:

@@ -22,9 +22,7 @@ from gluon_resnetv2.spec import Spec
 def _spec(facts: Facts) -> Spec:
     if facts.stem != "imagenet" or facts.unit == "single":
         raise UserError("timm's resnetv2 have a 7x7 stem, and units of two or three layers")
-    return facts.spec(
-        first_activation="unit", stride_on="3x3" if facts.unit == "bottleneck" else "first"
-    )
+    return facts.spec(first_activation="unit", stride_on="3x3")
 
 
 def _decode(name, array):

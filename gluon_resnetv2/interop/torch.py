@@ -47,7 +47,7 @@ CIFAR_INPUT = {"mean": [125.3, 123.0, 113.9], "std": [63.0, 62.1, 66.7], "crop":
 
 def _fb(facts: Facts) -> Spec:
     _only(facts, "fb.resnet.torch's ImageNet networks", "imagenet", "basic", "bottleneck")
-    return facts.spec(stride_on="3x3" if facts.unit == "bottleneck" else "first")
+    return facts.spec(stride_on="3x3")
 
 
 def _fb_cifar(facts: Facts) -> Spec:
@@ -63,7 +63,7 @@ def _kaiming(facts: Facts) -> Spec:
 def _preresnet(facts: Facts) -> Spec:
     _only(facts, "pytorch-classification's preresnets", "cifar", "basic", "bottleneck")
     return facts.spec(
-        stride_on="3x3" if facts.unit == "bottleneck" else "first",
+        stride_on="3x3",
         first_activation="unit",
         split_after_pre="none",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 from pathlib import Path
 
 import mxnet as mx
@@ -30,6 +31,8 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     if path.name.endswith("-symbol.json"):
         raise UserError(f"{path} has no weights; name the .params file beside it")
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # what else may have no end
+            raise UserError(f"{path} is no file of weights")
         with path.open("rb") as file:
             head = file.read(16)
     except OSError as error:
