@@ -112,13 +112,15 @@ def convert(options) -> None:
 
     if options.image_size is not None and not 1 <= options.image_size <= IMAGE_SIZE_MAX:
         raise UserError(f"--image-size must be 1 to {IMAGE_SIZE_MAX}, not {options.image_size}")
-    source = convert.read(options.source, options.source_layout)
-    print(source, flush=True)
+    if options.layout and (options.image_size or options.classes):
+        raise UserError("--image-size and --classes are of an export; leave them out with --to")
+    source = convert.read(options.source, options.source_layout, report=print)
+    print(cli.printable(str(source)), flush=True)
     if options.layout:
         convert.to_layout(source, options.output, options.layout)
         print(f"wrote {options.output}")
         return
-    classes = options.classes and _lines(options.classes)
+    classes = None if options.classes is None else _lines(options.classes)
     artifact = convert.to_export(
         source, options.output, image_size=options.image_size, classes=classes
     )

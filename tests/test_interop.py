@@ -15,8 +15,10 @@ from gluon_resnetv2.deploy.artifact import load
 from gluon_resnetv2.deploy.export import export
 from gluon_resnetv2.deploy.predictor import Predictor
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.interop import convert, weights
+from gluon_resnetv2.interop import convert, torch_file, weights
+from gluon_resnetv2.interop.layout import Facts, shapes
 from gluon_resnetv2.interop.mxnet import GLUONCV_CIFAR, MODEL_ZOO, SYMBOLIC
+from gluon_resnetv2.interop.torch import TORCH_PRERESNET
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import named
 from tests import layout_oracles
@@ -311,6 +313,34 @@ def test_a_symbolic_pair_comes_with_its_symbol(command, tmp_path):
     assert "is no NAME-0000.params" in err
 
 
+def preresnet_arrays():
+    facts = Facts("cifar", (3, 3, 3), (16, 32, 64), "basic", 10, 3)
+    spec = TORCH_PRERESNET.spec(facts)
+    names = {name: np.empty(shape, "float32") for name, shape in shapes(spec).items()}
+    return TORCH_PRERESNET.from_ours(spec, layout_oracles.randomise(names, 0))
+
+
+def test_counts_of_batches_are_left_out_where_mxnet_has_no_place_for_them(command, tmp_path):
+    arrays = preresnet_arrays()
+    torch_file.write(tmp_path / "their.pth", {f"module.{name}": a for name, a in arrays.items()})
+    asked = ("--from", "torch-preresnet", "-o", tmp_path / "export")
+    status, out, _ = command("convert", tmp_path / "their.pth", *asked)
+    assert status == 0
+    assert "took 'module.' off every name" in out
+    to = ("--to", "torch-preresnet", "-o", tmp_path / "back.params")
+    assert command("convert", tmp_path / "export", *to)[0] == 0
+    found = weights.read(tmp_path / "back.params")
+    assert set(found) == {name for name in arrays if not name.endswith("num_batches_tracked")}
+
+
+def test_a_network_whose_logits_are_zero_is_no_other_network(zoo, tmp_path):
+    arrays = {name: mx.nd.array(0 * a if "output" in name else a) for name, a in zoo[1].items()}
+    mx.nd.save(str(tmp_path / "zero.params"), arrays)
+    source = convert.read(tmp_path / "zero.params")
+    artifact = convert.to_export(source, tmp_path / "export", image_size=32)
+    assert artifact.manifest["source"]["difference"] == 0
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -325,7 +355,14 @@ def test_a_symbolic_pair_comes_with_its_symbol(command, tmp_path):
         (("ZOO", "-o", "out", "--image-size", "0"), "--image-size must be 1 to 4096"),
         (("ZOO", "-o", "out", "--classes", "nowhere"), "nowhere: No such file"),
         (("ZOO", "-o", "out", "--classes", "ONE"), "1 names do not fit 10 classes"),
-        (("README", "-o", "out"), "README"),
+        (("README", "-o", "out"), "README is no file of weights that is known"),
+        (("ZOO", "--to", "model-zoo", "-o", "ZOO.params"), "ZOO.params exists; name a new file"),
+        (("ZOO", "--to", "model-zoo", "-o", "no/a.params"), "no is no folder; make it first"),
+        (("ZOO", "--to", "model-zoo", "-o", "EXPORT/a.params"), "EXPORT is an export; name a"),
+        (("ZOO", "--to", "model-zoo", "-o", "a.params", "--image-size", "9"), "with --to"),
+        (("ZOO", "-o", "out", "--classes", "NONE"), "0 names do not fit 10 classes"),
+        (("PRERESNET", "-o", "out"), "if you know that it is not: --from torch-preresnet"),
+        (("NO-VAR", "-o", "out"), "there is no layer2.1.bn2.running_var, which a preact20"),
         (("V1", "-o", "out"), "is of no layout that is known. For model-zoo, the nearest: "),
     ],
 )
@@ -333,9 +370,14 @@ def test_mistakes_are_told_in_one_line(zoo, command, words, told, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     zoo[0].save_parameters("ZOO")
     (tmp_path / "ONE").write_text("one\n")
+    (tmp_path / "NONE").write_text("")
+    (tmp_path / "ZOO.params").write_text("mine")
+    arrays = preresnet_arrays()
+    torch_file.write("PRERESNET", arrays)
+    torch_file.write("NO-VAR", without(arrays, "layer2.1.bn2.running_var"))
     (tmp_path / "README").write_text("No weights here.\n")
     mx.nd.save("V1", {name: mx.nd.array(array) for name, array in v1().items()})
-    if "EXPORT" in words:
+    if "EXPORT" in str(words):
         net = ResNetV2(named("preact8", unit="basic"))
         net.initialize()
         export(
@@ -345,3 +387,4 @@ def test_mistakes_are_told_in_one_line(zoo, command, words, told, tmp_path, monk
     assert (status, err.count("\n")) == (2, 1)
     assert told in err
     assert not (tmp_path / "out").exists()
+    assert (tmp_path / "ZOO.params").read_text() == "mine"

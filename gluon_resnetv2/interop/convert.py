@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import import_module
 from pathlib import Path
 
 import mxnet as mx
@@ -48,23 +49,29 @@ def detect(arrays: Arrays, path: Path) -> Layout:
     Raises:
         UserError: none has, or more than one.
     """
-    fit, faults = [], {}
+    fit, faults = [], []
     for layout in LAYOUTS.values():
+        names, has_one = layout.canonical(arrays), False
         try:
+            layout.network(names)
+            has_one = True
             layout.to_ours(arrays)
             fit.append(layout.name)
         except UserError as error:
-            names = layout.canonical(arrays)
-            known = sum(layout.is_known(name) for name in names)
-            faults[layout.name] = (known, str(error))
+            known = sum(map(layout.is_known, names))
+            faults.append(((has_one, known), layout.name, str(error)))
     if len(fit) > 1:
         raise UserError(f"{path} may be of layout {' or '.join(fit)}; say which: --from")
     if fit:
-        return LAYOUTS[fit[0]]
-    nearest = max(faults, key=lambda name: faults[name][0])
-    raise UserError(
-        f"{path} is of no layout that is known. For {nearest}, the nearest: {faults[nearest][1]}"
-    )
+        found = LAYOUTS[fit[0]]
+        if found.namesake:
+            raise UserError(
+                f"{path} may be of layout {found.name}, or of {found.namesake}, which computes "
+                f"otherwise; if you know that it is not: --from {found.name}"
+            )
+        return found
+    _, nearest, fault = max(faults, key=lambda fault: fault[0])
+    raise UserError(f"{path} is of no layout that is known. For {nearest}, the nearest: {fault}")
 
 
 @dataclass(frozen=True)
@@ -88,12 +95,17 @@ class Source:
         return f"{self.path}: {self.spec.name} of {whose}, {self.spec.classes} classes"
 
 
-def read(path: str | Path, layout: str | None = None) -> Source:
+def read(
+    path: str | Path,
+    layout: str | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Source:
     """Weights of any layout, or of an export of ours.
 
     Args:
         path: a file of weights, as `weights.read` takes it; or a folder of an export or run.
         layout: a name of `LAYOUTS`; by default the one that fits.
+        report: is told, in a line, what was taken of a file that holds more.
 
     Raises:
         UserError: the file is damaged or not of that layout.
@@ -103,7 +115,7 @@ def read(path: str | Path, layout: str | None = None) -> Source:
         if layout:
             raise UserError(f"{path} is a folder, which only exports of ours are; leave out --from")
         return _read_export(path)
-    theirs = weights.read(path)
+    theirs = weights.read(path, report)
     found = LAYOUTS[layout] if layout else detect(theirs, path)
     try:
         spec, ours = found.to_ours(theirs)
@@ -121,7 +133,9 @@ def _read_export(folder):
     arrays = weights.without_kind(read_arrays(artifact.params, sums[artifact.params.name]))
     spec = Spec.from_dict(manifest["spec"])
     # What a graph that prepares images has beside the network's own is left out.
-    ours = {name: arrays[name] for name in shapes(spec)}
+    ours = {name: arrays[name] for name in shapes(spec) if name in arrays}
+    if {name: array.shape for name, array in ours.items()} != shapes(spec):
+        raise UserError(f"{artifact.params} does not fit the network in its manifest; export again")
     return Source(artifact.folder, None, spec, {}, ours)
 
 
@@ -162,7 +176,7 @@ def to_export(
         source.ours,
         folder,
         shape,
-        classes=classes or [str(index) for index in range(spec.classes)],
+        classes=list(map(str, range(spec.classes))) if classes is None else classes,
         crop=layout.input["crop"],
         source=about,
         **prepared,
@@ -194,32 +208,36 @@ def _for_channels(values, channels):
 
 def _against_theirs(source, shape):
     """How near to the source's own logits ours are, if it is installed."""
-    package = source.layout.package
     if source.layout.logits is None:
         return {}
-    images = reference_images(shape)
+    images, package = reference_images(shape), source.layout.package
     try:
         expected = source.layout.logits(source.spec, source.theirs, images)
+        version = import_module(package).__version__
     except ImportError:
         return {}
     net = ResNetV2(source.spec)
     net.collect_params().setattr("grad_req", "null")  # which would take as much again
     set_parameters(net, source.ours, source.path)
-    difference = float(np.abs(logits(net, images) - expected).max() / np.abs(expected).max())
+    largest = max(np.abs(expected).max(), 1e-30)
+    difference = float(np.abs(logits(net, images) - expected).max() / largest)
     if not difference <= TOLERANCE:
         raise UserError(
             f"{source.path} gives other logits in {package} itself, by {difference:.1e} of the "
             "largest; nothing was written"
         )
-    return {"package": f"{package} {metadata.version(package)}", "difference": difference}
+    return {"package": f"{package} {version}", "difference": difference}
 
 
 def _write_pair(output, spec, arrays):
     """The pair that MXNet's scripts train: with the softmax that they end in."""
-    name, dash, number = output.name.removesuffix(".params").rpartition("-")
-    if output.suffix != ".params" or not dash or not number.isdigit():
+    named = re.fullmatch(r"(.+)-\d{4}\.params", output.name)
+    if not named:
         raise UserError(f"{output} is no NAME-0000.params, which a pair's file is called")
+    beside = output.with_name(f"{named[1]}-symbol.json")
+    for path in (output, beside):
+        weights.check_new(path)
     symbol = mx.sym.SoftmaxOutput(ResNetV2(spec)(mx.sym.var("data")), name="softmax")
-    weights.write_pair_params(output, arrays)
-    with whole_file(output.with_name(f"{name}-symbol.json")) as temporary:
+    with whole_file(beside) as temporary:
         temporary.write_text(symbol.tojson(), encoding="utf-8")
+    weights.write_pair_params(output, arrays)

@@ -75,6 +75,7 @@ class Layout:
         logits: what the implementation itself gives for images (N, C, H, W), from the network and
             its own arrays. It raises ImportError where its package is not installed.
         package: that package's name.
+        namesake: another network that has these names and shapes, and computes otherwise.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Layout:
     canonical: Callable[[Arrays], Arrays] = lambda arrays: arrays
     logits: Callable[[Spec, Arrays, np.ndarray], np.ndarray] | None = None
     package: str = ""
+    namesake: str = ""
 
     def theirs(self, name: str) -> str | None:
         """Their name for a parameter of ours; None where they have no such module."""
@@ -124,7 +126,8 @@ class Layout:
 
         def count(name):
             numbers = range(1, MOST)
-            return next(n for n in numbers if self.theirs(name.format(n=n)) not in arrays) - 1
+            missing = (n for n in numbers if self.theirs(name.format(n=n)) not in arrays)
+            return next(missing, MOST) - 1
 
         _, in_channels, kernel, _ = shape("conv0_weight")
         stems = {size: stem for stem, (size, *_) in STEM.items()}

@@ -7,6 +7,7 @@ import re
 import mxnet as mx
 import numpy as np
 
+from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.interop.layout import FIELDS, MODULES, Arrays, Facts, Layout
 from gluon_resnetv2.spec import Spec
 
@@ -50,6 +51,8 @@ def _model_zoo(facts: Facts) -> Spec:
 
 
 def _gluoncv_cifar(facts: Facts) -> Spec:
+    if facts.stem != "cifar" or facts.unit != "basic":
+        raise UserError("GluonCV's cifar_resnet*_v2 have a 3x3 stem and basic units")
     return facts.spec(first_activation="unit", split_after_pre="none", input_bn="plain")
 
 

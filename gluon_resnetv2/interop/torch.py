@@ -74,7 +74,7 @@ def _only(facts, whose, stem, *units):
         raise UserError(f"{whose} have the {stem} stem and {' or '.join(units)} units")
 
 
-def _layout(name, about, spec, modules, prepared):
+def _layout(name, about, spec, modules, prepared, namesake=""):
     return Layout(
         name=name,
         about=about,
@@ -83,6 +83,7 @@ def _layout(name, about, spec, modules, prepared):
         spec=spec,
         input=prepared,
         extra={COUNTER: np.array(0)},
+        namesake=namesake,
     )
 
 
@@ -117,4 +118,5 @@ TORCH_PRERESNET = _layout(
     _preresnet,
     {},
     {"mean": [125.307, 122.961, 113.8575], "std": [51.5865, 50.847, 51.255], "crop": 1.0},
+    namesake="fb.resnet.torch's preresnet with projections",
 )

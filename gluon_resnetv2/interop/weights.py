@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import mxnet as mx
@@ -19,10 +21,18 @@ from gluon_resnetv2.layers import is_statistic
 MXNET = (0x112).to_bytes(8, "little")
 HDF5 = b"\x89HDF\r\n\x1a\n"
 ZIP = b"PK\x03\x04"
+PICKLES = (ZIP, b"\x80")  # PyTorch's, today and before 1.6
 
 
-def read(path: str | Path) -> dict[str, np.ndarray]:
+def read(
+    path: str | Path, report: Callable[[str], None] = lambda line: None
+) -> dict[str, np.ndarray]:
     """The arrays of a file: MXNet's .params, PyTorch's state dicts, safetensors, Keras' HDF5.
+
+    float16 becomes float32.
+
+    Args:
+        report: is told, in a line, what was taken of a file that holds more.
 
     Raises:
         UserError: it is missing, damaged, or none of these.
@@ -38,12 +48,18 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     if head.startswith(MXNET):
-        return without_kind(read_arrays(path, kinds=False))
+        arrays = without_kind(read_arrays(path, kinds=False)).items()
+        return {name: torch_file.widened(array) for name, array in arrays}
     if head.startswith(HDF5) or (head.startswith(ZIP) and path.suffix == ".keras"):
         return keras_file.read(path)
     if head[8:9] == b"{":
         return safetensors_file.read(path)
-    return torch_file.read(path)
+    if head.startswith(PICKLES):
+        return torch_file.read(path, report)
+    raise UserError(
+        f"{path} is no file of weights that is known: .params of MXNet's, .pth, .safetensors, "
+        ".h5 or .keras"
+    )
 
 
 def without_kind(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -52,7 +68,8 @@ def without_kind(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _write_params(path, arrays):
-    save_arrays(path, {name: mx.nd.array(array) for name, array in arrays.items()})
+    # MXNet knows no single numbers, such as PyTorch's counts of batches.
+    save_arrays(path, {name: mx.nd.array(a) for name, a in arrays.items() if a.ndim})
 
 
 def write_pair_params(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
@@ -64,6 +81,20 @@ def write_pair_params(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
     kinds = {name: "aux" if is_statistic(name) else "arg" for name in arrays}
     with whole_file(path) as temporary:
         _write_params(temporary, {f"{kinds[name]}:{name}": arrays[name] for name in arrays})
+
+
+def check_new(path: Path) -> None:
+    """Lets nothing be lost where a file is written.
+
+    Raises:
+        UserError: it exists, its folder does not, or that is an export, whose files are counted.
+    """
+    if os.path.lexists(path):
+        raise UserError(f"{path} exists; name a new file")
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent} is no folder; make it first")
+    if (path.parent / "manifest.json").exists():
+        raise UserError(f"{path.parent} is an export; name a file elsewhere")
 
 
 WRITERS = {
@@ -85,5 +116,6 @@ def write(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
     path = Path(path)
     if path.suffix not in WRITERS:
         raise UserError(f"{path} ends in none of {', '.join(WRITERS)}, which tell the format")
+    check_new(path)
     with whole_file(path) as temporary:
         WRITERS[path.suffix](temporary, arrays)
