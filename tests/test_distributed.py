@@ -430,6 +430,23 @@ def test_restarts_are_as_many_as_allowed(restarts, status, stand_in, tmp_path):
     assert (tmp_path / "log").read_text().count("1") == 1 + restarts
 
 
+def test_what_a_process_said_counts_though_its_end_is_known_first(monkeypatch):
+    """Or a worker that trained and died would count as one that never started."""
+    monkeypatch.setattr(launch, "LAST_WORD", 0.2)
+    role = launch.Role("worker 1", [], {})
+    role.process = subprocess.Popen([sys.executable, "-c", ""])
+    role.process.wait()
+
+    class Job:
+        _events = queue.Queue()
+
+    waiting = threading.Thread(target=launch.Job._wait, args=(Job, role))
+    waiting.start()
+    Job._events.put((role, "hello", None))
+    waiting.join(PATIENCE)
+    assert [Job._events.get(timeout=PATIENCE)[1] for _ in range(2)] == ["hello", "status"]
+
+
 def test_a_signal_goes_on_to_the_workers(stand_in):
     launched = stand_in("wait")
     launched.wait_for("up ", 3)

@@ -41,6 +41,7 @@ EARLY_SECONDS = 5  # within which all workers end, where one ends before its tra
 LOST_SECONDS = 3  # from a broken connection to the end of its process, which tells more
 MISTAKE = 2  # status of a command that would fail again, such as for a loss that diverges
 KILL_SECONDS = 5  # from being told to end to being killed
+LAST_WORD = 1  # seconds from the end of a process to what it said before
 
 _saying = threading.Lock()  # print writes a line and its end one after the other
 
@@ -312,9 +313,15 @@ class Job:
         if pipe:
             for source, stream in ((role.process.stdout, sys.stdout), (role.process.stderr, None)):
                 self._copies.append(_thread(_copy, source, stream, role.name))
-        _thread(lambda: self._events.put((role, "status", role.process.wait())))
+        _thread(self._wait, role)
 
     # What happens, as events
+
+    def _wait(self, role: Role) -> None:
+        status = role.process.wait()
+        if not role.connection:
+            time.sleep(LAST_WORD)  # it may have connected, and not been heard yet
+        self._events.put((role, "status", status))
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):  # the listener is closed
