@@ -43,7 +43,7 @@ MISTAKE = 2  # status of a command that would fail again, such as for a loss tha
 KILL_SECONDS = 5  # from being told to end to being killed
 LAST_WORD = 1  # seconds from the end of a process to what it said before
 
-_saying = threading.Lock()  # print writes a line and its end one after the other
+_saying = threading.Lock()  # threads share the streams
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -43,8 +43,8 @@ TOLERANCE = 1e-4  # largest difference from the source's logits over the largest
 SIZES = {"cifar": 32, "imagenet": 224}  # of images, in pixels
 
 
-def detect(arrays: Arrays, path: Path) -> Layout:
-    """The one layout whose names and shapes the arrays of a file have.
+def detect(arrays: Arrays, path: Path) -> tuple[Layout, Spec, Arrays]:
+    """The one layout whose names and shapes the arrays of a file have, and `Layout.to_ours`.
 
     Raises:
         UserError: none has, or more than one.
@@ -55,21 +55,20 @@ def detect(arrays: Arrays, path: Path) -> Layout:
         try:
             layout.network(names)
             has_one = True
-            layout.to_ours(arrays)
-            fit.append(layout.name)
+            fit.append((layout, *layout.to_ours(arrays)))
         except UserError as error:
-            known = sum(map(layout.is_known, names))
-            faults.append(((has_one, known), layout.name, str(error)))
+            faults.append(((has_one, layout.count_known(names)), layout.name, str(error)))
     if len(fit) > 1:
-        raise UserError(f"{path} may be of layout {' or '.join(fit)}; say which: --from")
+        which = " or ".join(layout.name for layout, *_ in fit)
+        raise UserError(f"{path} may be of layout {which}; say which: --from")
     if fit:
-        found = LAYOUTS[fit[0]]
+        found = fit[0][0]
         if found.namesake:
             raise UserError(
                 f"{path} may be of layout {found.name}, or of {found.namesake}, which computes "
                 f"otherwise; if you know that it is not: --from {found.name}"
             )
-        return found
+        return fit[0]
     _, nearest, fault = max(faults, key=lambda fault: fault[0])
     raise UserError(f"{path} is of no layout that is known. For {nearest}, the nearest: {fault}")
 
@@ -116,11 +115,14 @@ def read(
             raise UserError(f"{path} is a folder, which only exports of ours are; leave out --from")
         return _read_export(path)
     theirs = weights.read(path, report)
-    found = LAYOUTS[layout] if layout else detect(theirs, path)
-    try:
-        spec, ours = found.to_ours(theirs)
-    except UserError as error:
-        raise UserError(f"{path} is not of layout {found.name}: {error}") from None
+    if layout is None:
+        found, spec, ours = detect(theirs, path)
+    else:
+        found = LAYOUTS[layout]
+        try:
+            spec, ours = found.to_ours(theirs)
+        except UserError as error:
+            raise UserError(f"{path} is not of layout {layout}: {error}") from None
     return Source(path, found, spec, found.canonical(theirs), ours)
 
 

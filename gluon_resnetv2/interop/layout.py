@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.imagenet.dataset import MEAN, STD
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import STEM, UNIT, Spec
 
@@ -26,6 +27,13 @@ MODULES = (
 )
 MODULE = re.compile(r"(?:stage(?P<s>\d+)_unit(?P<u>\d+)_)?(?P<op>[a-z_]+?\d*)")
 FIELDS = ("weight", "bias", "gamma", "beta", "moving_mean", "moving_var")
+# How images are prepared: as most implementations do it for ImageNet, and GluonCV's for CIFAR-10.
+IMAGENET_INPUT = {"mean": MEAN, "std": STD, "crop": 0.875}
+CIFAR_INPUT = {
+    "mean": (125.307, 122.961, 113.8575),
+    "std": (51.5865, 50.847, 51.255),
+    "crop": 1.0,
+}
 MOST = 1000  # stages, or units in one: more are no network
 
 
@@ -219,8 +227,8 @@ class Layout:
                     f"always {wanted}"
                 )
 
-    def is_known(self, theirs: str) -> bool:
-        """Whether one of their parameters, of whatever network, has this name."""
+    def count_known(self, names: Iterable[str]) -> int:
+        """How many of these names parameters of theirs have, in whatever network."""
         number = r"\d+"
         patterns = "|".join(
             "".join(
@@ -230,7 +238,8 @@ class Layout:
             for template in self.modules.values()
         )
         fields = "|".join(map(re.escape, (*self.fields.values(), *self.extra)))
-        return re.fullmatch(f"(?:{patterns})(?:{fields})", theirs) is not None
+        known = re.compile(f"(?:{patterns})(?:{fields})")
+        return sum(known.fullmatch(name) is not None for name in names)
 
     def _module(self, name):
         return self.theirs(name)[: -len(self.fields["gamma"])]

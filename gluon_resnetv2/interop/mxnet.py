@@ -8,13 +8,16 @@ import mxnet as mx
 import numpy as np
 
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.interop.layout import FIELDS, MODULES, Arrays, Facts, Layout
+from gluon_resnetv2.interop.layout import (
+    CIFAR_INPUT,
+    FIELDS,
+    IMAGENET_INPUT,
+    MODULES,
+    Arrays,
+    Facts,
+    Layout,
+)
 from gluon_resnetv2.spec import Spec
-
-# ImageNet's, 0 to 255.
-MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
-# The CIFAR-10 ones of GluonCV's training scripts, 0 to 255.
-CIFAR_MEAN, CIFAR_STD = [125.307, 122.961, 113.8575], [51.5865, 50.847, 51.255]
 
 
 def _symbolic(facts: Facts) -> Spec:
@@ -168,7 +171,7 @@ MODEL_ZOO = Layout(
     modules=_block_names(stem=4, head=9),
     fields=_GLUON_FIELDS,
     spec=_model_zoo,
-    input={"mean": MEAN, "std": STD, "crop": 0.875},
+    input=IMAGENET_INPUT,
     canonical=_from_pair(stem=4, head=9),
     logits=_model_zoo_logits,
     package="mxnet",
@@ -180,7 +183,7 @@ GLUONCV_CIFAR = Layout(
     modules={k: v for k, v in _block_names(stem=1, head=5).items() if k != "bn0"},
     fields=_GLUON_FIELDS,
     spec=_gluoncv_cifar,
-    input={"mean": CIFAR_MEAN, "std": CIFAR_STD, "crop": 1.0},
+    input=CIFAR_INPUT,
     canonical=_from_pair(stem=1, head=5),
     logits=_gluoncv_cifar_logits,
     package="gluoncv",

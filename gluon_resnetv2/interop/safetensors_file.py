@@ -16,10 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.interop.torch_file import widened
+from gluon_resnetv2.interop.torch_file import MOST_DIMENSIONS, widened
 
 MOST_HEADER = 4 << 20  # bytes
-MOST_DIMENSIONS = 8
 
 DTYPES = {
     "F64": np.dtype("<f8"),

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.interop.layout import Facts, Layout
+from gluon_resnetv2.interop.layout import CIFAR_INPUT, IMAGENET_INPUT, Facts, Layout
 from gluon_resnetv2.spec import Spec
 
 FIELDS = {
@@ -36,13 +36,8 @@ UNITS = {
     "fc1": "fc",
 }
 
-# Of fb.resnet.torch's datasets/imagenet.lua and datasets/cifar10.lua, 0 to 255.
-IMAGENET_INPUT = {
-    "mean": [123.675, 116.28, 103.53],
-    "std": [58.395, 57.12, 57.375],
-    "crop": 0.875,
-}
-CIFAR_INPUT = {"mean": [125.3, 123.0, 113.9], "std": [63.0, 62.1, 66.7], "crop": 1.0}
+# Of fb.resnet.torch's datasets/cifar10.lua, 0 to 255.
+FB_CIFAR_INPUT = {"mean": [125.3, 123.0, 113.9], "std": [63.0, 62.1, 66.7], "crop": 1.0}
 
 
 def _fb(facts: Facts) -> Spec:
@@ -100,7 +95,7 @@ TORCH_FB_CIFAR = _layout(
     "ports of facebook/fb.resnet.torch's preresnet for CIFAR",
     _fb_cifar,
     {"bn0": "layer1.0.bn1"},
-    CIFAR_INPUT,
+    FB_CIFAR_INPUT,
 )
 
 TORCH_KAIMING = _layout(
@@ -108,7 +103,7 @@ TORCH_KAIMING = _layout(
     "ports of KaimingHe/resnet-1k-layers",
     _kaiming,
     {"bn0": "layer1.0.bn1"},
-    CIFAR_INPUT,
+    FB_CIFAR_INPUT,
 )
 
 # Unlike what it was ported from: units project the raw input, and stride on the 3x3.
@@ -117,6 +112,6 @@ TORCH_PRERESNET = _layout(
     "bearpaw/pytorch-classification's preresnet",
     _preresnet,
     {},
-    {"mean": [125.307, 122.961, 113.8575], "std": [51.5865, 50.847, 51.255], "crop": 1.0},
+    CIFAR_INPUT,
     namesake="fb.resnet.torch's preresnet with projections",
 )

@@ -16,11 +16,10 @@ from gluon_resnetv2.deploy.params_file import read_arrays
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import whole_file
 from gluon_resnetv2.interop import keras_file, safetensors_file, torch_file
+from gluon_resnetv2.interop.keras_file import HDF5, ZIP
 from gluon_resnetv2.layers import is_statistic
 
 MXNET = (0x112).to_bytes(8, "little")
-HDF5 = b"\x89HDF\r\n\x1a\n"
-ZIP = b"PK\x03\x04"
 PICKLES = (ZIP, b"\x80")  # PyTorch's, today and before 1.6
 
 
