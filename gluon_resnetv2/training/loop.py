@@ -48,6 +48,10 @@ class Stopped(Exception):
     """A signal asked the run to end."""
 
 
+class Diverged(UserError):
+    """The loss, or a parameter, is no longer finite."""
+
+
 def fit(
     net: ResNetV2,
     dataset,
@@ -69,7 +73,8 @@ def fit(
         The last epoch's record, or None where a signal ended it before.
 
     Raises:
-        UserError: the loss is no longer finite; the data set is not the one of the checkpoint.
+        Diverged: the loss is no longer finite; metrics.jsonl then ends in a record that says so.
+        UserError: the data set is not the one of the checkpoint.
         OSError: the last checkpoint can't be written.
     """
     training = Training(net, dataset, recipe, devices, run, workers or Workers(recipe.kv_store))
@@ -253,7 +258,7 @@ class Training:
         """The oldest loss that is not known yet, once it is.
 
         Raises:
-            UserError: it is not a number, or infinite.
+            Diverged: it is not a number, or infinite.
         """
         step, loss = self._pending.popleft()
         loss, lr = loss.asscalar().item(), self.lr_at(step)
@@ -269,10 +274,11 @@ class Training:
         while self._pending:
             self._next_loss()
 
-    def _diverged(self, what, step) -> UserError:
+    def _diverged(self, what, step) -> Diverged:
+        self.run.log(step=step + 1, lr=self.lr_at(step), loss=math.nan, diverged=what)
         good = [path for at, path in self.saved.items() if at < step and path.exists()]
         saved = f"; the last good checkpoint is {good[-1]}" if good else ""
-        return UserError(f"{what}; try a smaller --lr{saved}")
+        return Diverged(f"{what}; try a smaller --lr{saved}")
 
     def _log(self, **record):
         self.run.log(**record)

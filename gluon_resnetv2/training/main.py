@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from pathlib import Path
 
 import mxnet as mx
 
 from gluon_resnetv2.deploy.export import export_run
 from gluon_resnetv2.deploy.verify import report
-from gluon_resnetv2.distributed.workers import connect
+from gluon_resnetv2.distributed.workers import Workers, connect
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2, he_normal
 from gluon_resnetv2.spec import Dropout
@@ -31,7 +32,34 @@ def train(recipe: Recipe, resume: bool = False, name: str | None = None) -> int:
         name: of the recipe, where it has one: what to expect of it is printed first.
 
     Raises:
-        UserError, OSError: as `fit`, `Run` and `export_run`.
+        UserError, OSError: as `train_network` and `export_run`.
+    """
+    folder, last, workers = train_network(recipe, resume, name)
+    if workers.rank:
+        return 0
+    if last is None:
+        command = shlex.join(["python", sys.argv[0], "--resume", str(folder)])
+        alone = workers.count == 1
+        print(f"stopped; go on with: {command if alone else 'the same command, --resume auto'}")
+        return 0
+    verified = report(export_run(folder))
+    print(f"test accuracy {100 - last['test_error']:.2f} %; learning curves: {folder}/curves.png")
+    print(f"try: python -m gluon_resnetv2 predict {folder} IMAGE")
+    return 0 if verified else 1
+
+
+def train_network(
+    recipe: Recipe, resume: bool = False, name: str | None = None
+) -> tuple[Path, dict | None, Workers]:
+    """Trains; returns the run's folder, its last epoch's record, and the workers.
+
+    The record is None where a signal ended the run before.
+
+    Args:
+        resume, name: as `train`.
+
+    Raises:
+        UserError, OSError: as `fit` and `Run`.
     """
     if recipe.sync_bn:  # MXNet reads it at its first operation
         os.environ.setdefault(SPACES_VARIABLE, str(SPACES))
@@ -53,19 +81,7 @@ def train(recipe: Recipe, resume: bool = False, name: str | None = None) -> int:
             workers.barrier()  # only now has the folder what the others read
             net = _network(recipe, dataset, devices, run)
             last = fit(net, dataset, recipe, devices, run, workers)
-    if workers.rank:
-        return 0
-    if last is None:
-        command = shlex.join(["python", sys.argv[0], "--resume", str(run.folder)])
-        alone = workers.count == 1
-        print(f"stopped; go on with: {command if alone else 'the same command, --resume auto'}")
-        return 0
-    verified = report(export_run(run.folder))
-    print(
-        f"test accuracy {100 - last['test_error']:.2f} %; learning curves: {run.folder}/curves.png"
-    )
-    print(f"try: python -m gluon_resnetv2 predict {run.folder} IMAGE")
-    return 0 if verified else 1
+    return run.folder, last, workers
 
 
 def _network(recipe, dataset, devices, run) -> ResNetV2:

@@ -22,6 +22,10 @@ from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.training.recipe import Recipe
 
 
+class InUse(UserError):
+    """Another process is training in a run's folder."""
+
+
 class Run:
     """A run's folder while it is being written: `recipe.output`, or a new one in runs/.
 
@@ -31,7 +35,8 @@ class Run:
         writes: False for a process that leaves the writing to another one.
 
     Raises:
-        UserError: `recipe.output` is taken, or another process is training there.
+        UserError: `recipe.output` is taken.
+        InUse: another process is training there.
         OSError: the folder can't be made or written to; it is then not left behind.
     """
 
@@ -64,7 +69,7 @@ class Run:
             fcntl.flock(self._folder_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise UserError(f"{self.folder} is in use: another process trains there") from None
+                raise InUse(f"{self.folder} is in use: another process trains there") from None
             # Some network file systems know no locks: better unguarded than not at all.
 
     def __enter__(self) -> Run:
