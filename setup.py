@@ -74,6 +74,7 @@ setup(
         "pillow>=9.1",  # reads image files
         "prometheus-client>=0.20",  # the server's metrics
         "scikit-learn>=1.0",  # brings the handwritten digits, the embedded data set
+        "scipy>=1.7",  # rank correlations of a study; scikit-learn needs it as well
         "starlette>=0.40",  # routes the server's requests
         "tensorboard>=2.15",  # the format of its event files; needs neither TensorFlow nor PyTorch
         "tqdm>=4.60",  # the progress bar

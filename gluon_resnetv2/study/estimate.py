@@ -1,0 +1,125 @@
+"""What runs cost on this machine, before they are made.
+
+A step costs so much for each operation that MXNet is handed, and so much for each multiply-add.
+Both are measured here by a few steps of a small network.
+
+`python -m gluon_resnetv2.study.estimate JSON` is the process that measures, with the threads that a
+run will have.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gluon_resnetv2.data import num_batches
+from gluon_resnetv2.spec import Spec, named
+from gluon_resnetv2.study.plan import Planned
+from gluon_resnetv2.study.runner import Slot
+
+IMAGES = {  # for training and for testing
+    "digits": (1437, 360),
+    "cifar10": (50_000, 10_000),
+    "cifar100": (50_000, 10_000),
+    "imagenet": (1_281_167, 50_000),
+}
+START = 6.0  # seconds of a run's start and end, most of them MXNet's import
+STEPS = 3  # measured of each batch
+SMALL, LARGE = 8, 64  # images of the batches measured
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of a training step for each operation, and for each multiply-add of its images."""
+
+    operation: float
+    multiply_add: float
+
+    def step(self, spec: Spec, image_size: int, images: int) -> float:
+        """Seconds of one step."""
+        work = spec.multiply_adds(image_size) * images
+        return self.operation * _operations(spec) + self.multiply_add * work
+
+
+def estimate(runs: Sequence[Planned], slot: Slot) -> dict[Planned, float]:
+    """Seconds that each run takes on one slot, while the others are as busy."""
+    if not runs:
+        return {}
+    imagenet = any(run.recipe.dataset == "imagenet" for run in runs)
+    speed = _measured(imagenet, slot)
+    return {run: seconds(run, speed) for run in runs}
+
+
+def seconds(run: Planned, speed: Speed) -> float:
+    """What training takes, evaluation after each epoch included."""
+    recipe = run.recipe
+    train, test = IMAGES[recipe.dataset]
+    size = recipe.image_size or (224 if recipe.dataset == "imagenet" else 32)
+    spec = recipe.spec(classes=10)
+    steps = recipe.total_steps(num_batches(train, recipe.batch_size, recipe.parts))
+    # A forward pass is a third of a step.
+    evaluated = 1 + test / train / 3
+    return START + steps * evaluated * speed.step(spec, size, recipe.batch_size)
+
+
+def _operations(spec):
+    units = spec.units()
+    return sum(len(unit.pre + unit.body + unit.after) + 1 for unit in units)
+
+
+def _measured(imagenet: bool, slot: Slot) -> Speed:
+    job = json.dumps({"imagenet": imagenet, "gpus": slot.gpus})
+    done = subprocess.run(
+        [sys.executable, "-m", "gluon_resnetv2.study.estimate", job],
+        env={**os.environ, "OMP_NUM_THREADS": str(slot.threads)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return Speed(*json.loads(done.stdout))
+
+
+def measure(imagenet: bool, gpus: Sequence[int] | None) -> Speed:
+    """Times training steps of a small network, of two batch sizes."""
+    import mxnet as mx
+    from mxnet import autograd
+
+    from gluon_resnetv2.net import ResNetV2
+    from gluon_resnetv2.training.devices import contexts
+
+    spec, size = (named("preact18"), 224) if imagenet else (named("preact20"), 16)
+    (device, *_) = contexts(gpus)
+    net = ResNetV2(spec)
+    net.initialize(ctx=device)
+    net.hybridize(static_alloc=True, static_shape=True)
+    trainer = mx.gluon.Trainer(net.collect_params(), "sgd", {"momentum": 0.9})
+    times = []
+    for count in (SMALL, LARGE):
+        images, taken = mx.nd.ones((count, 3, size, size), ctx=device), []
+        for _ in range(STEPS + 1):
+            began = time.perf_counter()
+            with autograd.record():
+                loss = net(images).sum()
+            loss.backward()
+            trainer.step(count)
+            mx.nd.waitall()
+            taken.append(time.perf_counter() - began)
+        times.append(statistics.median(taken[1:]))  # the first one prepares kernels
+    slope = max((times[1] - times[0]) / (LARGE - SMALL), 0.0)  # seconds for an image
+    intercept = max(times[0] - SMALL * slope, 0.0)
+    return Speed(intercept / _operations(spec), slope / spec.multiply_adds(size))
+
+
+def main() -> None:
+    speed = measure(**json.loads(sys.argv[1]))
+    print(json.dumps([speed.operation, speed.multiply_add]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""`python -m gluon_resnetv2 study`: what it prints, and what it leaves behind."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import platform
+import re
+import shlex
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from gluon_resnetv2 import runtime
+from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.study import report
+from gluon_resnetv2.study.estimate import estimate
+from gluon_resnetv2.study.plan import Settings, plan
+from gluon_resnetv2.study.rows import Row
+from gluon_resnetv2.study.runner import execute, slots
+from gluon_resnetv2.study.studies import STUDIES
+from gluon_resnetv2.training.progress import duration
+
+
+def main(options: argparse.Namespace) -> int:
+    """Trains what is missing, and writes the report.
+
+    Raises:
+        UserError: an option makes no sense, or a run failed.
+    """
+    studies = _chosen(options)
+    if options.list:
+        print(_listing(studies, options.rows))
+        return 0
+    for name in ("seeds", "depth", "budget", "gpus_per_run", "jobs"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    folder = Path(options.output or f"studies/{options.dataset}")
+    settings = Settings(
+        options.dataset, options.data_dir, options.seeds, options.depth, options.budget, str(folder)
+    )
+    planned = {study.name: plan(_rows(study, options.rows), settings) for study in studies}
+    places = slots(options.gpus, options.gpus_per_run, options.jobs)
+    runs = list(dict.fromkeys(run for rows in planned.values() for _, same in rows for run in same))
+    missing = [run for run in runs if run.outcome() is None]
+    seconds = estimate(missing, places[0])
+    if options.dry_run:
+        print(_dry_run(planned, seconds, len(places)))
+        return 0
+    if missing:
+        print(_ahead(runs, missing, seconds, len(places)), flush=True)
+    if not execute(missing, places, seconds):
+        print("stopped; the same command goes on")
+        return 0
+    sections = [
+        study.section([Row(result, same, [run.outcome() for run in same]) for result, same in rows])
+        for study, rows in zip(studies, planned.values())
+    ]
+    page = report.write(sections, _about(runs), folder)
+    print(f"report: {page}")
+    return 0
+
+
+def _chosen(options):
+    if unknown := set(options.names) - set(STUDIES) - {"all"}:
+        raise UserError(f"no study '{min(unknown)}'; choose {', '.join(STUDIES)}, or all")
+    if not options.names and not options.list:
+        raise UserError(f"name a study: {', '.join(STUDIES)}, or all")
+    names = options.names if options.names and "all" not in options.names else list(STUDIES)
+    studies = [STUDIES[name] for name in dict.fromkeys(names)]
+    with_rows = [study for study in studies if _rows(study, options.rows)]
+    if not with_rows:
+        raise UserError(f"no row {' '.join(options.rows)} there; see: study --list")
+    return with_rows
+
+
+def _rows(study, wanted):
+    """The results of a study that --rows names, or all."""
+    return [
+        result
+        for result in study.results
+        if not wanted or {result.key, *result.key.split("/")} & set(wanted)
+    ]
+
+
+def _listing(studies, wanted):
+    lines = [("study", "row", "order", "shortcut", "layers", "parameters", "data", "paper's error")]
+    for study in studies:
+        for result in _rows(study, wanted):
+            spec = result.spec
+            lines.append((
+                study.name, result.key, spec.order,
+                str(spec.shortcut) if spec.has_shortcut else "plain", str(spec.depth),
+                f"{spec.parameter_count():,}", result.data,
+                str(result) + (f" (top-5 {result.error5:.1f})" if result.error5 else ""),
+            ))  # fmt: skip
+    return _columns(lines)
+
+
+def _columns(lines):
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines
+    )
+
+
+def _dry_run(planned, seconds, places):
+    lines = []
+    for name, rows in planned.items():
+        lines.append(f"{name}:")
+        for result, same in rows:
+            lines.append(f"  {result.key}: the paper's error {result}")
+            for run in same:
+                cost = f"about {duration(seconds[run])}" if run in seconds else "done"
+                lines.append(f"    {cost}: {run.command()}")
+    lines.append(_total(seconds, places))
+    return "\n".join(lines)
+
+
+def _ahead(runs, missing, seconds, places):
+    return f"{len(runs) - len(missing)} of {len(runs)} runs are done; {_total(seconds, places)}"
+
+
+def _total(seconds, places):
+    if not seconds:
+        return "nothing is left to train"
+    total = sum(seconds.values()) / min(places, len(seconds))
+    return f"{len(seconds)} to train, {places} at a time: about {duration(total)} on this machine"
+
+
+def _about(runs):
+    outcomes = [run.outcome() for run in runs]
+    hours = sum(outcome.seconds for outcome in outcomes)
+    return [
+        "Written by: python -m gluon_resnetv2 " + shlex.join(sys.argv[1:]),
+        f"{len(runs)} runs, {duration(hours)} of training in all, on {_machine()}. Training "
+        "continues from its last checkpoint where it is stopped, and gives the same figures.",
+    ]
+
+
+def _machine():
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, AttributeError):
+        name = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())[1]
+    versions = f"Python {platform.python_version()}, MXNet {metadata.version(runtime.wheels()[0])}"
+    return f"{runtime.cpus()} CPUs ({name}), {versions}"

@@ -1,0 +1,38 @@
+"""The words of `python -m gluon_resnetv2 study`. Nothing here imports a framework."""
+
+from __future__ import annotations
+
+import argparse
+
+NAMES = (
+    *("table1", "table2", "table3", "table4", "table5", "figure1", "figure3", "figure6"),
+    *("degradation", "propagation", "shattering"),
+)
+PAPER = "paper"  # the data set that means each row's own
+DATASETS = ("digits", "cifar10", "cifar100", PAPER)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `study`."""
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)}; all")
+    add("--list", action="store_true", help="show the rows, with the names that --rows takes")
+    add("--rows", nargs="+", metavar="ROW", help="only these, as gate:-6 or resnet110/gate:-6")
+    add(
+        "--dataset", choices=DATASETS, default="digits",
+        help=f"images to train on; {PAPER}: each row on its own",
+    )  # fmt: skip
+    add("--data-dir", help="folder of the data set; default: the user's cache")
+    add("--seeds", type=int, default=3, help="runs of each row")
+    add("--depth", type=int, help="cut deeper networks to so many layers; default: 164 on digits")
+    add("--budget", type=int, metavar="EPOCHS", help="of each run; default: its recipe's")
+    add("--gpus", type=numbers, help="as in 0,1,2,3; default: the CPU")
+    add("--gpus-per-run", type=int, default=1, metavar="N", help="others train other runs")
+    add("--jobs", type=int, help="runs at a time on the CPU; default: one for each core")
+    add("--output", help="the study's folder; default: studies/DATASET")
+    add("--dry-run", action="store_true", help="print the runs and what they cost here")
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """The numbers of an option N,N,..."""
+    return tuple(int(number) for number in text.split(","))

@@ -1,0 +1,95 @@
+"""Rows of the paper with what came out here."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy.stats import spearmanr
+
+from gluon_resnetv2.paper import FAIL, Result
+from gluon_resnetv2.study.plan import Outcome, Planned
+from gluon_resnetv2.study.section import Table
+
+FAILS = 20.0  # percent: the paper writes "fail" where the error is larger
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the paper and its runs here, one for each seed, all at their end."""
+
+    result: Result
+    runs: list[Planned]
+    outcomes: list[Outcome]
+
+    @property
+    def network(self) -> str:
+        """What was trained, which may be shallower than what the paper trained."""
+        recipe = self.runs[0].recipe
+        return recipe.model + (" (1-layer skip)" if recipe.unit == "single" else "")
+
+    @property
+    def errors(self) -> list[float]:
+        """Test errors in percent, by seed; `FAIL` where a run diverged."""
+        return [outcome.error for outcome in self.outcomes]
+
+    @property
+    def error(self) -> float:
+        """Their median, as in the paper."""
+        return statistics.median(self.errors)
+
+    @property
+    def deviation(self) -> float:
+        """Their standard deviation; NaN of one run, and where one diverged."""
+        finite = len(self.errors) > 1 and FAIL not in self.errors
+        return statistics.stdev(self.errors) if finite else math.nan
+
+    def by_epoch(self, name: str) -> list[list[float]]:
+        """What the runs that did not diverge recorded under `name`: a list for each epoch."""
+        whole = [outcome.epochs for outcome in self.outcomes if outcome.error != FAIL]
+        return [list(epoch) for epoch in zip(*([r[name] for r in epochs] for epochs in whole))]
+
+
+def errors_table(rows: Sequence[Row]) -> Table:
+    """The paper's errors beside ours, every seed's among them."""
+    seeds = len(rows[0].runs)
+    head = ("case", "network", "paper", "ours", "mean ± sd", *(f"seed {i}" for i in range(seeds)))
+    return Table(head, [_cells(row) for row in rows])
+
+
+def _cells(row):
+    mean = "-"
+    if FAIL not in row.errors:
+        mean = f"{statistics.mean(row.errors):.2f}"
+        mean += f" ± {row.deviation:.2f}" if len(row.errors) > 1 else ""
+    paper = str(row.result) + (f" ({row.result.spread})" if row.result.spread else "")
+    ours = percent(row.error) + (" (fail)" if FAILS < row.error < FAIL else "")
+    return (row.result.case, row.network, paper, ours, mean, *map(percent, row.errors))
+
+
+def percent(error: float) -> str:
+    """An error as text, without the sign."""
+    return "diverged" if error == FAIL else f"{error:.2f}"
+
+
+def rank_correlation(rows: Sequence[Row]) -> float:
+    """Spearman's, between the paper's errors and ours; fails are tied as worst on both sides.
+
+    Networks that share a row in the paper (a range of biases) are one here, by the median of all
+    their runs.
+    """
+    by_case = {}
+    for row in rows:
+        by_case.setdefault(row.result.case, []).append(row)
+    paper = [_failing(same[0].result.error) for same in by_case.values()]
+    ours = [
+        _failing(statistics.median([error for row in same for error in row.errors]))
+        for same in by_case.values()
+    ]
+    return float(spearmanr(paper, ours)[0])
+
+
+def _failing(error):
+    return 100.0 if error > FAILS else error

@@ -1,0 +1,141 @@
+"""Trains the runs of a study, several at a time, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gluon_resnetv2 import runtime
+from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.paper import FAIL
+from gluon_resnetv2.study.plan import Planned
+from gluon_resnetv2.training.progress import duration
+from gluon_resnetv2.training.stop import StopSignal
+
+STOPPED = 3  # exit status of a worker that a signal ended, with a checkpoint
+POLL = 0.2  # seconds
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What one run computes on: some GPUs, or so many threads of the CPU."""
+
+    gpus: tuple[int, ...] | None
+    threads: int
+
+
+def slots(gpus: Sequence[int] | None, per_run: int, jobs: int | None) -> list[Slot]:
+    """What runs side by side compute on.
+
+    Small networks do not fill a CPU: one thread for each run, and as many runs as CPUs, get most
+    out of it.
+
+    Args:
+        gpus: or None for the CPU.
+        per_run: GPUs of one run.
+        jobs: without GPUs: how many runs at a time; None for one per CPU.
+
+    Raises:
+        UserError: the numbers do not fit.
+    """
+    if not gpus:
+        jobs = jobs or runtime.cpus()
+        return [Slot(None, max(1, runtime.cpus() // jobs))] * jobs
+    if per_run > len(gpus):
+        raise UserError(f"--gpus-per-run {per_run} is more than the {len(gpus)} of --gpus")
+    groups = [tuple(gpus[i : i + per_run]) for i in range(0, len(gpus) - per_run + 1, per_run)]
+    return [Slot(group, max(1, runtime.cpus() // len(groups))) for group in groups]
+
+
+def execute(runs: Sequence[Planned], slots: Sequence[Slot], seconds: dict[Planned, float]) -> bool:
+    """Trains what is missing, and prints a line for each run that ends.
+
+    Args:
+        runs: that have no outcome yet.
+        seconds: what each is expected to take.
+
+    Returns:
+        False where a signal stopped it. Runs under way have then written a checkpoint.
+
+    Raises:
+        UserError: a run failed, by something else than its loss. Those beside it were finished.
+    """
+    todo, free, running = _by_folder(runs), list(slots), {}
+    count, expected, taken, failure = len(todo), 0.0, 0.0, None
+    told = False
+    with StopSignal() as stop:
+        while running or (todo and not failure and not stop.received):
+            while todo and free and not failure and not stop.received:
+                slot, same = free.pop(), todo.pop(0)
+                running[_start(same, slot)] = (same, slot, time.monotonic())
+            if stop.received and not told:
+                print("stopping: runs under way write a checkpoint", flush=True)
+                for process in running:
+                    process.send_signal(signal.SIGTERM)
+                told = True
+            for process in [one for one in running if one.poll() is not None]:
+                same, slot, began = running.pop(process)
+                free.append(slot)
+                if process.returncode == STOPPED:
+                    continue
+                if process.returncode:
+                    failure = failure or same[0]
+                    continue
+                taken += time.monotonic() - began
+                expected += seconds[same[0]]
+                left = sum(seconds[one[0]] for one in [*todo, *(r[0] for r in running.values())])
+                done = count - len(todo) - len(running)
+                _say(done, count, same[0], time.monotonic() - began,
+                     left * taken / expected / len(slots))  # fmt: skip
+            time.sleep(POLL)
+    if failure:
+        log = _log(failure)
+        last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""])[-1]
+        raise UserError(f"{failure.folder.name}: {last.removeprefix('error: ')} (see {log})")
+    return not stop.received
+
+
+def _by_folder(runs):
+    """Runs that train the same thing, and are tested on different sizes, as one."""
+    same = {}
+    for run in runs:
+        same.setdefault(run.folder, []).append(run)
+    return list(same.values())
+
+
+def _start(same: list[Planned], slot: Slot) -> subprocess.Popen:
+    recipe = replace(same[0].recipe, gpus=slot.gpus)
+    sizes = sorted({run.test_size for run in same if run.test_size})
+    job = json.dumps({"recipe": recipe.to_dict(), "test_sizes": sizes})
+    path = _log(same[0])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "gluon_resnetv2.study.worker", job],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "OMP_NUM_THREADS": str(slot.threads)},
+            start_new_session=True,  # Ctrl-C reaches the study, which tells them once
+        )
+
+
+def _log(run: Planned) -> Path:
+    return run.folder.with_name(f"{run.folder.name}.log")
+
+
+def _say(done, count, run, seconds, left):
+    outcome = run.outcome()
+    error = "diverged" if outcome.error == FAIL else f"{outcome.error:.2f} %"
+    print(
+        f"{done:{len(str(count))}}/{count}  {run.title}: {error}, {duration(seconds)}"
+        + (f"; about {duration(left)} left" if done < count else ""),
+        flush=True,
+    )

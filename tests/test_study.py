@@ -1,0 +1,497 @@
+"""The paper's rows as data, the runs that they become, and the report on them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gluon_resnetv2 import cli
+from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.net import ResNetV2
+from gluon_resnetv2.paper import FAIL, RESULTS
+from gluon_resnetv2.spec import named
+from gluon_resnetv2.study import options as study_options
+from gluon_resnetv2.study.estimate import Speed, seconds
+from gluon_resnetv2.study.plan import Outcome, Planned, Settings, plan
+from gluon_resnetv2.study.rows import Row, errors_table, rank_correlation
+from gluon_resnetv2.study.runner import Slot, slots
+from gluon_resnetv2.study.studies import STUDIES
+from gluon_resnetv2.training import options
+from gluon_resnetv2.training.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# The paper's tables, typed from it: order, shortcut, depth, unit, error, by table.
+CIFAR10, CIFAR100 = "CIFAR-10", "CIFAR-100"
+TABLE_1 = [
+    ("identity", 6.61),
+    ("scale:0,1", FAIL),
+    ("scale:0.5,1", FAIL),
+    ("scale:0.5,0.5", 12.35),
+    ("exclusive-gate:0", FAIL),
+    ("exclusive-gate:-5", FAIL),
+    ("exclusive-gate:-6", 8.70),
+    ("exclusive-gate:-7", 9.81),
+    ("gate:0", 12.86),
+    ("gate:-6", 6.91),
+    ("conv1x1", 12.22),
+    ("dropout:0.5", FAIL),
+]
+TABLE_2 = [
+    ("original", 6.61, 5.93),
+    ("bn_after_add", 8.17, 6.50),
+    ("relu_before_add", 7.84, 6.14),
+    ("relu_preact", 6.71, 5.91),
+    ("full_preact", 6.37, 5.46),
+]
+TABLE_3 = [
+    (CIFAR10, 110, "single", 9.90, 8.91),
+    (CIFAR10, 110, "basic", 6.61, 6.37),
+    (CIFAR10, 164, "bottleneck", 5.93, 5.46),
+    (CIFAR10, 1001, "bottleneck", 7.61, 4.92),
+    (CIFAR100, 164, "bottleneck", 25.16, 24.33),
+    (CIFAR100, 1001, "bottleneck", 27.82, 22.71),
+]
+TABLE_4 = [  # with millions of parameters
+    (CIFAR10, "original", 110, 1.7, 6.61),
+    (CIFAR10, "original", 1202, 19.4, 7.93),
+    (CIFAR10, "full_preact", 164, 1.7, 5.46),
+    (CIFAR10, "full_preact", 1001, 10.2, 4.92),
+    (CIFAR10, "full_preact", 1001, 10.2, 4.62),
+    (CIFAR100, "original", 164, 1.7, 25.16),
+    (CIFAR100, "original", 1001, 10.2, 27.82),
+    (CIFAR100, "full_preact", 164, 1.7, 24.33),
+    (CIFAR100, "full_preact", 1001, 10.2, 22.71),
+]
+TABLE_5 = [
+    ("original", 152, 224, "scale", 23.0, 6.7),
+    ("original", 152, 320, "scale", 21.3, 5.5),
+    ("full_preact", 152, 320, "scale", 21.1, 5.5),
+    ("original", 200, 320, "scale", 21.8, 6.0),
+    ("full_preact", 200, 320, "scale", 20.7, 5.3),
+    ("full_preact", 200, 320, "scale-aspect", 20.1, 4.8),
+]
+V1 = [(20, 8.75), (32, 7.51), (44, 7.17), (56, 6.97), (110, 6.43), (1202, 7.93)]
+
+
+def described(name):
+    """(result, the Spec of its planned network, its recipe) for each row, at the paper's scale."""
+    rows = plan(STUDIES[name].results, Settings("paper", data_dir="DIR", seeds=1))
+    classes = {CIFAR10: 10, CIFAR100: 100, "ImageNet": 1000}
+    for result, (run,) in rows:
+        yield result, run.recipe.spec(classes[result.data]), run.recipe
+
+
+def paper_training(recipe):
+    """Whether a CIFAR recipe is the paper's appendix."""
+    schedule = recipe.schedule(steps_per_epoch=391)
+    at = [schedule(step) for step in (0, 399, 400, 31999, 32000, 47999, 48000, 63999)]
+    return (
+        (recipe.batch_size, recipe.num_steps, recipe.mom, recipe.wd) == (128, 64000, 0.9, 1e-4)
+        and at == pytest.approx([0.01, 0.01, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+        and (recipe.optimizer, recipe.init, recipe.dtype) == ("sgd", "in", "float32")
+    )
+
+
+def test_table_1_has_the_papers_networks():
+    found = list(described("table1"))
+    assert [(str(spec.shortcut), result.error) for result, spec, _ in found] == TABLE_1
+    assert {(s.order, s.depth, s.unit, s.widening) for _, s, _ in found} == {
+        ("original", 110, "basic", "A")
+    }
+    assert all(paper_training(recipe) and recipe.dataset == "cifar10" for *_, recipe in found)
+    # 110 layers have 1,727,962 parameters; a gate adds a 1x1 convolution with bias to each unit, a
+    # 1x1 convolution with BN stands on each shortcut.
+    widths = [(16, 16)] * 18 + [(16, 32)] + [(32, 32)] * 17 + [(32, 64)] + [(64, 64)] * 17
+    gates = sum(i * o + o for i, o in widths)
+    convs = sum(i * o + 2 * o for i, o in widths)
+    for _, spec, _ in found:
+        extra = {"gate": gates, "exclusive-gate": gates, "conv1x1": convs}
+        kind = str(spec.shortcut).partition(":")[0]
+        assert spec.parameter_count() == 1_727_962 + extra.get(kind, 0)
+
+
+def test_gates_start_with_the_papers_biases():
+    for _, spec, _ in described("table1"):
+        if "gate" not in str(spec.shortcut):
+            continue
+        net = ResNetV2(named("resnet8", shortcut=spec.shortcut))
+        net.initialize()
+        biases = [p.data() for n, p in net.collect_params().items() if n.endswith("gate_bias")]
+        expected = float(str(spec.shortcut).partition(":")[2])
+        assert len(biases) == 3
+        assert all((bias.asnumpy() == expected).all() for bias in biases)
+
+
+def test_table_2_has_the_papers_networks():
+    found = [(s.order, s.depth, s.unit, r.error) for r, s, _ in described("table2")]
+    expected = [
+        (order, depth, unit, error)
+        for order, *errors in TABLE_2
+        for depth, unit, error in zip((110, 164), ("basic", "bottleneck"), errors)
+    ]
+    assert found == expected
+    assert all(paper_training(recipe) for *_, recipe in described("table2"))
+
+
+def test_table_3_has_the_papers_networks():
+    found = [(r.data, s.order, s.depth, s.unit, r.error) for r, s, _ in described("table3")]
+    expected = [
+        (data, order, depth, unit, error)
+        for data, depth, unit, *errors in TABLE_3
+        for order, error in zip(("original", "full_preact"), errors)
+    ]
+    assert found == expected
+    for result, _, recipe in described("table3"):
+        assert paper_training(recipe)
+        assert recipe.dataset == {CIFAR10: "cifar10", CIFAR100: "cifar100"}[result.data]
+
+
+def test_table_4_has_the_papers_networks():
+    found = list(described("table4"))
+    assert [(r.data, s.order, s.depth, r.error) for r, s, _ in found] == [
+        (data, order, depth, error) for data, order, depth, _, error in TABLE_4
+    ]
+    for (_, spec, _), (*_, millions, _) in zip(found, TABLE_4):
+        assert spec.parameter_count() / 1e6 == pytest.approx(millions, abs=0.16)
+    small = [recipe for *_, recipe in found if recipe.batch_size == 64]
+    assert [(r.model, r.num_epochs, r.init, r.warmup_steps) for r in small] == [
+        ("preact1001", 200, "out", 0)  # the authors' released code
+    ]
+    assert sum(map(paper_training, (recipe for *_, recipe in found))) == len(TABLE_4) - 1
+
+
+def test_table_5_has_the_papers_networks():
+    rows = plan(STUDIES["table5"].results, Settings("paper", data_dir="DIR", seeds=1))
+    found = [
+        (run.recipe.spec(1000).order, run.recipe.spec(1000).depth, run.test_size,
+         run.recipe.augmentation, result.error, result.error5)
+        for result, (run,) in rows
+    ]  # fmt: skip
+    assert found == TABLE_5
+    for _, (run,) in rows:
+        recipe = run.recipe
+        schedule = recipe.schedule(steps_per_epoch=5005)
+        at = [schedule(5005 * epoch) for epoch in (0, 29, 30, 59, 60, 89)]
+        assert at == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+        assert (recipe.batch_size, recipe.num_epochs, recipe.dataset) == (256, 90, "imagenet")
+    crops = [run for _, (run,) in rows][:2]
+    assert crops[0].folder == crops[1].folder  # trained once, tested twice
+
+
+def test_the_rows_of_v1():
+    found = {(r.model, r.error) for r in STUDIES["degradation"].results}
+    assert found == {
+        *((f"resnet{depth}", error) for depth, error in V1),
+        *((f"plain{depth}", None) for depth in (20, 32, 44, 56)),
+    }
+    for _, spec, recipe in described("degradation"):
+        assert (spec.order, spec.unit, spec.widening) == ("original", "basic", "A")
+        assert paper_training(recipe)
+
+
+def test_every_study_has_a_name_and_every_row_its_own():
+    assert {*STUDIES, "propagation", "shattering"} == set(study_options.NAMES)
+    for study in STUDIES.values():
+        keys = [result.key for result in study.results]
+        assert len(set(keys)) == len(keys) > 0
+    reported = {r.source for r in RESULTS} - {"-"}
+    assert reported == {r.source for study in STUDIES.values() for r in study.results}
+
+
+@pytest.mark.parametrize("dataset", ["digits", "cifar100", "paper"])
+@pytest.mark.parametrize("name", ["table1", "table4", "table5"])
+def test_the_command_of_a_run_is_the_run(name, dataset, tmp_path):
+    if name == "table5" and dataset != "paper":
+        with pytest.raises(UserError, match="is of ImageNet; name --dataset paper"):
+            plan(STUDIES[name].results, Settings(dataset))
+        return
+    settings = Settings(dataset, data_dir="DIR", seeds=2, output=str(tmp_path))
+    for _, runs in plan(STUDIES[name].results, settings):
+        for run in runs:
+            _, script, *words = shlex.split(run.command())
+            parser = cli.Parser()
+            imagenet = script == "train/imagenet.py"
+            options.add_options(parser, options.CIFAR if imagenet else options.IMAGENET)
+            recipe, resume = options.read_options(vars(parser.parse_args(words)))
+            assert recipe == run.recipe
+            assert not resume
+
+
+def test_rows_with_one_network_share_their_runs():
+    original = plan(STUDIES["table1"].results[:1], Settings())
+    first = next(r for r in STUDIES["table2"].results if r.key == "resnet110/original")
+    assert plan([first], Settings())[0][1] == original[0][1]
+    assert len({run.folder for run in original[0][1]}) == 3
+
+
+def test_another_budget_is_another_run_and_keeps_the_learning_rates_shape():
+    identity = STUDIES["table1"].results[:1]
+    ((_, (whole,)),) = plan(identity, Settings("cifar10", seeds=1))
+    ((_, (short,)),) = plan(identity, Settings("cifar10", seeds=1, budget=8))
+    assert whole.folder != short.folder
+    rates = [short.recipe.schedule(391)(391 * epoch - 1) for epoch in (2, 4, 5, 6, 7, 8)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    last = STUDIES["table5"].results[-1]
+    ((_, (aspect,)),) = plan([last], Settings("paper", "DIR", seeds=1, budget=9))
+    assert (aspect.recipe.num_epochs, aspect.recipe.lr_step_epochs) == (9, (3.0, 6.0))
+
+
+def test_deeper_networks_are_cut_to_the_depth_asked_for():
+    rows = plan(STUDIES["table3"].results, Settings(seeds=1, depth=60))
+    found = {(r.key, run.recipe.spec(10).depth, run.recipe.spec(10).unit) for r, (run,) in rows}
+    assert ("resnet110/single", 59, "single") in found
+    assert ("preact110", 56, "basic") in found
+    assert ("preact1001", 56, "bottleneck") in found
+    with pytest.raises(UserError, match="--depth 9 leaves nothing of resnet164; 11 is the least"):
+        plan(STUDIES["table2"].results, Settings(depth=9))
+
+
+# -- Made-up outcomes ------------------------------------------------------------------------------
+
+
+def made_up(run: Planned, errors, diverged=False):
+    """Writes the run that ended with these errors, epoch by epoch."""
+    run.folder.mkdir(parents=True)
+    lines = [
+        {"epoch": epoch, "step": 23 * epoch, "lr": 0.1, "train_loss": 2 / epoch,
+         "train_error": error / 2, "test_loss": 1.0, "test_error": error,
+         "images_per_second": 100.0, "seconds": 2.0}
+        for epoch, error in enumerate(errors, 1)
+    ]  # fmt: skip
+    if diverged:
+        lines.append({"step": 23 * len(errors) + 1, "lr": 0.1, "loss": math.nan, "diverged": "nan"})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (run.folder / "metrics.jsonl").write_text(text, encoding="utf-8")
+
+
+def rows_of(name, errors, tmp_path, keys=None):
+    """Rows with made-up errors: a list for the seeds of each."""
+    results = [r for r in STUDIES[name].results if keys is None or r.key in keys]
+    settings = Settings(seeds=len(errors[0]), budget=2, output=str(tmp_path))
+    rows = []
+    for (result, runs), last in zip(plan(results, settings), errors):
+        for run, error in zip(runs, last):
+            if not run.folder.exists():
+                made_up(run, [90.0] if error == FAIL else [90.0, error], error == FAIL)
+        rows.append(Row(result, runs, [run.outcome() for run in runs]))
+    return rows
+
+
+def test_a_run_is_done_after_its_last_epoch(tmp_path):
+    ((_, runs),) = plan(STUDIES["table1"].results[:1], Settings(budget=2, output=str(tmp_path)))
+    assert runs[0].outcome() is None
+    made_up(runs[0], [50.0])
+    assert runs[0].outcome() is None
+    made_up(runs[1], [50.0, 7.5])
+    assert (runs[1].outcome().error, runs[1].outcome().seconds) == (7.5, 4.0)
+    made_up(runs[2], [50.0], diverged=True)
+    assert runs[2].outcome() == Outcome(FAIL, runs[2].outcome().epochs)
+
+
+def test_rank_correlation_ties_fails_and_takes_a_range_as_one(tmp_path):
+    # The paper's order, but for the best two: of 11 ranks (7 and four times 9.5) two change places.
+    ours = [[2.0], [50.0], [FAIL], [6.0], [80.0], [30.0], [3.0], [4.0], [7.0], [1.0], [5.0], [90.0]]
+    found = rank_correlation(rows_of("table1", ours, tmp_path))
+    ranks, other = (
+        [1, 9.5, 9.5, 6, 9.5, 3, 4, 7, 2, 5, 9.5],
+        [2, 9.5, 9.5, 6, 9.5, 3, 4, 7, 1, 5, 9.5],
+    )
+    covariance = sum((a - 6) * (b - 6) for a, b in zip(ranks, other))
+    assert found == pytest.approx(covariance / sum((a - 6) ** 2 for a in ranks))
+
+
+def test_the_table_has_every_seed_their_median_mean_and_deviation(tmp_path):
+    rows = rows_of("table1", [[6.0, 9.0, 7.5], [25.0, FAIL, 30.0]], tmp_path)
+    table = errors_table(rows)
+    assert table.head == (
+        "case",
+        "network",
+        "paper",
+        "ours",
+        "mean ± sd",
+        "seed 0",
+        "seed 1",
+        "seed 2",
+    )
+    assert table.rows[0][1:] == ("resnet110", "6.61", "7.50", "7.50 ± 1.50", "6.00", "9.00", "7.50")
+    assert table.rows[1][2:] == ("fail", "30.00 (fail)", "-", "25.00", "diverged", "30.00")
+
+
+def test_sentences_say_what_came_out(tmp_path):
+    keys = [r.key for r in STUDIES["table2"].results if "110" in r.model]
+    good = [[2.0, 3.0], [9.0, 9.0], [4.0, 4.0], [3.0, 3.0], [2.4, 3.2]]
+    section = STUDIES["table2"].section(rows_of("table2", good, tmp_path / "good", keys))
+    text = " ".join(part for part in section.parts if isinstance(part, str))
+    assert "the largest 9.00 % (BN after addition (4b))" in text
+    assert "0.30 points above the best, within its standard deviation of 0.57" in text
+    bad = [[2.0, 3.0], [9.0, 9.0], [4.0, 4.0], [3.0, 3.0], [11.0, 11.1]]
+    section = STUDIES["table2"].section(rows_of("table2", bad, tmp_path / "bad", keys))
+    text = " ".join(part for part in section.parts if isinstance(part, str))
+    assert "(full pre-activation (4e))" in text
+    assert "8.55 points above the best, not within its standard deviation" in text
+
+
+def test_estimates_count_operations_and_multiply_adds():
+    spec = named("resnet20")
+    ((_, (run,)),) = plan(STUDIES["table1"].results[:1], Settings(seeds=1, depth=20, budget=10))
+    # 9 units of conv bn relu conv bn, an addition, relu: 7 operations; 230 steps of 64 images,
+    # and 360 images tested for each 1437 trained, at a third of the cost.
+    step = 9 * 7 * 1e-3 + 64 * spec.multiply_adds(8) * 1e-9
+    expected = 230 * (1 + 360 / 1437 / 3) * step
+    assert seconds(run, Speed(1e-3, 1e-9)) - seconds(run, Speed(0, 0)) == pytest.approx(expected)
+
+
+def test_devices_are_shared_out():
+    assert slots((0, 1, 2, 3), 2, None)[0].gpus == (0, 1)
+    assert [slot.gpus for slot in slots((4, 5, 6), 1, None)] == [(4,), (5,), (6,)]
+    assert slots(None, 1, 3) == [Slot(None, max(1, os.cpu_count() // 3))] * 3
+    with pytest.raises(UserError, match="--gpus-per-run 3 is more than the 2 of --gpus"):
+        slots((0, 1), 3, None)
+
+
+# -- The command -----------------------------------------------------------------------------------
+
+TINY = (
+    *("study", "table1", "--rows", "identity", "gate:-6", "--depth", "8", "--budget", "3"),
+    *("--seeds", "2"),
+)
+WITHOUT_TIME = re.compile(r"^(Written by|\d+ runs, ).*$", re.MULTILINE)
+
+
+def study(*words, folder, status=0):
+    """Runs the command; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "gluon_resnetv2", *words, "--output", str(folder)],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a study in peace, and what was printed."""
+    folder = tmp_path_factory.mktemp("study") / "tiny"
+    return folder, study(*TINY, folder=folder)
+
+
+def reported(folder):
+    return WITHOUT_TIME.sub("", (folder / "report.md").read_text(encoding="utf-8"))
+
+
+def test_a_study_trains_and_reports(finished):
+    folder, printed = finished
+    assert "0 of 4 runs are done; 4 to train" in printed
+    assert re.search(r"4/4  resnet8.*, seed \d: \d+\.\d\d %, \d+ s\n", printed)
+    assert f"report: {folder}/report.html" in printed
+    assert len(list((folder / "runs").glob("*/recipe.json"))) == 4
+
+
+def test_every_error_in_the_report_is_in_a_runs_metrics(finished):
+    folder, _ = finished
+    rows = [line.strip("| ").split(" | ") for line in reported(folder).splitlines() if "|" in line]
+    body = [row for row in rows if row[1].startswith("resnet8")]
+    assert len(body) == 2
+    recorded = []
+    for path in (folder / "runs").glob("*/metrics.jsonl"):
+        last = json.loads(path.read_text().splitlines()[-1])
+        recorded.append(f"{last['test_error']:.2f}")
+    assert sorted(cell for row in body for cell in row[-2:]) == sorted(recorded)
+
+
+def test_the_page_needs_nothing_from_elsewhere(finished):
+    page = (finished[0] / "report.html").read_text(encoding="utf-8")
+    assert page.count("<img ") == page.count('src="data:image/svg+xml;base64,') == 2
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert "http" not in re.sub(r"base64,[^\"]*", "", page)
+
+
+def test_a_finished_study_trains_nothing_and_reports_the_same(finished):
+    folder, _ = finished
+    before = reported(folder), (folder / "figures" / "table1-curves.svg").read_bytes()
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    printed = study(*TINY, folder=folder)
+    assert printed == f"report: {folder}/report.html\n"
+    assert (reported(folder), (folder / "figures" / "table1-curves.svg").read_bytes()) == before
+    assert (folder / "report.html").read_text(encoding="utf-8") == page
+    assert study(*TINY, "--dry-run", folder=folder).count("done: python train/cifar.py") == 4
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_study_that_was_stopped_goes_on_to_the_same_report(how, finished, tmp_path):
+    folder = tmp_path / "stopped"
+    command = [sys.executable, "-m", "gluon_resnetv2", *TINY, "--output", str(folder)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not any((folder / "runs").glob("*/checkpoints/step-*")):  # in the middle of a run
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(how)
+    printed, _ = process.communicate(timeout=120)
+    if how != signal.SIGKILL:
+        assert process.returncode == 0
+        assert printed.endswith("stopped; the same command goes on\n")
+    assert not (folder / "report.md").exists()
+    study(*TINY, folder=folder)
+    assert reported(folder) == reported(finished[0])
+
+
+def test_a_run_that_diverges_is_an_outcome(tmp_path):
+    words = (
+        "study",
+        "table1",
+        "--rows",
+        "identity",
+        "--depth",
+        "8",
+        "--budget",
+        "1",
+        "--seeds",
+        "1",
+    )
+    printed = study(*words, "--dry-run", folder=tmp_path)
+    folder = Path(re.search(r"--output (\S+)", printed)[1])
+    made_up(Planned(Recipe(output=str(folder))), [50.0], diverged=True)
+    study(*words, folder=tmp_path)
+    assert "| diverged |" in reported(tmp_path)
+
+
+def test_a_run_that_fails_is_named(tmp_path):
+    words = ("study", "table1", "--rows", "plain", "--depth", "8", "--budget", "1", "--seeds", "1")
+    printed = study(*words, "--dry-run", folder=tmp_path)
+    folder = Path(re.search(r"--output (\S+)", printed)[1])
+    folder.parent.mkdir(parents=True)
+    folder.write_text("in the way")
+    printed = study(*words, folder=tmp_path, status=2)
+    assert re.search(rf"error: {folder.name}: .* exists already; .*\(see .*\.log\)\n", printed)
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("study",), "name a study: table1, "),
+        (("study", "table9"), "no study 'table9'; choose table1, "),
+        (("study", "table1", "--rows", "nope"), "no row nope there; see: study --list"),
+        (("study", "table1", "--seeds", "0"), "--seeds must be at least 1, not 0"),
+        (("study", "table5"), "is of ImageNet; name --dataset paper --data-dir DIR"),
+        (("study", "table1", "--dataset", "mnist"), "invalid choice: 'mnist'"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(words, message, tmp_path):
+    printed = study(*words, folder=tmp_path / "none", status=2)
+    assert message in printed
+    assert printed.count("\n") == 1
+    assert not (tmp_path / "none").exists()
