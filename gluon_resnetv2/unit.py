@@ -83,10 +83,13 @@ class ResidualUnit(HybridBlock):
         activated = self.pre(x)
         residual = self.body(activated)
         split = activated if self.unit.split_after_pre else x
-        return self.after(self._join(F, residual, split))
+        return self.after(self.join(F, residual, split, split))
 
-    def _join(self, F, residual, split):
-        """h(split) + residual, each weighed as Table 1 says."""
+    def join(self, F, residual, split, gated):
+        """h(split) + residual, each weighed as Table 1 says; a gate reads `gated`.
+
+        That is `split`, but where the gradient through the gate is to be told from the shortcut's.
+        """
         kind = self.shortcut
         if isinstance(kind, Scale):
             residual = residual if kind.on_residual == 1 else residual * kind.on_residual
@@ -95,7 +98,7 @@ class ResidualUnit(HybridBlock):
             return residual + self.widen(split) * kind.on_shortcut
         shortcut = self.widen(split)
         if isinstance(kind, Gate):
-            gate = F.sigmoid(self.gate(split))
+            gate = F.sigmoid(self.gate(gated))
             shortcut = shortcut * (1 - gate)
             residual = residual * gate if kind.exclusive else residual
         elif isinstance(kind, Dropout):

@@ -15,7 +15,8 @@ from gluon_resnetv2 import runtime
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.study import report
 from gluon_resnetv2.study.estimate import estimate
-from gluon_resnetv2.study.plan import Settings, plan
+from gluon_resnetv2.study.options import PAPER
+from gluon_resnetv2.study.plan import Settings
 from gluon_resnetv2.study.rows import Row
 from gluon_resnetv2.study.runner import execute, slots
 from gluon_resnetv2.study.studies import STUDIES
@@ -40,7 +41,7 @@ def main(options: argparse.Namespace) -> int:
     settings = Settings(
         options.dataset, options.data_dir, options.seeds, options.depth, options.budget, str(folder)
     )
-    planned = {study.name: plan(_rows(study, options.rows), settings) for study in studies}
+    planned = {study.name: study.plan(_rows(study, options.rows), settings) for study in studies}
     places = slots(options.gpus, options.gpus_per_run, options.jobs)
     runs = list(dict.fromkeys(run for rows in planned.values() for _, same in rows for run in same))
     missing = [run for run in runs if run.outcome() is None]
@@ -54,7 +55,9 @@ def main(options: argparse.Namespace) -> int:
         print("stopped; the same command goes on")
         return 0
     sections = [
-        study.section([Row(result, same, [run.outcome() for run in same]) for result, same in rows])
+        study.section(
+            [Row(result, same, [run.outcome() for run in same]) for result, same in rows], settings
+        )
         for study, rows in zip(studies, planned.values())
     ]
     page = report.write(sections, _about(runs), folder)
@@ -67,8 +70,15 @@ def _chosen(options):
         raise UserError(f"no study '{min(unknown)}'; choose {', '.join(STUDIES)}, or all")
     if not options.names and not options.list:
         raise UserError(f"name a study: {', '.join(STUDIES)}, or all")
-    names = options.names if options.names and "all" not in options.names else list(STUDIES)
+    names = options.names
+    if not names or "all" in names:
+        names = list(STUDIES)
+        if options.dataset != PAPER and not options.list:
+            names.remove("table5")
+            print(f"left out: table5, which is of ImageNet (--dataset {PAPER})")
     studies = [STUDIES[name] for name in dict.fromkeys(names)]
+    if not options.rows:
+        return studies
     with_rows = [study for study in studies if _rows(study, options.rows)]
     if not with_rows:
         raise UserError(f"no row {' '.join(options.rows)} there; see: study --list")

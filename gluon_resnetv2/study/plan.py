@@ -26,10 +26,10 @@ LAPTOP = {
     "dataset": "digits",
     "image_size": 8,  # as they were scanned; maps of 8, 4 and 2 pixels
     "batch_size": 64,
-    "num_epochs": 20,
-    "warmup_steps": 46,
+    "num_epochs": 30,
+    "warmup_steps": 69,
 }
-LAPTOP_DEPTH = 164  # deeper networks are cut to it
+LAPTOP_DEPTH = 164  # deeper networks are cut to it, where a study has no bound of its own
 
 DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}  # as the paper's tables call them
 
@@ -77,10 +77,12 @@ class Planned:
 
     Attributes:
         test_size: ImageNet: the crop that it is tested on after its training, in pixels.
+        propagation: whether signals are followed through its network, along its training.
     """
 
     recipe: Recipe
     test_size: int | None = None
+    propagation: bool = False
 
     @property
     def folder(self) -> Path:
@@ -91,16 +93,22 @@ class Planned:
         """What sets the run apart from others of its study, in words."""
         return f"{' '.join(_kind(self.recipe))}, seed {self.recipe.seed}"
 
+    def records(self) -> list[dict]:
+        """What its metrics.jsonl holds so far."""
+        there = (self.folder / "metrics.jsonl").is_file()
+        return read_metrics(self.folder) if there else []
+
     def outcome(self) -> Outcome | None:
         """What came out; None where the run is not there or not at its end."""
-        if not (self.folder / "metrics.jsonl").is_file():
-            return None
-        records = read_metrics(self.folder)
+        records = self.records()
         epochs = [record for record in records if "epoch" in record]
-        if records and "diverged" in records[-1]:
-            return Outcome(FAIL, epochs)
-        if not epochs or not self._ended(epochs[-1]):
+        diverged = any("diverged" in record for record in records)
+        if not diverged and not (epochs and self._ended(epochs[-1])):
             return None
+        if self.propagation and not any("kind" in r and r["step"] == 0 for r in records):
+            return None
+        if diverged:
+            return Outcome(FAIL, epochs)
         if self.test_size is None:
             return Outcome(epochs[-1]["test_error"], epochs)
         errors = [r["test_error"] for r in records if r.get("test_size") == self.test_size]

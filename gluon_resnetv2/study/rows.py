@@ -47,8 +47,12 @@ class Row:
         return statistics.stdev(self.errors) if finite else math.nan
 
     def by_epoch(self, name: str) -> list[list[float]]:
-        """What the runs that did not diverge recorded under `name`: a list for each epoch."""
+        """What the runs recorded under `name`: a list for each epoch.
+
+        Runs that diverged are left out, unless all did.
+        """
         whole = [outcome.epochs for outcome in self.outcomes if outcome.error != FAIL]
+        whole = whole or [outcome.epochs for outcome in self.outcomes]
         return [list(epoch) for epoch in zip(*([r[name] for r in epochs] for epochs in whole))]
 
 
@@ -74,21 +78,21 @@ def percent(error: float) -> str:
     return "diverged" if error == FAIL else f"{error:.2f}"
 
 
-def rank_correlation(rows: Sequence[Row]) -> float:
+def rank_correlations(rows: Sequence[Row]) -> list[float]:
     """Spearman's, between the paper's errors and ours; fails are tied as worst on both sides.
 
-    Networks that share a row in the paper (a range of biases) are one here, by the median of all
-    their runs.
+    One where each of the paper's rows is one of ours; two where it gives a range of biases, of
+    which we have the ends: with the first of them for the row, and with the last.
     """
-    by_case = {}
+    cases = {}
     for row in rows:
-        by_case.setdefault(row.result.case, []).append(row)
-    paper = [_failing(same[0].result.error) for same in by_case.values()]
-    ours = [
-        _failing(statistics.median([error for row in same for error in row.errors]))
-        for same in by_case.values()
+        cases.setdefault(row.result.case, []).append(row)
+    chosen = [[same[end] for same in cases.values()] for end in (0, -1)]
+    found = [
+        spearmanr([_failing(row.result.error) for row in one], [_failing(row.error) for row in one])
+        for one in chosen
     ]
-    return float(spearmanr(paper, ours)[0])
+    return [float(correlation) for correlation, _ in found][: 1 if chosen[0] == chosen[1] else 2]
 
 
 def _failing(error):

@@ -113,12 +113,13 @@ def _by_folder(runs):
 def _start(same: list[Planned], slot: Slot) -> subprocess.Popen:
     recipe = replace(same[0].recipe, gpus=slot.gpus)
     sizes = sorted({run.test_size for run in same if run.test_size})
-    job = json.dumps({"recipe": recipe.to_dict(), "test_sizes": sizes})
+    propagation = any(run.propagation for run in same)
+    job = {"recipe": recipe.to_dict(), "test_sizes": sizes, "propagation": propagation}
     path = _log(same[0])
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "gluon_resnetv2.study.worker", job],
+            [sys.executable, "-m", "gluon_resnetv2.study.worker", json.dumps(job)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -30,7 +30,8 @@ def draw_curves(folder: str | Path) -> Path | None:
         UserError: the folder holds no metrics.
         OSError: it can't be written to; an earlier picture is then still there.
     """
-    records = read_metrics(folder)
+    # A study adds records of other things.
+    records = [record for record in read_metrics(folder) if "lr" in record]
     epochs = [record for record in records if "epoch" in record]
     if not epochs:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import mxnet as mx
@@ -79,22 +80,20 @@ def train_network(
         dataset = load_data(recipe)
         with Run(recipe, resume=resume, writes=workers.rank == 0) as run:
             workers.barrier()  # only now has the folder what the others read
-            net = _network(recipe, dataset, devices, run)
+            net = initial_network(recipe, len(dataset.classes), devices)
+            if run.writes:
+                size = f"{net.spec.name}, {net.spec.parameter_count():,} parameters"
+                print(f"{size}, on {devices}: {run.folder}", flush=True)
             last = fit(net, dataset, recipe, devices, run, workers)
     return run.folder, last, workers
 
 
-def _network(recipe, dataset, devices, run) -> ResNetV2:
-    spec = recipe.spec(len(dataset.classes))
-    if run.writes:
-        print(
-            f"{spec.name}, {spec.parameter_count():,} parameters, on {devices}: {run.folder}",
-            flush=True,
-        )
+def initial_network(recipe: Recipe, classes: int, devices: Sequence[mx.Context]) -> ResNetV2:
+    """The recipe's network with the weights that its training starts from."""
     mx.random.seed(recipe.seed)  # the same weights for every worker
     sync_devices = len(devices) if recipe.sync_bn else 1
     dtype = "float32" if recipe.dtype == "float64" else recipe.dtype
-    net = ResNetV2(spec, dtype=dtype, sync_devices=sync_devices)
+    net = ResNetV2(recipe.spec(classes), dtype=dtype, sync_devices=sync_devices)
     net.initialize(he_normal(recipe.init), ctx=devices, zero_last=recipe.zero_init)
     net.cast(recipe.array_dtype)
     net.hybridize(static_alloc=True, static_shape=True)
