@@ -8,7 +8,7 @@ import difflib
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 
 from gluon_resnetv2.errors import UserError
 
@@ -89,6 +89,16 @@ def one_line_errors() -> Iterator[None]:
 def printable(text: str) -> str:
     """`text` without what a terminal would obey: such characters are escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def aligned(lines: Sequence[Sequence[str]], right: Container[int] = ()) -> str:
+    """Lines of cells as text in columns, those numbered in `right` aligned to the right."""
+    padded = []
+    for number, column in enumerate(zip(*lines)):
+        width = max(map(len, column))
+        pad = str.rjust if number in right else str.ljust
+        padded.append([pad(cell, width) for cell in column])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*padded))
 
 
 def run(main: Callable[[], int | None]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from gluon_resnetv2.cli import aligned
 from gluon_resnetv2.spec import Spec, named
 
 FAIL = float("inf")
@@ -180,15 +181,9 @@ def table() -> str:
     Errors are top-1 in percent; multiply-adds are for one image of 32x32, on ImageNet 224x224.
     """
     described = [_describe(result) for result in RESULTS]
-    rows = [list(described[0]), *(list(row.values()) for row in described)]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if title in NUMBERS else cell.ljust(width)
-            for title, cell, width in zip(described[0], row, widths)
-        ).rstrip()
-        for row in rows
-    )
+    titles = list(described[0])
+    right = [number for number, title in enumerate(titles) if title in NUMBERS]
+    return aligned([titles, *(list(row.values()) for row in described)], right)
 
 
 NUMBERS = ("depth", "parameters", "mult-adds", "error %")  # aligned to the right

@@ -30,6 +30,7 @@ IMAGES = {  # for training and for testing
     "imagenet": (1_281_167, 50_000),
 }
 START = 6.0  # seconds of a run's start and end, most of them MXNet's import
+FOLLOWING = 8  # steps that take as long as following signals once, an operation at a time
 STEPS = 3  # measured of each batch
 SMALL, LARGE = 8, 64  # images of the batches measured
 
@@ -65,6 +66,8 @@ def seconds(run: Planned, speed: Speed) -> float:
     steps = recipe.total_steps(num_batches(train, recipe.batch_size, recipe.parts))
     # A forward pass is a third of a step.
     evaluated = 1 + test / train / 3
+    if run.propagation:
+        steps += FOLLOWING * (recipe.num_epochs + 1)
     return START + steps * evaluated * speed.step(spec, size, recipe.batch_size)
 
 

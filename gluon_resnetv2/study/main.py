@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from gluon_resnetv2 import runtime
+from gluon_resnetv2.cli import aligned
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.study import report
 from gluon_resnetv2.study.estimate import estimate
@@ -105,14 +106,7 @@ def _listing(studies, wanted):
                 f"{spec.parameter_count():,}", result.data,
                 str(result) + (f" (top-5 {result.error5:.1f})" if result.error5 else ""),
             ))  # fmt: skip
-    return _columns(lines)
-
-
-def _columns(lines):
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines
-    )
+    return aligned(lines, right=(4, 5))
 
 
 def _dry_run(planned, seconds, places):

@@ -24,7 +24,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--data-dir", help="folder of the data set; default: the user's cache")
     add("--seeds", type=int, default=3, help="runs of each row")
-    add("--depth", type=int, help="cut deeper networks to so many layers; default: 164 on digits")
+    add(
+        "--depth",
+        type=int,
+        help="cut deeper networks to so many layers; digits: 164, for table1 and figure3 56",
+    )
     add("--budget", type=int, metavar="EPOCHS", help="of each run; default: its recipe's")
     add("--gpus", type=numbers, help="as in 0,1,2,3; default: the CPU")
     add("--gpus-per-run", type=int, default=1, metavar="N", help="others train other runs")

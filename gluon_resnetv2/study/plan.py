@@ -21,7 +21,7 @@ from gluon_resnetv2.training.recipe import Recipe, flag
 from gluon_resnetv2.training.recipes import RECIPES
 from gluon_resnetv2.training.run import read_metrics
 
-# What networks of the paper are trained by on the embedded digits; docs/study.md says why.
+# What networks of the paper are trained by on the embedded digits; docs/digits/README.md says why.
 LAPTOP = {
     "dataset": "digits",
     "image_size": 8,  # as they were scanned; maps of 8, 4 and 2 pixels
@@ -61,10 +61,12 @@ class Outcome:
     Attributes:
         error: its test error in percent, `FAIL` where it diverged.
         epochs: the records of its epochs.
+        error5: ImageNet: its top-5 test error.
     """
 
     error: float
     epochs: list[dict]
+    error5: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -111,8 +113,10 @@ class Planned:
             return Outcome(FAIL, epochs)
         if self.test_size is None:
             return Outcome(epochs[-1]["test_error"], epochs)
-        errors = [r["test_error"] for r in records if r.get("test_size") == self.test_size]
-        return Outcome(errors[-1], epochs) if errors else None
+        tested = [record for record in records if record.get("test_size") == self.test_size]
+        return (
+            Outcome(tested[-1]["test_error"], epochs, tested[-1]["test_error5"]) if tested else None
+        )
 
     def _ended(self, last):
         if self.recipe.num_steps is None:
@@ -122,8 +126,14 @@ class Planned:
     def command(self) -> str:
         """What trains the same by hand."""
         script = "imagenet.py" if self.recipe.dataset == "imagenet" else "cifar.py"
-        words = [flag(name) + _value(value) for name, value in _given(self.recipe).items()]
-        return shlex.join(["python", f"train/{script}", *" ".join(words).split(" ")])
+        words = ["python", f"train/{script}"]
+        for name, value in _given(self.recipe).items():
+            words.append(flag(name))
+            if isinstance(value, tuple):
+                words.append(",".join(f"{number:g}" for number in value))
+            elif value is not True:
+                words.append(str(value))
+        return shlex.join(words)
 
 
 def plan(results: Iterable[Result], settings: Settings) -> list[tuple[Result, list[Planned]]]:
@@ -234,12 +244,3 @@ def _given(recipe):
         for name, value in fields.items()
         if value is not None and (name in always or value != getattr(plain, name))
     }
-
-
-def _value(value):
-    """What follows an option on the command line."""
-    if value is True:
-        return ""
-    if isinstance(value, tuple):
-        return " " + ",".join(f"{number:g}" for number in value)
-    return f" {value}"

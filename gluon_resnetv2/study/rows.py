@@ -57,20 +57,32 @@ class Row:
 
 
 def errors_table(rows: Sequence[Row]) -> Table:
-    """The paper's errors beside ours, every seed's among them."""
-    seeds = len(rows[0].runs)
-    head = ("case", "network", "paper", "ours", "mean ± sd", *(f"seed {i}" for i in range(seeds)))
-    return Table(head, [_cells(row) for row in rows])
+    """The paper's errors beside ours, every seed's among them; on ImageNet the top-5 as well."""
+    data = list(dict.fromkeys(row.result.data for row in rows))
+    seeds = [f"seed {run.recipe.seed}" for run in rows[0].runs]
+    head = ["case", "network", f"paper ({' and '.join(data)})", "ours", "mean ± sd", *seeds]
+    lines = [_cells(row, len(data) > 1) for row in rows]
+    if rows[0].result.error5 is not None:
+        head += ["paper's top-5", "ours"]
+        lines = [line + _top5(row) for line, row in zip(lines, rows)]
+    return Table(tuple(head), lines)
 
 
-def _cells(row):
+def _cells(row, name_data):
+    case = f"{row.result.case}, {row.result.data}" if name_data else row.result.case
+    cut = "" if row.network.startswith(row.result.model) else f" for {row.result.model}"
     mean = "-"
     if FAIL not in row.errors:
         mean = f"{statistics.mean(row.errors):.2f}"
         mean += f" ± {row.deviation:.2f}" if len(row.errors) > 1 else ""
     paper = str(row.result) + (f" ({row.result.spread})" if row.result.spread else "")
     ours = percent(row.error) + (" (fail)" if FAILS < row.error < FAIL else "")
-    return (row.result.case, row.network, paper, ours, mean, *map(percent, row.errors))
+    return (case, row.network + cut, paper, ours, mean, *map(percent, row.errors))
+
+
+def _top5(row):
+    ours = [outcome.error5 for outcome in row.outcomes if outcome.error5 is not None]
+    return f"{row.result.error5:.1f}", percent(statistics.median(ours)) if ours else "-"
 
 
 def percent(error: float) -> str:

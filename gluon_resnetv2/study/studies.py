@@ -24,7 +24,7 @@ SHORTCUT_DEPTH = 56
 
 
 @dataclass(frozen=True)
-class Trained:
+class ErrorStudy:
     """A claim that is shown by training.
 
     Attributes:
@@ -262,7 +262,7 @@ def _training_errors(row):
 
 
 def _trained(name, title, claim, results, parts, **more):
-    return Trained(name, title, claim, results, partial(parts, name), **more)
+    return ErrorStudy(name, title, claim, results, partial(parts, name), **more)
 
 
 STUDIES = {

@@ -49,6 +49,7 @@ def main() -> int:
             _test(recipe, size)
     if job["propagation"]:
         _follow(recipe)
+    remove_checkpoints(recipe.output, keep=1)  # of a hundred runs they fill a disk
     return 0
 
 
@@ -92,7 +93,6 @@ def _follow(recipe):
     if 0 not in done:
         net = initial_network(recipe, len(dataset.classes), devices)
         _add(recipe, propagation.records(net, images, labels, 0))
-    remove_checkpoints(recipe.output, keep=1)
 
 
 def _add(recipe, records):

@@ -11,6 +11,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from gluon_resnetv2.cli import aligned
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.training.curves import log_scale, save, scale_errors, shortened, steps_per_epoch
 from gluon_resnetv2.training.options import run_recipe
@@ -128,12 +129,7 @@ def table(runs: Sequence[Trained]) -> str:
         "hours": [f"{sum(run.column('seconds')) / 3600:.2f}" for run in runs],
     }
     text = len(columns) - 6  # the first columns are text, the others numbers
-    padded = []
-    for number, (head, column) in enumerate(columns.items()):
-        width = max(map(len, (head, *column)))
-        pad = str.ljust if number < text else str.rjust
-        padded.append([pad(cell, width) for cell in (head, *column)])
-    return "\n".join("  ".join(row).rstrip() for row in zip(*padded))
+    return aligned([list(columns), *zip(*columns.values())], range(text, len(columns)))
 
 
 def _names(runs):
