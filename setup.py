@@ -42,6 +42,10 @@ EXTRAS = {
         "tritonclient[grpc,http]>=2.42",  # a client of the Open Inference Protocol that is not ours
         "h5py>=3.8",  # Keras' files
         "selenium>=4.20",  # drives the browser that tries the page
+        # The tutorial: a notebook of the script, run as its readers do.
+        "ipykernel>=6.25",
+        "jupytext>=1.15",
+        "nbclient>=0.10",
         "pyparsing<3.3; python_version < '3.10'",  # newer ones warn in matplotlib for Python 3.9
     ],
     # Keras' files of weights, for `convert`.
