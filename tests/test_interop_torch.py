@@ -123,7 +123,8 @@ def test_timms_images_are_prepared_as_it_says(timm):
     for config in configs:
         assert TIMM.input["mean"] == [255 * mean for mean in config.mean]
         assert TIMM.input["std"] == [255 * std for std in config.std]
-    assert [config.crop_pct for config in configs[2:4]] == [TIMM.input["crop"]] * 2
+    crops = [TIMM.crops.get(depth, TIMM.input["crop"]) for depth in (18, 34, 50, 101, 152)]
+    assert crops == [config.crop_pct for config in configs]
 
 
 @pytest.mark.parametrize("kind", [torch_file, safetensors_file])

@@ -179,7 +179,7 @@ def to_export(
         folder,
         shape,
         classes=list(map(str, range(spec.classes))) if classes is None else classes,
-        crop=layout.input["crop"],
+        crop=layout.crops.get(spec.depth, layout.input["crop"]),
         source=about,
         **prepared,
     )

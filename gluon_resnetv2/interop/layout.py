@@ -76,6 +76,7 @@ class Layout:
         fields: our fields and what follows a module's name there.
         spec: the network that facts mean here.
         input: how its images are prepared: mean and std, 0 to 255, and crop.
+        crops: the crop of depths that have another.
         decode, encode: an array of theirs as ours and back, given our name for it.
         extra: what a file may hold that no network of ours has, by how its name ends; and the
             array that stands for it on the way back.
@@ -92,6 +93,7 @@ class Layout:
     fields: Mapping[str, str]
     spec: Callable[[Facts], Spec]
     input: Mapping
+    crops: Mapping[int, float] = field(default_factory=dict)
     decode: Callable[[str, np.ndarray], np.ndarray] = _same
     encode: Callable[[str, np.ndarray], np.ndarray] = _same
     extra: Mapping[str, np.ndarray] = field(default_factory=dict)

@@ -72,8 +72,9 @@ TIMM = Layout(
     },
     fields=FIELDS,
     spec=_spec,
-    # As `resnetv2_50.a1h_in1k` and the 101 are evaluated; the 18 and 34 crop 0.9.
+    # As timm evaluates each depth.
     input={"mean": [127.5, 127.5, 127.5], "std": [127.5, 127.5, 127.5], "crop": 0.95},
+    crops={18: 0.9, 34: 0.9, 152: 0.875},
     decode=_decode,
     encode=_encode,
     extra={COUNTER: np.array(0)},
