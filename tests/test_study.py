@@ -29,6 +29,8 @@ from gluon_resnetv2.study.runner import Slot, slots
 from gluon_resnetv2.study.studies import STUDIES
 from gluon_resnetv2.training import options
 from gluon_resnetv2.training.recipe import Recipe
+from gluon_resnetv2.training.run import read_metrics
+from tests.imagenet_tree import make_tree
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -492,3 +494,23 @@ def test_mistakes_are_told_in_one_line(words, message, tmp_path):
     assert message in printed
     assert printed.count("\n") == 1
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow
+def test_imagenet_rows_are_trained_once_and_tested_at_their_crops(tmp_path):
+    make_tree(tmp_path / "data")
+    words = ("study", "table5", "--rows", "resnet152", "--dataset", "paper", "--budget", "1")
+    words += ("--data-dir", str(tmp_path / "data"), "--seeds", "1")
+    study(*words, folder=tmp_path / "out")
+    (folder,) = (tmp_path / "out" / "runs").glob("*/recipe.json")
+    records = read_metrics(folder.parent)
+    tested = {r["test_size"]: r["test_error"] for r in records if "test_size" in r}
+    assert set(tested) == {224, 320}
+    for size, error in tested.items():
+        crop = ("evaluate", str(folder.parent), "--size", str(size))
+        done = subprocess.run(
+            [sys.executable, "-m", "gluon_resnetv2", *crop],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert f"error {error:.2f} %" in done.stdout
+        assert f"| {error:.2f} |" in reported(tmp_path / "out")
