@@ -9,6 +9,7 @@ from gluon_resnetv2 import cli
 from gluon_resnetv2.deploy import server
 from gluon_resnetv2.distributed import launch as launch_module
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.profiling import options as profiling_options
 from gluon_resnetv2.spec import IMAGE_SIZE_MAX
 from gluon_resnetv2.study import options as study_options
 
@@ -157,6 +158,12 @@ def serve(options) -> int:
     return server.main(options)
 
 
+def profile(options) -> int:
+    from gluon_resnetv2.profiling import main
+
+    return main.main(options)
+
+
 def study(options) -> int:
     from gluon_resnetv2.study import main
 
@@ -268,6 +275,8 @@ def main() -> int:
     options.add_argument("images", nargs="+", metavar="image", help="PNG, JPEG or other image file")
     options = verb(serve, "answer requests over HTTP, by the Open Inference Protocol v2")
     server.add_options(options)
+    options = verb(profile, "where the time of a training step or an inference goes")
+    profiling_options.add_options(options)
     options = verb(study, "run the paper's tables and figures again, its numbers beside ours")
     study_options.add_options(options)
     chosen = parser.parse_args()

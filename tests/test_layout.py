@@ -25,7 +25,7 @@ LEVELS = (
     ("checkpoint", "memory"),
     ("deploy", "distributed", "imagenet"),
     ("interop", "training"),
-    ("study",),
+    ("profiling", "study"),
     ("__main__", "doctor"),
 )
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}

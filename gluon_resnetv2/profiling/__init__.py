@@ -1,0 +1,1 @@
+"""Where the time of a step goes: by oneDNN primitive, by layer and by MXNet operator."""

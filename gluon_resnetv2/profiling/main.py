@@ -1,0 +1,223 @@
+"""`python -m gluon_resnetv2 profile MODEL`: where the time of a step goes, as text."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+
+from gluon_resnetv2 import runtime
+from gluon_resnetv2.cli import aligned
+from gluon_resnetv2.errors import UserError, last_line
+from gluon_resnetv2.profiling import child
+from gluon_resnetv2.profiling.layers import layers_of
+from gluon_resnetv2.profiling.verbose import Primitive, parse
+from gluon_resnetv2.spec import IMAGE_SIZE_MAX, named
+
+LAYERS, OPERATORS = 12, 10  # that are shown: the slowest
+
+
+def main(options: argparse.Namespace) -> int:
+    """Profiles in a process of its own, and prints the report.
+
+    Raises:
+        UserError: an option makes no sense, or MXNet was built without oneDNN.
+    """
+    switches = {
+        name: getattr(options, name)
+        for name in ("order", "shortcut", "unit", "widening")
+        if getattr(options, name) is not None
+    }
+    spec = named(options.model, **switches)
+    for name in ("batch_size", "steps", "image_size"):
+        value = getattr(options, name)
+        if value is not None and not 1 <= value <= IMAGE_SIZE_MAX:
+            raise UserError(
+                f"--{name.replace('_', '-')} must be 1 to {IMAGE_SIZE_MAX}, not {value}"
+            )
+    job = {
+        "model": options.model,
+        "switches": switches,
+        "batch_size": options.batch_size,
+        "image_size": options.image_size or (224 if spec.stem == "imagenet" else 32),
+        "steps": options.steps,
+        "dtype": options.dtype,
+        "inference": options.inference,
+    }
+    steps, answer = run(job)
+    print(report(job, steps, answer))
+    return 0
+
+
+def run(job: dict) -> tuple[list[list[Primitive]], dict]:
+    """The primitives of each step, and what the child says.
+
+    Raises:
+        UserError: it fails, or executes nothing by oneDNN.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "gluon_resnetv2.profiling.child", json.dumps(job)],
+        env={**os.environ, "DNNL_VERBOSE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise UserError(f"the profiled process failed: {last_line(RuntimeError(done.stderr))}")
+    counted, _, _ = done.stdout.partition(child.END)
+    steps = [parse(part) for part in counted.split(child.MARK)[1:]]
+    if not any(steps):
+        raise UserError("nothing was computed by oneDNN; is this the CPU wheel, on x86?")
+    (answer,) = re.findall(rf"^{child.ANSWER}(.*)$", done.stdout, re.MULTILINE)
+    return steps, json.loads(answer)
+
+
+def report(job: dict, steps: Sequence[Sequence[Primitive]], answer: dict) -> str:
+    """The whole text."""
+    total = 1000 * statistics.median(answer["seconds"])
+    inside = sum(p.milliseconds for step in steps for p in step) / len(steps)
+    what = "inference" if job["inference"] else "a training step"
+    spread = f"{1000 * min(answer['seconds']):.1f} to {1000 * max(answer['seconds']):.1f}"
+    switches = "".join(f" {value}" for value in job["switches"].values())
+    size = job["image_size"]
+    ceilings = answer["ceilings"]
+    head = (
+        f"{job['model']}{switches}, {what}: {job['batch_size']} images of {size}x{size}, "
+        f"{job['dtype']}, {runtime.cpus()} CPUs\n"
+        f"{total:.1f} ms, the median of {len(steps)} ({spread}): "
+        f"{1000 * job['batch_size'] / total:.4g} images/s; {inside:.1f} ms of it in oneDNN\n"
+        f"this machine: {ceilings['gflops']:.0f} GFLOP/s in a {job['dtype']} matrix product, "
+        f"{ceilings['gbytes']:.1f} GB/s in copying"
+    )
+    blocks = [head, "By primitive and kernel\n" + _by_kernel(steps, total, ceilings)]
+    layers = [layers_of(step, answer["nodes"]) for step in steps]
+    blocks.append("By stage\n" + _by_stage(steps, layers))
+    blocks.append(f"The {LAYERS} slowest layers\n" + _by_layer(steps, layers))
+    blocks.append(
+        f"MXNet's operators, each run alone: the {OPERATORS} slowest\n"
+        + _by_operator(answer["operators"])
+    )
+    blocks.append("\n".join(_verdict(steps, layers, total)))
+    return "\n\n".join(blocks)
+
+
+def _by_kernel(steps, total, ceilings):
+    groups = defaultdict(list)
+    for step in steps:
+        for primitive in step:
+            groups[primitive.kind, primitive.direction, primitive.kernel].append(primitive)
+    lines = [
+        (
+            "primitive",
+            "",
+            "kernel",
+            "calls",
+            "ms",
+            "share",
+            "GFLOP/s",
+            "of peak",
+            "GB/s",
+            "of copy",
+            "",
+        )
+    ]
+    for (kind, direction, kernel), same in _slowest(groups, len(groups)):
+        seconds = sum(p.milliseconds for p in same) / 1000
+        gflops = 1e-9 * sum(p.operations for p in same) / seconds
+        gbytes = 1e-9 * sum(p.bytes for p in same) / seconds
+        milliseconds = 1000 * seconds / len(steps)
+        flag = "REFERENCE" if same[0].slow else "layout" if kind == "reorder" else ""
+        lines.append((
+            kind, direction, kernel, f"{len(same) / len(steps):.0f}", f"{milliseconds:.2f}",
+            f"{milliseconds / total:.1%}", *_rate(gflops, ceilings["gflops"]),
+            *_rate(gbytes, ceilings["gbytes"]), flag,
+        ))  # fmt: skip
+    return aligned(lines, range(3, 10))
+
+
+def _rate(rate, ceiling):
+    return (f"{rate:.3g}", f"{rate / ceiling:.0%}") if rate else ("", "")
+
+
+def _slowest(groups, count):
+    def milliseconds(item):
+        return -sum(p.milliseconds for p in item[1])
+
+    return sorted(groups.items(), key=milliseconds)[:count]
+
+
+def _by_stage(steps, layers):
+    sums = defaultdict(lambda: [0.0, 0.0])
+    for step, names in zip(steps, layers):
+        back = 0
+        for primitive, layer in zip(step, names):
+            back = back or int(primitive.direction.startswith("backward"))
+            stage = re.match(r"stage\d+", layer)
+            sums[stage[0] if stage else "stem and head"][back] += primitive.milliseconds / len(
+                steps
+            )
+    lines = [("", "forward ms", "backward ms")]
+    lines += [(stage, *(f"{ms:.2f}" for ms in pair)) for stage, pair in sorted(sums.items())]
+    return aligned(lines, (1, 2))
+
+
+def _by_layer(steps, layers):
+    groups = defaultdict(list)
+    for step, names in zip(steps, layers):
+        for primitive, layer in zip(step, names):
+            groups[_plain(layer)].append(primitive)
+    lines = [("layer", "ms", "of which", "kernels")]
+    for layer, same in _slowest(groups, LAYERS):
+        parts = defaultdict(float)
+        for primitive in same:
+            word = f"{primitive.kind} {primitive.direction}".strip()
+            parts[word] += primitive.milliseconds / len(steps)
+        largest = sorted(parts.items(), key=lambda part: -part[1])[:3]
+        lines.append((
+            layer or "(unknown)",
+            f"{sum(parts.values()):.2f}",
+            ", ".join(f"{name} {ms:.2f}" for name, ms in largest),
+            ", ".join(sorted({p.kernel for p in same if p.kind != "reorder"})),
+        ))  # fmt: skip
+    return aligned(lines, (1,))
+
+
+def _plain(node):
+    """A node's name without what MXNet appends: "stage1_unit1_conv1" of "..._fwd"."""
+    return re.sub(r"_fwd$|_?_plus\d+$", "", node)
+
+
+def _by_operator(operators):
+    slowest = sorted(operators.items(), key=lambda item: -item[1][1])[:OPERATORS]
+    lines = [("operator", "calls", "ms")]
+    lines += [(name, f"{calls:.0f}", f"{ms:.2f}") for name, (calls, ms) in slowest]
+    return aligned(lines, (1, 2))
+
+
+def _verdict(steps, layers, total):
+    slow, reorders = defaultdict(float), 0.0
+    where = defaultdict(set)
+    for step, names in zip(steps, layers):
+        for primitive, layer in zip(step, names):
+            if primitive.kind == "reorder" and not primitive.slow:
+                reorders += primitive.milliseconds / len(steps)
+            if primitive.slow:
+                kind = f"{primitive.kind} {primitive.direction}".strip()
+                key = f"{kind} by {primitive.kernel}"
+                slow[key] += primitive.milliseconds / len(steps)
+                where[key].add(_plain(layer) or "(unknown)")
+    if not slow:
+        yield "no reference kernel"
+    for key, milliseconds in sorted(slow.items(), key=lambda item: -item[1]):
+        places = sorted(where[key])
+        more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+        yield (
+            f"REFERENCE kernel: {key}, {milliseconds:.2f} ms ({milliseconds / total:.1%}), in "
+            f"{', '.join(places[:3])}{more}"
+        )
+    yield f"copies between layouts: {reorders:.2f} ms ({reorders / total:.1%})"

@@ -1,0 +1,22 @@
+"""The words of `python -m gluon_resnetv2 profile`. Nothing here imports a framework."""
+
+from __future__ import annotations
+
+import argparse
+
+from gluon_resnetv2.spec import ORDER, SHORTCUT_HELP, UNIT
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `profile`."""
+    add = parser.add_argument
+    add("model", help="as preact20")
+    add("--inference", action="store_true", help="instead of a training step")
+    add("--batch-size", type=int, default=64, help="images of a step")
+    add("--image-size", type=int, help="in pixels; default: 32 or 224, by the model")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the units")
+    add("--steps", type=int, default=5, help="that are counted, after two that warm up")
+    add("--order", choices=tuple(ORDER), help="default: the model's")
+    add("--shortcut", help=f"{SHORTCUT_HELP}; default: the model's")
+    add("--unit", choices=tuple(UNIT), help="default: by depth")
+    add("--widening", choices=("A", "B", "C"), help="A: zero padding, B: projection; default: A")
