@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -425,6 +426,16 @@ def test_a_finished_study_trains_nothing_and_reports_the_same(finished):
     assert (reported(folder), (folder / "figures" / "table1-curves.svg").read_bytes()) == before
     assert (folder / "report.html").read_text(encoding="utf-8") == page
     assert study(*TINY, "--dry-run", folder=folder).count("done: python train/cifar.py") == 4
+
+
+def test_the_committed_report_is_what_the_committed_records_give(tmp_path):
+    committed, folder = ROOT / "docs" / "digits", tmp_path / "digits"
+    shutil.copytree(committed, folder, ignore=shutil.ignore_patterns("report.*", "figures"))
+    printed = study("study", "all", folder=folder)  # from records: training takes an hour
+    assert "to train" not in printed
+    assert reported(folder) == reported(committed)
+    figures = {path.name for path in (committed / "figures").iterdir()}
+    assert {path.name for path in (folder / "figures").iterdir()} == figures
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])

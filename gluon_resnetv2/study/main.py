@@ -133,14 +133,31 @@ def _total(seconds, places):
     return f"{len(seconds)} to train, {places} at a time: about {duration(total)} on this machine"
 
 
+PROXY = (
+    "Digits are a proxy. They show which networks train at all, and how fast; they can't show "
+    "regularisation, nor differences of a percent or two, which are a few of 360 test images."
+)
+
+
 def _about(runs):
-    outcomes = [run.outcome() for run in runs]
-    hours = sum(outcome.seconds for outcome in outcomes)
-    return [
+    """How the report came about, in paragraphs."""
+    seconds = sum(run.outcome().seconds for run in runs)
+    trained = dict.fromkeys(map(_training, (run.recipe for run in runs)))
+    lines = [
         "Written by: python -m gluon_resnetv2 " + shlex.join(sys.argv[1:]),
-        f"{len(runs)} runs, {duration(hours)} of training in all, on {_machine()}. Training "
-        "continues from its last checkpoint where it is stopped, and gives the same figures.",
+        f"{len(runs)} runs, {duration(seconds)} of training in all, on {_machine()}.",
     ]
+    if trained:
+        lines.append(f"Trained on {'; '.join(trained)}.")
+    if any(run.recipe.dataset == "digits" for run in runs):
+        lines.append(PROXY)
+    return lines
+
+
+def _training(recipe):
+    count = recipe.num_steps or recipe.num_epochs
+    length = f"{count} {'step' if recipe.num_steps else 'epoch'}{'s' * (count > 1)}"
+    return f"{recipe.dataset} for {length}, batches of {recipe.batch_size}, rate {recipe.lr:g}"
 
 
 def _machine():

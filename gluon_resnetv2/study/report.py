@@ -30,7 +30,7 @@ th, td { padding: .25rem .6rem; text-align: left; border-bottom: 1px solid #ddd;
          white-space: nowrap; }
 td:first-child, th:first-child { padding-left: 0; }
 .number { text-align: right; }
-figure { margin: 2rem 0; } img { width: 100%; height: auto; }
+figure { margin: 2rem 0; } img { width: 100%; min-width: 34rem; height: auto; }
 figcaption, .about { font-size: .875rem; color: #555; }
 """
 
@@ -104,7 +104,8 @@ def _part_as_html(part, drawn):
         data = base64.b64encode(drawn[part.name]).decode()
         caption = html.escape(part.caption)
         return (
-            f'<figure><img alt="{caption}" src="data:image/svg+xml;base64,{data}">'
+            f'<figure><div class="scroll"><img alt="{caption}" '
+            f'src="data:image/svg+xml;base64,{data}"></div>'
             f"<figcaption>{caption}</figcaption></figure>"
         )
     return f"<p>{html.escape(part)}</p>"
