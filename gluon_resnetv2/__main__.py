@@ -178,13 +178,6 @@ def _lines(path: str) -> list[str]:
         raise UserError(f"{path}: {reason}") from None
 
 
-def _numbers(text: str) -> tuple:
-    return tuple(int(number) for number in text.split(","))
-
-
-_numbers.__name__ = "N,N,..."  # argparse names it in its message
-
-
 def main() -> int:
     parser = cli.Parser(prog="python -m gluon_resnetv2", description="ResNet v2 on MXNet Gluon")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
@@ -207,7 +200,7 @@ def main() -> int:
     options.add_argument("--checkpoint", default="last", help="of a run: last, best, or a step")
     options.add_argument("--dataset", help="default: the run's")
     options.add_argument("--data-dir", help="folder of the data set; default: the run's")
-    options.add_argument("--gpus", type=_numbers, help="as in 0,1,2,3")
+    options.add_argument("--gpus", type=cli.numbers, help="as in 0,1,2,3")
     options.add_argument("--cpus", type=int, default=1, help="devices to simulate without --gpus")
     options.add_argument("--batch-size", type=int, default=64, help="images at once")
     options.add_argument("--size", type=int, help="ImageNet: of a crop; default: the run's")
@@ -215,7 +208,10 @@ def main() -> int:
         "--crops", type=int, default=1, choices=(1, 10), help="ImageNet: crops of each image"
     )
     options.add_argument(
-        "--scales", type=_numbers, default=(), help="ImageNet: whole images at these shorter sides"
+        "--scales",
+        type=cli.numbers,
+        default=(),
+        help="ImageNet: whole images at these shorter sides",
     )
     options.add_argument(
         "--recalibrate",

@@ -62,6 +62,14 @@ def shape(text: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
+def numbers(text: str) -> tuple[int, ...]:
+    """The numbers of an option N,N,..."""
+    return tuple(int(number) for number in text.split(","))
+
+
+numbers.__name__ = "N,N,..."  # argparse names it in its message
+
+
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Ends the program with status 2 and one line where the block meets a mistake of the user's.

@@ -458,6 +458,20 @@ def test_a_study_that_was_stopped_goes_on_to_the_same_report(how, finished, tmp_
     assert reported(folder) == reported(finished[0])
 
 
+def test_a_study_can_be_stopped_at_its_start(tmp_path):
+    command = [sys.executable, "-m", "gluon_resnetv2", *TINY, "--output", str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not any((tmp_path / "runs").glob("*.log")):  # its processes begin to import
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=120)
+    assert (process.returncode, printed.splitlines()[-1]) == (
+        *(0, "stopped; the same command goes on"),
+    )
+
+
 def test_a_run_that_diverges_is_an_outcome(tmp_path):
     words = (
         "study",
@@ -495,9 +509,11 @@ def test_a_run_that_fails_is_named(tmp_path):
         (("study",), "name a study: table1, "),
         (("study", "table9"), "no study 'table9'; choose table1, "),
         (("study", "table1", "--rows", "nope"), "no row nope there; see: study --list"),
+        (("study", "table1", "--gpus", "a"), "invalid N,N,... value: 'a'"),
         (("study", "table1", "--seeds", "0"), "--seeds must be at least 1, not 0"),
         (("study", "table5"), "is of ImageNet; name --dataset paper --data-dir DIR"),
         (("study", "table1", "--dataset", "mnist"), "invalid choice: 'mnist'"),
+        (("study", "table1", "--gpus", "0"), "error: GPU 0 cannot be used"),
     ],
 )
 def test_mistakes_are_told_in_one_line(words, message, tmp_path):

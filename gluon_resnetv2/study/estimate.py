@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gluon_resnetv2.data import num_batches
+from gluon_resnetv2.errors import UserError, last_line
 from gluon_resnetv2.spec import Spec, named
 from gluon_resnetv2.study.plan import Planned
 from gluon_resnetv2.study.runner import Slot
@@ -77,14 +78,20 @@ def _operations(spec):
 
 
 def _measured(imagenet: bool, slot: Slot) -> Speed:
+    """`measure`, with the threads of a slot.
+
+    Raises:
+        UserError: it can't be measured.
+    """
     job = json.dumps({"imagenet": imagenet, "gpus": slot.gpus})
     done = subprocess.run(
         [sys.executable, "-m", "gluon_resnetv2.study.estimate", job],
         env={**os.environ, "OMP_NUM_THREADS": str(slot.threads)},
-        stdout=subprocess.PIPE,
+        capture_output=True,
         text=True,
-        check=True,
     )
+    if done.returncode:
+        raise UserError(f"the speed of this machine: {last_line(RuntimeError(done.stderr))}")
     return Speed(*json.loads(done.stdout))
 
 

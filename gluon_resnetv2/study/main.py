@@ -38,6 +38,8 @@ def main(options: argparse.Namespace) -> int:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    if options.gpus:
+        runtime.check_gpus(options.gpus)
     folder = Path(options.output or f"studies/{options.dataset}")
     settings = Settings(
         options.dataset, options.data_dir, options.seeds, options.depth, options.budget, str(folder)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from gluon_resnetv2 import cli
+
 NAMES = (
     *("table1", "table2", "table3", "table4", "table5", "figure1", "figure3", "figure6"),
     *("degradation", "propagation", "shattering"),
@@ -30,13 +32,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="cut deeper networks to so many layers; digits: 164, for table1 and figure3 56",
     )
     add("--budget", type=int, metavar="EPOCHS", help="of each run; default: its recipe's")
-    add("--gpus", type=numbers, help="as in 0,1,2,3; default: the CPU")
+    add("--gpus", type=cli.numbers, help="as in 0,1,2,3; default: the CPU")
     add("--gpus-per-run", type=int, default=1, metavar="N", help="others train other runs")
     add("--jobs", type=int, help="runs at a time on the CPU; default: one for each core")
     add("--output", help="the study's folder; default: studies/DATASET")
     add("--dry-run", action="store_true", help="print the runs and what they cost here")
-
-
-def numbers(text: str) -> tuple[int, ...]:
-    """The numbers of an option N,N,..."""
-    return tuple(int(number) for number in text.split(","))

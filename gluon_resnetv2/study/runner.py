@@ -67,39 +67,54 @@ def execute(runs: Sequence[Planned], slots: Sequence[Slot], seconds: dict[Planne
     Raises:
         UserError: a run failed, by something else than its loss. Those beside it were finished.
     """
-    todo, free, running = _by_folder(runs), list(slots), {}
-    count, expected, taken, failure = len(todo), 0.0, 0.0, None
-    told = False
+    todo, free, running, failed = _by_folder(runs), list(slots), {}, []
+    progress = _Progress(todo, seconds, len(slots))
     with StopSignal() as stop:
-        while running or (todo and not failure and not stop.received):
-            while todo and free and not failure and not stop.received:
+        told = False
+        while running or (todo and not failed and not stop.received):
+            while todo and free and not failed and not stop.received:
                 slot, same = free.pop(), todo.pop(0)
-                running[_start(same, slot)] = (same, slot, time.monotonic())
+                running[_start(same, slot)] = same[0], slot, time.monotonic()
             if stop.received and not told:
                 print("stopping: runs under way write a checkpoint", flush=True)
                 for process in running:
                     process.send_signal(signal.SIGTERM)
                 told = True
             for process in [one for one in running if one.poll() is not None]:
-                same, slot, began = running.pop(process)
+                run, slot, began = running.pop(process)
                 free.append(slot)
-                if process.returncode == STOPPED:
-                    continue
-                if process.returncode:
-                    failure = failure or same[0]
-                    continue
-                taken += time.monotonic() - began
-                expected += seconds[same[0]]
-                left = sum(seconds[one[0]] for one in [*todo, *(r[0] for r in running.values())])
-                done = count - len(todo) - len(running)
-                _say(done, count, same[0], time.monotonic() - began,
-                     left * taken / expected / len(slots))  # fmt: skip
+                if process.returncode == 0:
+                    progress.done(run, time.monotonic() - began)
+                elif not told and process.returncode != STOPPED:
+                    failed.append(run)
             time.sleep(POLL)
-    if failure:
-        log = _log(failure)
+    for run in failed:
+        log = _log(run)
         last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""])[-1]
-        raise UserError(f"{failure.folder.name}: {last.removeprefix('error: ')} (see {log})")
+        raise UserError(f"{run.folder.name}: {last.removeprefix('error: ')} (see {log})")
     return not stop.received
+
+
+class _Progress:
+    """Says which runs are done, and how long the others take if they are as slow as these."""
+
+    def __init__(self, todo: list[list[Planned]], seconds: dict[Planned, float], places: int):
+        self._seconds, self._places = seconds, places
+        self._left = {same[0] for same in todo}
+        self._count = len(todo)
+        self._expected = self._taken = 0.0
+
+    def done(self, run: Planned, seconds: float) -> None:
+        self._left.remove(run)
+        self._expected += self._seconds[run]
+        self._taken += seconds
+        error = run.outcome().error
+        text = f"{self._count - len(self._left):{len(str(self._count))}}/{self._count}  {run.title}"
+        text += f": {'diverged' if error == FAIL else f'{error:.2f} %'}, {duration(seconds)}"
+        if self._left:
+            left = sum(map(self._seconds.get, self._left)) / self._places
+            text += f"; about {duration(left * self._taken / self._expected)} left"
+        print(text, flush=True)
 
 
 def _by_folder(runs):
@@ -130,13 +145,3 @@ def _start(same: list[Planned], slot: Slot) -> subprocess.Popen:
 
 def _log(run: Planned) -> Path:
     return run.folder.with_name(f"{run.folder.name}.log")
-
-
-def _say(done, count, run, seconds, left):
-    outcome = run.outcome()
-    error = "diverged" if outcome.error == FAIL else f"{outcome.error:.2f} %"
-    print(
-        f"{done:{len(str(count))}}/{count}  {run.title}: {error}, {duration(seconds)}"
-        + (f"; about {duration(left)} left" if done < count else ""),
-        flush=True,
-    )
