@@ -236,6 +236,10 @@ def test_rows_with_one_network_share_their_runs():
     original = plan(STUDIES["table1"].results[:1], Settings())
     first = next(r for r in STUDIES["table2"].results if r.key == "resnet110/original")
     assert plan([first], Settings())[0][1] == original[0][1]
+    settings = Settings(depth=56)
+    without = next(r for r in STUDIES["table1"].results if r.key == "resnet110/plain")
+    plain = next(r for r in STUDIES["degradation"].results if r.key == "plain56")
+    assert plan([without], settings)[0][1] == plan([plain], settings)[0][1]
     assert len({run.folder for run in original[0][1]}) == 3
 
 

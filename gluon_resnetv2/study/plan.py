@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.paper import FAIL, Result
-from gluon_resnetv2.spec import UNIT, named
+from gluon_resnetv2.spec import FAMILIES, UNIT, named
 from gluon_resnetv2.study.options import PAPER
 from gluon_resnetv2.training.options import DERIVED
 from gluon_resnetv2.training.recipe import Recipe, flag
@@ -190,17 +190,22 @@ def _network(result, depth):
             )
         model = f"{family}{stage * units + 2}"
         words = {"model": model, "unit": spec.unit, **result.switches}
-    spec = named(**_as_arguments(words))
+    spec = _nameless(words)
     for name in set(words) - {"model"}:
         fewer = {key: value for key, value in words.items() if key != name}
-        with contextlib.suppress(UserError):  # a depth may need its unit named
-            if named(**_as_arguments(fewer)) == spec:
-                words = fewer
+        for other in FAMILIES:
+            fewest = {**fewer, "model": words["model"].replace(family, other)}
+            with contextlib.suppress(UserError):  # a depth may need its unit named
+                if _nameless(fewest) == spec:
+                    words = fewest
+                    break
     return words
 
 
-def _as_arguments(words):
-    return {"name" if key == "model" else key: value for key, value in words.items()}
+def _nameless(words):
+    """The network that words mean, whatever it is called."""
+    switches = {key: value for key, value in words.items() if key != "model"}
+    return dataclasses.replace(named(words["model"], **switches), name="")
 
 
 def _shortened(fields, epochs):
