@@ -12,12 +12,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from gluon_resnetv2.paper import FAIL
-from gluon_resnetv2.study.rows import FAILS, Row
+from gluon_resnetv2.study.rows import FAILS, Row, label
 from gluon_resnetv2.training.compare import STYLES
 from gluon_resnetv2.training.curves import log_scale
 
 WIDTH = 7  # inches, of a page's text
 COLUMNS = 3  # panels side by side
+ABOVE = 5  # times the largest loss of the row compared with, others' are off the axis
 BLUE, ORANGE, GREY = STYLES[0][0], STYLES[1][0], STYLES[7][0]
 
 
@@ -48,13 +49,15 @@ def curves(panels: Sequence[tuple[str, Row, Row]]) -> Figure:
         right.set_ylim(0, 100)
         if number % columns == 0:
             axes.set_ylabel("training loss")
-        if number % columns == columns - 1 or number == len(panels) - 1:
+        if number % columns == columns - 1:
             right.set_ylabel("test error (%)")
         else:
             right.tick_params(labelright=False)
         if number + columns >= len(panels):
             axes.set_xlabel("epoch")
     log_scale(grid[0, 0])
+    most = max(map(max, panels[0][1].by_epoch("train_loss")))
+    grid[0, 0].set_ylim(top=min(grid[0, 0].get_ylim()[1], ABOVE * most))
     named = [(GREY, panels[0][1].result.case)]
     named.append((ORANGE, "as titled" if len(panels) > 1 else panels[0][2].result.case))
     handles = [Line2D([], [], color=color, linewidth=2) for color, _ in named]
@@ -107,27 +110,18 @@ def errors(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def label(row: Row, rows: Sequence[Row]) -> str:
-    """The row's name in a picture; with its network or shortcut where the name is not enough."""
-    if sum(row.result.case == other.result.case for other in rows) == 1:
-        return row.result.case
-    if len({other.network for other in rows}) > 1:
-        return f"{row.result.case}, {row.network}"
-    return f"{row.result.case}: {row.runs[0].recipe.shortcut}"
-
-
-def against_depth(families: Sequence[tuple[str, Sequence[Row]]], name: str, label: str) -> Figure:
+def against_depth(families: Sequence[tuple[str, Sequence[Row]]], name: str, title: str) -> Figure:
     """The last `name` of every run against its network's depth, a line through the medians."""
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     axes = figure.subplots()
-    for (title, rows), (color, marker) in zip(families, STYLES):
+    for (family, rows), (color, marker) in zip(families, STYLES):
         points = [(depth(row), row.by_epoch(name)[-1]) for row in rows if row.by_epoch(name)]
         for at, values in points:
             axes.plot([at] * len(values), values, marker, color=color, alpha=0.4, markersize=4)
         medians = [statistics.median(values) for _, values in points]
-        axes.plot([at for at, _ in points], medians, "-", marker=marker, color=color, label=title)
+        axes.plot([at for at, _ in points], medians, "-", marker=marker, color=color, label=family)
     axes.set_xlabel("layers")
-    axes.set_ylabel(label)
+    axes.set_ylabel(title)
     axes.set_ylim(0, None)
     axes.legend(frameon=False)
     return figure

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from gluon_resnetv2.paper import FAIL
 from gluon_resnetv2.study import charts
-from gluon_resnetv2.study.rows import Row, errors_table, percent, rank_correlations
+from gluon_resnetv2.study.rows import Row, errors_table, label, percent, rank_correlations
 from gluon_resnetv2.study.section import Picture, Table
 
 
@@ -61,7 +61,7 @@ def _against(name, rows, word, caption):
     baseline = next((row for row in rows if word in row.result.key.split("/")), None)
     if baseline is None or len(rows) < 2:
         return []
-    panels = [(charts.label(row, rows), baseline, row) for row in rows if row is not baseline]
+    panels = [(label(row, rows), baseline, row) for row in rows if row is not baseline]
     return [_curves(name, panels, caption)]
 
 
@@ -112,7 +112,8 @@ def pairs(name: str, rows: Sequence[Row]) -> list:
     panels = []
     for original in rows:
         others = [row for row in rows if _order(row) == "full_preact" and _like(row, original)]
-        if _order(original) == "original" and others:
+        known = any(original.runs == pair[1].runs for pair in panels)  # of other data, perhaps
+        if _order(original) == "original" and others and not known:
             panels.append((_pair(original, rows), original, others[0]))
     for title, original, preact in panels:
         parts.append(f"{title}: {_faster(original, preact)}")
@@ -123,8 +124,8 @@ def pairs(name: str, rows: Sequence[Row]) -> list:
 
 
 def _pair(row, rows):
-    """What a pair of networks is called, with its data where the rows have several."""
-    several = len({other.result.data for other in rows}) > 1
+    """What a pair of networks is called, with its data where the rows were trained on several."""
+    several = len({other.runs[0].recipe.dataset for other in rows}) > 1
     return row.network + (f", {row.result.data}" if several else "")
 
 
@@ -142,7 +143,7 @@ def _faster(original, preact):
     return (
         f"the training loss of pre-activation is lower after {below} of {len(epochs)} epochs by "
         f"the median, after {apart} for every pair of seeds; on (geometric) average over the "
-        f"epochs the original's is {ratio:.2f} times as large."
+        f"epochs the original's is {ratio:.3g} times as large."
     )
 
 

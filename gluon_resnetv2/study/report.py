@@ -19,7 +19,7 @@ from gluon_resnetv2.files import whole_file
 from gluon_resnetv2.study.section import Picture, Section, Table
 
 STYLE = """
-body { font: 1rem/1.5 system-ui, sans-serif; max-width: 50rem; margin: 2rem auto; padding: 0 1rem;
+body { font: 1rem/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
        color: #1a1a1a; background: #fff; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 3rem; }
 h1, h2 { line-height: 1.25; }
@@ -104,7 +104,7 @@ def _part_as_html(part, drawn):
         data = base64.b64encode(drawn[part.name]).decode()
         caption = html.escape(part.caption)
         return (
-            f'<figure><div class="scroll"><img alt="{caption}" '
+            f'<figure><div class="scroll"><img alt="{part.name}" '
             f'src="data:image/svg+xml;base64,{data}"></div>'
             f"<figcaption>{caption}</figcaption></figure>"
         )
@@ -142,5 +142,5 @@ def _part_as_markdown(part):
         lines = [part.head, rule, *part.rows]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
     if isinstance(part, Picture):
-        return f"![{part.caption}](figures/{part.name}.svg)\n\n*{part.caption}*"
+        return f"![{part.name}](figures/{part.name}.svg)\n\n*{part.caption}*"
     return part

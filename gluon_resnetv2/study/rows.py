@@ -56,20 +56,36 @@ class Row:
         return [list(epoch) for epoch in zip(*([r[name] for r in epochs] for epochs in whole))]
 
 
+def label(row: Row, rows: Sequence[Row], network: bool = True) -> str:
+    """The row's case; with its network and its shortcut where others among `rows` share the case.
+
+    Args:
+        network: False where it is named beside.
+    """
+    text = row.result.case
+    others = [other for other in rows if other.result.case == text]
+    if network and any(other.network != row.network for other in others):
+        text += f", {row.network}"
+    shortcut = row.runs[0].recipe.shortcut
+    if any(other.runs[0].recipe.shortcut != shortcut for other in others):
+        text += f": {shortcut}"
+    return text
+
+
 def errors_table(rows: Sequence[Row]) -> Table:
     """The paper's errors beside ours, every seed's among them; on ImageNet the top-5 as well."""
     data = list(dict.fromkeys(row.result.data for row in rows))
     seeds = [f"seed {run.recipe.seed}" for run in rows[0].runs]
     head = ["case", "network", f"paper ({' and '.join(data)})", "ours", "mean ± sd", *seeds]
-    lines = [_cells(row, len(data) > 1) for row in rows]
+    lines = [_cells(row, rows, len(data) > 1) for row in rows]
     if rows[0].result.error5 is not None:
         head += ["paper's top-5", "ours"]
         lines = [line + _top5(row) for line, row in zip(lines, rows)]
     return Table(tuple(head), lines)
 
 
-def _cells(row, name_data):
-    case = f"{row.result.case}, {row.result.data}" if name_data else row.result.case
+def _cells(row, rows, name_data):
+    case = label(row, rows, network=False) + (f", {row.result.data}" if name_data else "")
     cut = "" if row.network.startswith(row.result.model) else f" for {row.result.model}"
     mean = "-"
     if FAIL not in row.errors:
