@@ -173,7 +173,7 @@ def degradation(name: str, rows: Sequence[Row]) -> list:
     seeds = len(rows[0].runs)
     head = ("network", "paper's test error", "ours", "training error", "training error by seed")
     table = Table(head, [
-        (row.network, str(row.result), percent(row.error),
+        (row.network_for, str(row.result), percent(row.error),
          *_training_errors(row)) for _, same in families for row in same
     ])  # fmt: skip
     parts = [table]

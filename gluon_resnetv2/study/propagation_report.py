@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from gluon_resnetv2.spec import ORDER, Scale, unit_ops
-from gluon_resnetv2.study.expectation import VARIANCE
+from gluon_resnetv2.study.expectation import MARGIN, VARIANCE
 from gluon_resnetv2.study.section import Picture, Section, Table
 from gluon_resnetv2.training.compare import STYLES
 from gluon_resnetv2.training.curves import log_scale
@@ -96,6 +96,15 @@ def _flows(records, chains):
                 "Wide layers of convolution, BN and ReLU, with He's weights, multiply it by "
                 f"sqrt(pi / (pi - 1)) = {VARIANCE**-0.5:.3f}."
             )
+    for record in records:
+        if record["expected"] and record["shortcut"] == "identity":
+            ratio, expected = _ratio(record["units"]["backward"]), record["expected"][0]
+            within = "within" if ratio <= MARGIN * expected else "beyond"
+            yield (
+                f"{_name(record)}: with identity shortcuts the gradient at the first unit is "
+                f"{ratio:.3g} times that at the last, where {expected:.3g} is expected of wide "
+                f"layers; {within} the bound of {MARGIN:g} times that."
+            )
     lost = {_name(record) for record in chains if 0 < record["units"]["product"][-1] < 0.01}
     grown = [_name(r) for r in records if _name(r) in lost and _by_layer(r) > 1]
     if grown:
@@ -134,6 +143,12 @@ def _training(flows, chains):
             pairs = (f"{x:.3g} → {y:.3g}" for x, y in zip(before[1:], after[1:]))
             rows.append((name, str(after[0]), *pairs))
         yield Table(("network", "steps", *BY_STEP), rows)
+        fading = [name for name, (before, *_, after) in lines.items() if before[1] > 1 > after[1]]
+        if fading:
+            yield (
+                "The gradient is larger at the first unit than at the last before training, and "
+                f"smaller after it, for {'; '.join(fading)}."
+            )
         caption = (
             f"Along training, order {order}: how much larger the gradient is at the first unit "
             "than at the last; what shortcuts alone would leave of it there; and the part of it "

@@ -140,7 +140,8 @@ def _part_as_markdown(part):
         numeric = [_numeric(column) for column in zip(*part.rows)]
         rule = ["---:" if right else "---" for right in numeric]
         lines = [part.head, rule, *part.rows]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+        return "\n".join(f"| {' | '.join(line)} |" for line in cells)
     if isinstance(part, Picture):
         return f"![{part.name}](figures/{part.name}.svg)\n\n*{part.caption}*"
     return part

@@ -31,6 +31,12 @@ class Row:
         return recipe.model + (" (1-layer skip)" if recipe.unit == "single" else "")
 
     @property
+    def network_for(self) -> str:
+        """The same, with the paper's where that is another."""
+        model = self.result.model
+        return self.network if self.network.startswith(model) else f"{self.network} for {model}"
+
+    @property
     def errors(self) -> list[float]:
         """Test errors in percent, by seed; `FAIL` where a run diverged."""
         return [outcome.error for outcome in self.outcomes]
@@ -86,14 +92,13 @@ def errors_table(rows: Sequence[Row]) -> Table:
 
 def _cells(row, rows, name_data):
     case = label(row, rows, network=False) + (f", {row.result.data}" if name_data else "")
-    cut = "" if row.network.startswith(row.result.model) else f" for {row.result.model}"
     mean = "-"
     if FAIL not in row.errors:
         mean = f"{statistics.mean(row.errors):.2f}"
         mean += f" ± {row.deviation:.2f}" if len(row.errors) > 1 else ""
     paper = str(row.result) + (f" ({row.result.spread})" if row.result.spread else "")
     ours = percent(row.error) + (" (fail)" if FAILS < row.error < FAIL else "")
-    return (case, row.network + cut, paper, ours, mean, *map(percent, row.errors))
+    return (case, row.network_for, paper, ours, mean, *map(percent, row.errors))
 
 
 def _top5(row):
