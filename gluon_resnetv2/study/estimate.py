@@ -33,7 +33,7 @@ IMAGES = {  # for training and for testing
 START = 6.0  # seconds of a run's start and end, most of them MXNet's import
 FOLLOWING = 8  # steps that take as long as following signals once, an operation at a time
 STEPS = 3  # measured of each batch
-SMALL, LARGE = 8, 64  # images of the batches measured
+BATCHES = {False: (8, 64), True: (2, 8)}  # images of those measured, by whether it is ImageNet's
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ def measure(imagenet: bool, gpus: Sequence[int] | None) -> Speed:
     net.initialize(ctx=device)
     net.hybridize(static_alloc=True, static_shape=True)
     trainer = mx.gluon.Trainer(net.collect_params(), "sgd", {"momentum": 0.9})
-    times = []
-    for count in (SMALL, LARGE):
+    times, (small, large) = [], BATCHES[imagenet]
+    for count in (small, large):
         images, taken = mx.nd.ones((count, 3, size, size), ctx=device), []
         for _ in range(STEPS + 1):
             began = time.perf_counter()
@@ -121,8 +121,8 @@ def measure(imagenet: bool, gpus: Sequence[int] | None) -> Speed:
             mx.nd.waitall()
             taken.append(time.perf_counter() - began)
         times.append(statistics.median(taken[1:]))  # the first one prepares kernels
-    slope = max((times[1] - times[0]) / (LARGE - SMALL), 0.0)  # seconds for an image
-    intercept = max(times[0] - SMALL * slope, 0.0)
+    slope = max((times[1] - times[0]) / (large - small), 0.0)  # seconds for an image
+    intercept = max(times[0] - small * slope, 0.0)
     return Speed(intercept / _operations(spec), slope / spec.multiply_adds(size))
 
 

@@ -16,7 +16,6 @@ from gluon_resnetv2.cli import aligned
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.study import report
 from gluon_resnetv2.study.estimate import estimate
-from gluon_resnetv2.study.options import PAPER
 from gluon_resnetv2.study.plan import Settings
 from gluon_resnetv2.study.rows import Row
 from gluon_resnetv2.study.runner import execute, slots
@@ -42,12 +41,20 @@ def main(options: argparse.Namespace) -> int:
         runtime.check_gpus(options.gpus)
     folder = Path(options.output or f"studies/{options.dataset}")
     settings = Settings(
-        options.dataset, options.data_dir, options.seeds, options.depth, options.budget, str(folder)
+        dataset=options.dataset,
+        data_dir=options.data_dir,
+        seeds=options.seeds,
+        depth=options.depth,
+        budget=options.budget,
+        output=str(folder),
     )
     planned = {study.name: study.plan(_rows(study, options.rows), settings) for study in studies}
     places = slots(options.gpus, options.gpus_per_run, options.jobs)
     runs = list(dict.fromkeys(run for rows in planned.values() for _, same in rows for run in same))
     missing = [run for run in runs if run.outcome() is None]
+    needy = not options.data_dir and any(run.recipe.dataset == "imagenet" for run in missing)
+    if needy and not options.dry_run:
+        raise UserError("--data-dir is missing: ImageNet's folder, with train and val")
     seconds = estimate(missing, places[0])
     if options.dry_run:
         print(_dry_run(planned, seconds, len(places)))
@@ -76,9 +83,9 @@ def _chosen(options):
     names = options.names
     if not names or "all" in names:
         names = list(STUDIES)
-        if options.dataset != PAPER and not options.list:
+        if not options.data_dir and not options.list:
             names.remove("table5")
-            print(f"left out: table5, which is of ImageNet (--dataset {PAPER})")
+            print("left out: table5, which is of ImageNet and needs --data-dir")
     studies = [STUDIES[name] for name in dict.fromkeys(names)]
     if not options.rows:
         return studies
@@ -125,14 +132,16 @@ def _dry_run(planned, seconds, places):
 
 
 def _ahead(runs, missing, seconds, places):
-    return f"{len(runs) - len(missing)} of {len(runs)} runs are done; {_total(seconds, places)}"
+    count, left = (len({run.folder for run in some}) for some in (runs, missing))
+    return f"{count - left} of {count} runs are done; {_total(seconds, places)}"
 
 
 def _total(seconds, places):
-    if not seconds:
+    by_folder = {run.folder: cost for run, cost in seconds.items()}  # tested twice, trained once
+    if not by_folder:
         return "nothing is left to train"
-    total = sum(seconds.values()) / min(places, len(seconds))
-    return f"{len(seconds)} to train, {places} at a time: about {duration(total)} on this machine"
+    total = sum(by_folder.values()) / min(places, len(by_folder))
+    return f"{len(by_folder)} to train, {places} at a time: about {duration(total)} on this machine"
 
 
 PROXY = (

@@ -15,7 +15,6 @@ from pathlib import Path
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.paper import FAIL, Result
 from gluon_resnetv2.spec import FAMILIES, UNIT, named
-from gluon_resnetv2.study.options import PAPER
 from gluon_resnetv2.training.options import DERIVED
 from gluon_resnetv2.training.recipe import Recipe, flag
 from gluon_resnetv2.training.recipes import RECIPES
@@ -39,9 +38,10 @@ class Settings:
     """How rows are trained.
 
     Attributes:
-        dataset: one of `options.DATASETS`.
+        dataset: one of `options.DATASETS`; ImageNet's rows are trained on ImageNet all the same.
         seeds: how many runs of each row, with the seeds 0, 1, ...
         depth: deeper networks are cut to so many layers.
+        laptop_depth: the same on digits, where `depth` says nothing.
         budget: epochs of each run, instead of its recipe's.
         output: the study's folder.
     """
@@ -50,6 +50,7 @@ class Settings:
     data_dir: str | None = None
     seeds: int = 3
     depth: int | None = None
+    laptop_depth: int = LAPTOP_DEPTH
     budget: int | None = None
     output: str = "studies/digits"
 
@@ -152,23 +153,20 @@ def plan(results: Iterable[Result], settings: Settings) -> list[tuple[Result, li
 
 
 def _planned(result, seed, settings):
-    test_size = None
-    if settings.dataset == "digits":
-        fields, depth = dict(LAPTOP), settings.depth or LAPTOP_DEPTH
+    if result.data == "ImageNet" and settings.dataset in DATA:
+        raise UserError(f"{result.source} is of ImageNet; leave out --dataset")
+    if settings.dataset == "digits" and result.data != "ImageNet":  # which they can't stand for
+        fields, depth = dict(LAPTOP), settings.depth or settings.laptop_depth
     else:
         fields, depth = dict(RECIPES[result.recipe].fields), settings.depth
-        if settings.dataset != PAPER:
+        if settings.dataset in DATA:
             fields["dataset"] = settings.dataset
-    if result.data == "ImageNet":
-        if settings.dataset != PAPER:
-            raise UserError(f"{result.source} is of ImageNet; name --dataset paper --data-dir DIR")
-        test_size = result.test_size
     fields.update(_network(result, depth), seed=seed, data_dir=settings.data_dir)
     if settings.budget:
         fields = _shortened(fields, settings.budget)
     recipe = Recipe(**fields)
     folder = Path(settings.output) / "runs" / _name(recipe)
-    return Planned(dataclasses.replace(recipe, output=str(folder)), test_size)
+    return Planned(dataclasses.replace(recipe, output=str(folder)), result.test_size)
 
 
 def _network(result, depth):

@@ -42,9 +42,7 @@ class ErrorStudy:
         self, results: Sequence[Result], settings: Settings
     ) -> list[tuple[Result, list[Planned]]]:
         """The runs of each row."""
-        if settings.dataset == "digits" and not settings.depth:
-            settings = dataclasses.replace(settings, depth=self.depth)
-        return plan(results, settings)
+        return plan(results, dataclasses.replace(settings, laptop_depth=self.depth))
 
     def section(self, rows: Sequence[Row], settings: Settings) -> Section:
         return Section(self.name, self.title, self.claim, self.parts(rows))
