@@ -147,7 +147,7 @@ def test_models_lists_the_papers_networks(command):
     status, printed, _ = command("gluon_resnetv2", "models")
     rows = [line.split() for line in printed.splitlines()]
     assert status == 0
-    (row,) = [row for row in rows if row[0] == "preact164" and "CIFAR-10" in row]
+    (row,) = [row for row in rows if row[0] == "preact164" and row[-3:] == ["[v2]", "Table", "2"]]
     assert row[1:4] == ["full_preact", "identity", "bottleneck"]
     assert row[4:9] == ["164", "1.70", "M", "0.245", "G"]
     rows = [" ".join(row) for row in rows]
