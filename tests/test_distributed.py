@@ -68,8 +68,8 @@ if what == "early" and rank == "1":
 stopped = []
 signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
 print("up", watch.role, os.environ["DMLC_NODE_HOST"], watch.TOKEN in os.environ, flush=True)
-while not stopped:
-    ctypes.CDLL(None).pause()
+while not stopped:  # not `pause`: a signal that came just before it would be waited for in vain
+    ctypes.CDLL(None).usleep(100_000)
 print("stopped", flush=True)
 watch.tell(done=True)
 """
