@@ -23,6 +23,7 @@ from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.paper import FAIL, RESULTS
 from gluon_resnetv2.spec import named
 from gluon_resnetv2.study import options as study_options
+from gluon_resnetv2.study import report
 from gluon_resnetv2.study.estimate import Speed, seconds
 from gluon_resnetv2.study.plan import Outcome, Planned, Settings, plan
 from gluon_resnetv2.study.rows import Row, errors_table, rank_correlations
@@ -344,6 +345,25 @@ def test_sentences_say_what_came_out(tmp_path):
     text = " ".join(part for part in section.parts if isinstance(part, str))
     assert "(full pre-activation (4e))" in text
     assert "8.55 points above the best, not within its standard deviation" in text
+
+
+@pytest.mark.parametrize("epochs", [[], [90.0]])
+def test_rows_that_diverge_at_once_are_drawn_and_told(epochs, tmp_path):
+    keys = ["resnet110/identity", "resnet110/gate:-6"]
+    rows = []
+    chosen = [r for r in STUDIES["table1"].results if r.key in keys]
+    for result, (run,) in STUDIES["table1"].plan(chosen, Settings(seeds=1, output=str(tmp_path))):
+        made_up(run, epochs, diverged=True)
+        text = (
+            (run.folder / "metrics.jsonl")
+            .read_text()
+            .replace('"train_loss": 2.0', '"train_loss": Infinity')
+        )
+        (run.folder / "metrics.jsonl").write_text(text)
+        rows.append(Row(result, [run], [run.outcome()]))
+    section = STUDIES["table1"].section(rows, Settings())
+    report.write([section], [], tmp_path)
+    assert (tmp_path / "report.md").read_text().count("| diverged |") == 4
 
 
 def test_estimates_count_operations_and_multiply_adds():

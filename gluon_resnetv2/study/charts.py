@@ -56,7 +56,8 @@ def curves(panels: Sequence[tuple[str, Row, Row]]) -> Figure:
         if number + columns >= len(panels):
             axes.set_xlabel("epoch")
     log_scale(grid[0, 0])
-    most = max(map(max, panels[0][1].by_epoch("train_loss")))
+    # Infinite, and so no bound, where it diverged before its first epoch had ended.
+    most = max(map(max, panels[0][1].by_epoch("train_loss")), default=math.inf)
     grid[0, 0].set_ylim(top=min(grid[0, 0].get_ylim()[1], ABOVE * most))
     named = [(GREY, panels[0][1].result.case)]
     named.append((ORANGE, "as titled" if len(panels) > 1 else panels[0][2].result.case))
