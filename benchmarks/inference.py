@@ -12,18 +12,17 @@ computes the same network, not how well a trained one would fare.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, installed or not
 
+from benchmarks import in_a_fresh_process
 from gluon_resnetv2 import cli
 from gluon_resnetv2.runtime import cpus
 from gluon_resnetv2.spec import named
@@ -150,11 +149,6 @@ def measure(way: str, scratch: Path, threads: int, shape: tuple, seconds: float)
         run(images)
         times.append(time.perf_counter() - started)
     return times, logits
-
-
-def in_a_fresh_process(function, *args):
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *args).result()
 
 
 def row(way: str, batch_size: int, runs: list, plain: list) -> None:

@@ -10,19 +10,18 @@ Gradients and moving statistics of the first step are compared array by array.
 
 from __future__ import annotations
 
-import multiprocessing
 import resource
 import statistics
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, installed or not
 
+from benchmarks import in_a_fresh_process
 from gluon_resnetv2 import cli
 from gluon_resnetv2.spec import named
 
@@ -93,11 +92,6 @@ def measure(way: str, model: str, batch_size: int, segments: int | None, steps: 
     return {"before": before, "peak": peak_memory(), "first": times[0], "times": times[1:]}
 
 
-def in_a_fresh_process(*args) -> dict:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, *args).result()
-
-
 def compare(plain: Path, other: Path) -> str:
     """What the arrays in two folders say about each other, in a line."""
     names = sorted(path.name for path in plain.iterdir())
@@ -150,7 +144,7 @@ def main() -> None:
         for _ in range(args.rounds):
             for way, folder in zip(ways, folders):
                 job = (way, args.model, args.batch_size, args.recompute, args.steps, str(folder))
-                runs[way].append(in_a_fresh_process(*job))
+                runs[way].append(in_a_fresh_process(measure, *job))
         verdict = "" if args.recomputed_only else compare(*folders)
 
     print(f"{args.model}, batch {args.batch_size}; memory in MB, times in s")

@@ -12,19 +12,18 @@ With --output NAME the same as NAME.json and NAME.png.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import platform
 import statistics
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, installed or not
 
+from benchmarks import in_a_fresh_process
 from benchmarks.peers import gluoncv_network, module_step, torch_step
 from gluon_resnetv2 import cli
 from gluon_resnetv2.runtime import cpus
@@ -118,11 +117,6 @@ def measure(way: str, model: str, batch_size: int, size: int, seconds: float) ->
         step()
         times.append(time.perf_counter() - began)
     return times
-
-
-def in_a_fresh_process(function, *args):
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *args).result()
 
 
 def summary(batch_size: int, rounds: dict[str, list]) -> dict[str, dict]:

@@ -111,21 +111,8 @@ def _by_kernel(steps, total, ceilings):
     for step in steps:
         for primitive in step:
             groups[primitive.kind, primitive.direction, primitive.kernel].append(primitive)
-    lines = [
-        (
-            "primitive",
-            "",
-            "kernel",
-            "calls",
-            "ms",
-            "share",
-            "GFLOP/s",
-            "of peak",
-            "GB/s",
-            "of copy",
-            "",
-        )
-    ]
+    rates = ("GFLOP/s", "of peak", "GB/s", "of copy")
+    lines = [("primitive", "", "kernel", "calls", "ms", "share", *rates, "")]
     for (kind, direction, kernel), same in _slowest(groups, len(groups)):
         seconds = sum(p.milliseconds for p in same) / 1000
         gflops = 1e-9 * sum(p.operations for p in same) / seconds
@@ -154,13 +141,12 @@ def _slowest(groups, count):
 def _by_stage(steps, layers):
     sums = defaultdict(lambda: [0.0, 0.0])
     for step, names in zip(steps, layers):
-        back = 0
+        back = False
         for primitive, layer in zip(step, names):
-            back = back or int(primitive.direction.startswith("backward"))
-            stage = re.match(r"stage\d+", layer)
-            sums[stage[0] if stage else "stem and head"][back] += primitive.milliseconds / len(
-                steps
-            )
+            back = back or primitive.direction.startswith("backward")
+            found = re.match(r"stage\d+", layer)
+            stage = found[0] if found else "stem and head"
+            sums[stage][back] += primitive.milliseconds / len(steps)
     lines = [("", "forward ms", "backward ms")]
     lines += [(stage, *(f"{ms:.2f}" for ms in pair)) for stage, pair in sorted(sums.items())]
     return aligned(lines, (1, 2))
@@ -175,8 +161,7 @@ def _by_layer(steps, layers):
     for layer, same in _slowest(groups, LAYERS):
         parts = defaultdict(float)
         for primitive in same:
-            word = f"{primitive.kind} {primitive.direction}".strip()
-            parts[word] += primitive.milliseconds / len(steps)
+            parts[primitive.what] += primitive.milliseconds / len(steps)
         largest = sorted(parts.items(), key=lambda part: -part[1])[:3]
         lines.append((
             layer or "(unknown)",
@@ -207,8 +192,7 @@ def _verdict(steps, layers, total):
             if primitive.kind == "reorder" and not primitive.slow:
                 reorders += primitive.milliseconds / len(steps)
             if primitive.slow:
-                kind = f"{primitive.kind} {primitive.direction}".strip()
-                key = f"{kind} by {primitive.kernel}"
+                key = f"{primitive.what} by {primitive.kernel}"
                 slow[key] += primitive.milliseconds / len(steps)
                 where[key].add(_plain(layer) or "(unknown)")
     if not slow:

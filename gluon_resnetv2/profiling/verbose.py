@@ -47,6 +47,11 @@ class Primitive:
     milliseconds: float
 
     @property
+    def what(self) -> str:
+        """Kind and direction, as in "convolution backward data"."""
+        return f"{self.kind} {self.direction}".strip()
+
+    @property
     def slow(self) -> bool:
         """Whether a reference kernel computed it."""
         return any(re.match(rf"(simple_)?{word}|.*_{word}\b", self.kernel) for word in SLOW)

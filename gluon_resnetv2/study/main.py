@@ -64,13 +64,14 @@ def main(options: argparse.Namespace) -> int:
     if not execute(missing, places, seconds):
         print("stopped; the same command goes on")
         return 0
+    outcomes = {run: run.outcome() for run in runs}
     sections = [
         study.section(
-            [Row(result, same, [run.outcome() for run in same]) for result, same in rows], settings
+            [Row(result, same, [outcomes[run] for run in same]) for result, same in rows], settings
         )
         for study, rows in zip(studies, planned.values())
     ]
-    page = report.write(sections, _about(runs), folder)
+    page = report.write(sections, _about(outcomes), folder)
     print(f"report: {page}")
     return 0
 
@@ -150,17 +151,17 @@ PROXY = (
 )
 
 
-def _about(runs):
+def _about(outcomes):
     """How the report came about, in paragraphs."""
-    seconds = sum(run.outcome().seconds for run in runs)
-    trained = dict.fromkeys(map(_training, (run.recipe for run in runs)))
+    seconds = sum(outcome.seconds for outcome in outcomes.values())
+    trained = dict.fromkeys(_training(run.recipe) for run in outcomes)
     lines = [
         "Written by: python -m gluon_resnetv2 " + shlex.join(sys.argv[1:]),
-        f"{len(runs)} runs, {duration(seconds)} of training in all, on {_machine()}.",
+        f"{len(outcomes)} runs, {duration(seconds)} of training in all, on {_machine()}.",
     ]
     if trained:
         lines.append(f"Trained on {'; '.join(trained)}.")
-    if any(run.recipe.dataset == "digits" for run in runs):
+    if any(run.recipe.dataset == "digits" for run in outcomes):
         lines.append(PROXY)
     return lines
 
