@@ -50,6 +50,8 @@ from gluon_resnetv2.distributed import watch
 what, rank, log = sys.argv[1], os.environ["GLUON_RESNETV2_ROLE"][-1], Path(sys.argv[2])
 with log.open("a") as lines:
     lines.write(rank)
+stopped = []
+signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
 if what == "fail" and rank == "1":
     sys.exit("no such thing")
 watch.start()
@@ -65,8 +67,6 @@ if what in ("abort", "die"):
     sys.exit()
 if what == "early" and rank == "1":
     sys.exit()
-stopped = []
-signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
 print("up", watch.role, os.environ["DMLC_NODE_HOST"], watch.TOKEN in os.environ, flush=True)
 while not stopped:  # not `pause`: a signal that came just before it would be waited for in vain
     ctypes.CDLL(None).usleep(100_000)
@@ -508,17 +508,37 @@ def test_other_launchers(launcher, program, script, stand_in, tmp_path):
         assert calls[0].startswith("-n 3 ")
 
 
-def test_processes_started_elsewhere_join(stand_in, tmp_path):
-    token, join = "a secret", [sys.executable, "-m", watch.__name__, "join"]
+JOIN = (sys.executable, "-m", watch.__name__, "join")
+
+
+@pytest.fixture
+def open_job(stand_in, tmp_path):
+    """A job of two workers and a server started by others, and the environment to join it with."""
+    token = "a secret"
     launched = stand_in(
         "wait", "--launcher", "none", "--address", "127.0.0.1", GLUON_RESNETV2_TOKEN=token
     )
     (line,) = launched.wait_for("waiting for 3 processes")
-    address = line.split(f"{watch.ADDRESS}=")[1].split()[0]
+    contact = {watch.ADDRESS: line.split(f"{watch.ADDRESS}=")[1].split()[0], watch.TOKEN: token}
     modules = f"{tmp_path / 'modules'}{os.pathsep}{ROOT}"
-    environment = {**os.environ, "PYTHONPATH": modules, watch.ADDRESS: address}
+    return launched, {**os.environ, "PYTHONPATH": modules, **contact}
+
+
+def test_a_signal_reaches_workers_that_connect_after_it(open_job):
+    launched, environment = open_job
+    launched.process.terminate()
+    time.sleep(1)  # the supervisor has heard of it by then
+    joined = [subprocess.Popen(JOIN, env=environment) for _ in range(3)]
+    status, seconds = launched.end()
+    assert status == 0, launched.lines
+    assert seconds < BOUND
+    assert [process.wait(BOUND) for process in joined] == [0, 0, 0]
+
+
+def test_processes_started_elsewhere_join(open_job):
+    launched, environment = open_job
     stranger = subprocess.run(
-        join,
+        JOIN,
         env={**environment, watch.TOKEN: "another"},
         capture_output=True,
         text=True,
@@ -526,9 +546,8 @@ def test_processes_started_elsewhere_join(stand_in, tmp_path):
     )
     assert stranger.returncode == 2
     assert "needs no more" in stranger.stderr
-    environment[watch.TOKEN] = token
     joined = [
-        subprocess.Popen(join, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        subprocess.Popen(JOIN, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for _ in range(3)
     ]
     for process in joined:

@@ -149,6 +149,7 @@ class Role:
         self.connection: socket.socket | None = None
         # What has happened: it has found the others; its training is done; it has ended.
         self.connected = self.done = self.ended = False
+        self.signalled = False  # a signal has been passed on to it
         self.status: int | None = None
         self.signs: set[str] = set()  # of its end: "status", "lost"
         self.first_sign = float("inf")  # when it came
@@ -161,8 +162,12 @@ class Role:
         return self.connection is not None
 
     def signal(self, number: int) -> None:
-        if not self.send(signal=number) and self.running:
+        """Passes a signal on, once, where the process can be reached by now."""
+        if not self.signalled:
+            self.signalled = self.send(signal=number)
+        if not self.signalled and self.running:
             self.process.send_signal(number)
+            self.signalled = True
 
     def end(self, why: str | None) -> None:
         """Tells the process to end: with a line that says why, or silently."""
@@ -193,7 +198,7 @@ class Job:
     def __init__(self, options: argparse.Namespace):
         self.options = options
         self.up = False  # a worker has said that it trains
-        self.stopping = False  # a signal has asked for the end
+        self.stopping: int | None = None  # the signal that has asked for the end
         self._events: queue.SimpleQueue = queue.SimpleQueue()  # which signal handlers may use, too
         self._free: queue.SimpleQueue = queue.SimpleQueue()  # roles that no process has yet
         self._copies: list[threading.Thread] = []
@@ -377,12 +382,14 @@ class Job:
         if event == "signal":
             if self.stopping:
                 raise Failure("interrupted", 128 + detail)
-            self.stopping, self._stop_by = True, time.monotonic() + self.options.grace
+            self.stopping, self._stop_by = detail, time.monotonic() + self.options.grace
             for worker in self.workers:
                 worker.signal(detail)
         elif event in ("joined", "hello", "connected"):
             role.connected |= event == "connected"
             self._progress = time.monotonic()
+            if self.stopping and role.is_worker:  # which could not be reached before
+                role.signal(self.stopping)
         elif event == "up":
             self.up = True
         elif event == "done":
