@@ -9,7 +9,7 @@ PYTHON := $(shell for python in python3.11 python3.12 python3.10 python3.9 pytho
 endif
 VENV := .venv
 RUN := $(VENV)/bin/python
-TEST_EXTRAS := cpu,dev,mlserver,onnx,oracle
+TEST_EXTRAS := cpu,dev,mlserver,native,onnx,oracle
 
 # An environment whose Python does not run any more is stale.
 ifneq ($(shell $(RUN) -c 'print("runs")' 2>/dev/null),runs)
@@ -35,7 +35,7 @@ test-pythons:
 		for python in python3.$$minor $$(pyenv root 2>/dev/null)/versions/3.$$minor.*/bin/python; do \
 			if $$python -c '$(WORKS)' 2>/dev/null; then \
 				test $$($(PYTHON) -c 'import sys; print(sys.version_info[1])') = $$minor && break; \
-				$(MAKE) test PYTHON=$$python VENV=.venv-3.$$minor TEST_EXTRAS=cpu,dev || exit 1; \
+				$(MAKE) test PYTHON=$$python VENV=.venv-3.$$minor TEST_EXTRAS=cpu,dev,native || exit 1; \
 				break; \
 			fi; \
 		done; \

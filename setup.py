@@ -24,6 +24,8 @@ EXTRAS = {
     ],
     # The model zoo and detection pipelines that our exports load into.
     "gluoncv": ["gluoncv==0.10.5.post0"],
+    # A current oneDNN, for `--engine native`: its library, and the headers to compile against.
+    "native": ["onednn-cpu-gomp==2023.2.0", "onednn-devel-cpu-gomp==2023.2.0"],
     # The second engine for several workers. Its build imports MXNet: the README says how.
     "horovod": ["horovod==0.28.1"],
     # Exports for other runtimes than MXNet's, and the one that `verify` runs them in. onnx 1.19
@@ -70,7 +72,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.9,<3.13",  # numpy 1.x, which MXNet 1.9.1 needs, has no wheel for 3.13
     packages=find_packages(include=["gluon_resnetv2", "gluon_resnetv2.*"]),
-    package_data={"gluon_resnetv2.deploy": ["page.html"]},
+    package_data={
+        "gluon_resnetv2.deploy": ["page.html"],
+        "gluon_resnetv2.native": ["trunk.cc"],
+    },
     install_requires=[
         "numpy>=1.23,<2",  # MXNet 1.9.1 does not know numpy 2
         "httptools>=0.6",  # parses HTTP for uvicorn

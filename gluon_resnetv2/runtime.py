@@ -362,7 +362,7 @@ _AMX_FLAGS = _AVX512_FLAGS | {"amx_tile", "amx_int8", "amx_bf16"}
 def _enable_amx(mxnet: types.ModuleType) -> None:
     """Has oneDNN use AMX where the processor and Linux allow it; float32 is not affected."""
     global amx
-    if not _cpu_flags() >= _AMX_FLAGS:
+    if not cpu_flags() >= _AMX_FLAGS:
         amx = "not on this processor"
     elif not _tiles_granted():
         amx = "refused by Linux"
@@ -378,7 +378,7 @@ def _enable_amx(mxnet: types.ModuleType) -> None:
         del os.environ[_ISA_VARIABLE]
 
 
-def _cpu_flags() -> frozenset[str]:
+def cpu_flags() -> frozenset[str]:
     """The instruction sets of this processor in Linux's words; none elsewhere than on x86-64."""
     if sys.platform == "linux" and platform.machine() == "x86_64":
         with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:

@@ -232,11 +232,3 @@ def test_a_missing_archive_without_network(tmp_path):
     assert "cifar-100-binary.tar.gz can't be downloaded" in one_line(raised)
     assert f"put cifar-100-binary.tar.gz into {tmp_path} by hand" in one_line(raised)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_cache_is_in_the_home_folder_unless_xdg_says_otherwise(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/someone")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert str(cifar.cache_folder()) == "/home/someone/.cache/gluon_resnetv2"
-    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
-    assert str(cifar.cache_folder()) == "/elsewhere/gluon_resnetv2"

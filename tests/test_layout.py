@@ -23,7 +23,7 @@ LEVELS = (
     ("unit",),
     ("net",),
     ("checkpoint", "memory"),
-    ("deploy", "distributed", "imagenet"),
+    ("deploy", "distributed", "imagenet", "native"),
     ("interop", "training"),
     ("profiling", "study"),
     ("__main__", "doctor"),

@@ -235,7 +235,7 @@ def processor(monkeypatch):
     """Gives this machine the instruction sets and the answer of Linux that a test asks for."""
 
     def simulate(flags, granted):
-        monkeypatch.setattr(runtime, "_cpu_flags", lambda: frozenset(flags))
+        monkeypatch.setattr(runtime, "cpu_flags", lambda: frozenset(flags))
         monkeypatch.setattr(runtime, "_tiles_granted", lambda: granted)
 
     monkeypatch.setattr(runtime, "amx", runtime.amx)
@@ -276,7 +276,7 @@ def test_onednn_takes_the_instruction_sets_it_is_told_and_children_are_not_told(
     code = """
 import os
 from gluon_resnetv2 import runtime
-runtime._cpu_flags = lambda: runtime._AMX_FLAGS
+runtime.cpu_flags = lambda: runtime._AMX_FLAGS
 runtime._tiles_granted = lambda: True
 runtime._AMX_ISA = "SSE41"  # lower than what any processor of today has
 import mxnet

@@ -17,6 +17,7 @@ import numpy as np
 from gluon_resnetv2.data.dataset import CHUNK, Dataset, Split, channel_statistics
 from gluon_resnetv2.data.download import download, md5
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.files import cache_folder
 
 SIZE = 32  # height and width of every image, in pixels
 PIXELS = 3 * SIZE * SIZE  # bytes of an image: all of its red, then green, then blue
@@ -84,11 +85,6 @@ def load_cifar10(data_dir: str | os.PathLike | None = None) -> Dataset:
 def load_cifar100(data_dir: str | os.PathLike | None = None, coarse: bool = False) -> Dataset:
     """CIFAR-100: as CIFAR-10, with 100 fine classes or the 20 coarse ones that group them."""
     return _load("cifar100", data_dir, label=0 if coarse else 1)
-
-
-def cache_folder() -> Path:
-    """Where downloads go unless told otherwise (XDG base directory specification)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gluon_resnetv2"
 
 
 def _load(name: str, data_dir: str | os.PathLike | None, label: int) -> Dataset:

@@ -142,6 +142,12 @@ class Recipe:
         False, "update parameters once, where gradients meet, not on each device", flag=True,
         machine=True,
     )  # fmt: skip
+    engine: str = _option(
+        "mxnet",
+        "what computes training steps: MXNet's operators, or ours (extra `native`; CPUs)",
+        choices=("mxnet", "native"),
+        machine=True,
+    )
     recompute: str | int = _option(
         "off",
         "activations in that many segments are computed again in the backward pass",
@@ -237,6 +243,8 @@ class Recipe:
         segments = self.recompute
         if segments not in ("auto", "off") and (type(segments) is not int or segments < 1):
             raise UserError(f"--recompute must be auto, off or at least 1, not {segments}")
+        if self.engine == "native":
+            self._check_native()
         if self.kv_store == "dist_async" and self.dtype == "float16":
             raise UserError(
                 "--kv-store dist_async updates on servers, which can't scale the loss as float16 "
@@ -247,6 +255,17 @@ class Recipe:
                 "--update-on-kvstore is for one process, and not for float16; leave it out"
             )
         self.check_batch(workers=1)
+
+    def _check_native(self):
+        for name, what in (
+            ("gpus", self.gpus),
+            ("recompute", self.recompute != "off"),
+            ("sync_bn", self.sync_bn),
+        ):
+            if what:
+                raise UserError(f"--engine native and {flag(name)} exclude each other")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise UserError(f"--engine native computes in float32 or bfloat16, not {self.dtype}")
 
     def check_batch(self, workers: int) -> None:
         """Lets a batch be that has an image for every part it is split into.

@@ -1,0 +1,85 @@
+"""The native operator's library: compiled where it is missing, and loaded into MXNet once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import mxnet as mx
+
+from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.files import cache_folder, whole_file
+from gluon_resnetv2.runtime import cpu_flags
+
+SOURCE = Path(__file__).with_name("trunk.cc")
+OPERATOR = "resnetv2_trunk"
+
+# oneDNN from the package index: what it runs with, and what it is compiled with.
+RUNTIME, HEADERS = "onednn-cpu-gomp", "onednn-devel-cpu-gomp"
+
+
+def load() -> None:
+    """Has MXNet know the operator, as `mx.sym.resnetv2_trunk`; compiles it at its first use.
+
+    Raises:
+        UserError: something that it needs is not installed, or does not work.
+    """
+    if hasattr(mx.sym, OPERATOR):
+        return
+    path = library()
+    try:
+        mx.library.load(str(path), verbose=False)
+    except mx.MXNetError as error:
+        raise UserError(f"MXNet can't load {path}: {str(error).splitlines()[-1]}") from error
+
+
+def library() -> Path:
+    """The compiled library for this processor, this MXNet and this oneDNN, in the user's cache.
+
+    Raises:
+        UserError: as `load`.
+    """
+    runtime, headers = _file(RUNTIME, "libdnnl.so.3"), _file(HEADERS, "oneapi/dnnl/dnnl.hpp")
+    compiler = os.environ.get("CXX", "g++")
+    if not shutil.which(compiler):
+        raise UserError(f"--engine native needs a C++ compiler, and there is no {compiler}; "
+                        "install g++, or set CXX")
+    package = Path(mx.__file__).parent
+    command = [
+        compiler, "-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-w",
+        f"-I{package / 'include'}", f"-I{headers.parents[2]}",
+        str(SOURCE), str(package / "src" / "lib_api.cc"),
+        str(runtime), f"-Wl,-rpath,{runtime.parent}",
+    ]  # fmt: skip
+    identity = [SOURCE.read_text(), *command, metadata.version(RUNTIME), mx.__version__, *sorted(cpu_flags())]
+    digest = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
+    path = cache_folder() / f"native-{digest}.so"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as temporary:
+            done = subprocess.run(
+                [*command, "-o", str(temporary)], capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                errors = [line for line in done.stderr.splitlines() if "error" in line]
+                why = (errors or done.stderr.splitlines() or ["no reason given"])[0]
+                raise UserError(f"{compiler} can't compile the native engine: {why}")
+    return path
+
+
+def _file(package: str, ending: str) -> Path:
+    """Where the file of an installed package is."""
+    try:
+        files = metadata.distribution(package).files or []
+    except metadata.PackageNotFoundError:
+        raise UserError(
+            f"--engine native needs {package}: pip install 'gluon_resnetv2[native]'"
+        ) from None
+    for file in files:
+        if str(file).endswith(ending):
+            return Path(file.locate()).resolve()
+    raise UserError(f"the package {package} has no {ending}; install it again")

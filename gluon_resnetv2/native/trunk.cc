@@ -1,0 +1,633 @@
+// A residual network up to its pooled features, forward and backward, as one operator of MXNet's.
+//
+// MXNet 1.9.1 computes on a oneDNN of 2021. This operator computes on the current one, keeps every
+// activation channels-last and in one type, float32 or bfloat16, from the images to the features,
+// and plans once, for the first batch, what each later batch repeats. What it computes is a
+// program, which `program.py` writes; an instruction is a line of numbers:
+//
+//   conv    out in weight bias channels kernel stride pad     (bias -1: none)
+//   bn      out in gamma beta mean var eps momentum fixed relu
+//   relu    out in
+//   add     out in in          mul   out in in
+//   sigmoid out in             affine out in scale shift     (scale * in + shift)
+//   widen   out in channels stride          (every stride-th pixel, zeros as further channels)
+//   maxpool out in kernel stride pad
+//   mean    out in                                           (over the pixels; the last one)
+//
+// `in` and `out` number the activations, the images being 0; weights and the like are numbers of
+// the operator's inputs, the images again being 0.
+
+#include <mxnet/lib_api.h>
+#include <oneapi/dnnl/dnnl.hpp>
+
+#include <cstring>
+#include <functional>
+#include <map>
+#include <memory>
+#include <sstream>
+#include <stdexcept>
+
+namespace {
+
+using namespace dnnl;
+using mxnet::ext::MXTensor;
+using Arguments = std::unordered_map<int, memory>;
+using Attributes = std::unordered_map<std::string, std::string>;
+using Type = memory::data_type;
+using Tag = memory::format_tag;
+
+// -- Numbers --------------------------------------------------------------------------------------
+
+struct bfloat16 {
+  uint16_t bits;
+};
+
+inline float load(float x) { return x; }
+inline float load(bfloat16 x) {
+  uint32_t bits = uint32_t(x.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline void store(float& to, float x) { to = x; }
+inline void store(bfloat16& to, float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  // To the nearest, ties to even; what is no number stays none.
+  to.bits = x != x ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+// Calls f(T*, T*...) with the pointers' type, which all arrays of a network share.
+template <class F, class... M>
+void typed(F f, const memory& first, const M&... others) {
+  if (first.get_desc().get_data_type() == Type::f32)
+    f(static_cast<float*>(first.get_data_handle()), static_cast<float*>(others.get_data_handle())...);
+  else
+    f(static_cast<bfloat16*>(first.get_data_handle()),
+      static_cast<bfloat16*>(others.get_data_handle())...);
+}
+
+size_t elements(const memory& m) {
+  size_t n = 1;
+  for (auto d : m.get_desc().get_dims()) n *= d;
+  return n;
+}
+
+// to[i] = f(from[i]...) for every element.
+template <class F, class... M>
+void map(F f, const memory& to, const M&... from) {
+  ptrdiff_t n = elements(to);
+  typed(
+      [=](auto* y, auto*... x) {
+#pragma omp parallel for simd
+        for (ptrdiff_t i = 0; i < n; ++i) store(y[i], f(load(x[i])...));
+      },
+      to, from...);
+}
+
+// -- Memory ---------------------------------------------------------------------------------------
+
+using Buffer = std::shared_ptr<memory>;
+
+// Gradients live as long as they are needed: buffers that nobody holds any more are handed out
+// again. The plan is made in the order in which it runs, so this happens while planning alone.
+class Pool {
+ public:
+  explicit Pool(const engine& e) : engine_(e) {}
+
+  Buffer get(const memory::desc& desc) {
+    auto& free = free_[desc.get_size()];
+    std::shared_ptr<void> space;
+    if (free.empty()) {
+      void* fresh = std::aligned_alloc(64, (desc.get_size() + 63) / 64 * 64);
+      if (!fresh) throw std::bad_alloc();
+      space.reset(fresh, std::free);
+    } else {
+      space = free.back();
+      free.pop_back();
+    }
+    kept_.push_back(space);
+    return Buffer(new memory(desc, engine_, space.get()), [&free, space](memory* m) {
+      free.push_back(space);
+      delete m;
+    });
+  }
+
+ private:
+  engine engine_;
+  std::map<size_t, std::vector<std::shared_ptr<void>>> free_;
+  std::vector<std::shared_ptr<void>> kept_;
+};
+
+// -- The network ----------------------------------------------------------------------------------
+
+struct Instruction {
+  std::string name;
+  std::vector<double> numbers;
+
+  int operator[](size_t i) const { return int(numbers.at(i)); }
+};
+
+std::vector<Instruction> parse(const std::string& text) {
+  std::vector<Instruction> program;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line, ';');) {
+    std::istringstream words(line);
+    Instruction instruction;
+    words >> instruction.name;
+    for (double number; words >> number;) instruction.numbers.push_back(number);
+    program.push_back(instruction);
+  }
+  return program;
+}
+
+class Trunk {
+ public:
+  Trunk(const std::string& program, Type type, const std::vector<MXTensor>& inputs)
+      : engine_(engine::kind::cpu, 0), stream_(engine_), pool_(engine_), type_(type) {
+    auto instructions = parse(program);
+    shapes_ = shapes(inputs);
+    values_.resize(instructions.size() + 1);
+    gradients_.resize(instructions.size() + 1);
+    readers_.resize(instructions.size() + 1);
+    for (auto& i : instructions) {
+      ++readers_[i[1]];
+      if (i.name == "add" || i.name == "mul") ++readers_[i[2]];
+    }
+    auto images = input(0, Tag::nchw);
+    values_[0] = memory(activation(shapes_[0]), engine_);
+    run(forward_, reorder(images, values_[0]), {{DNNL_ARG_FROM, images}, {DNNL_ARG_TO, values_[0]}});
+    std::vector<std::function<void()>> plans;  // of the backward pass, in the order of the forward
+    for (auto& i : instructions) plans.push_back(plan(i));
+    for (auto p = plans.rbegin(); p != plans.rend(); ++p) (*p)();
+    gradients_.clear();
+  }
+
+  static std::vector<std::vector<int64_t>> shapes(const std::vector<MXTensor>& inputs) {
+    std::vector<std::vector<int64_t>> found;
+    for (auto& i : inputs) found.push_back(i.shape);
+    return found;
+  }
+
+  // Whether the plan is for inputs of these shapes.
+  bool fits(const std::vector<MXTensor>& inputs) const { return shapes(inputs) == shapes_; }
+
+  void forward(std::vector<MXTensor>& inputs, float* features) {
+    for (auto& [m, index] : inputs_) m.set_data_handle(inputs[index].data_ptr);
+    for (auto& [pointer, index] : statistics_) *pointer = inputs[index].data<float>();
+    features_ = features;
+    for (auto& step : forward_) step();
+    stream_.wait();
+  }
+
+  // `inputs` are the gradient of the features, the operator's inputs and its output.
+  void backward(std::vector<MXTensor>& inputs, std::vector<MXTensor>& gradients) {
+    for (auto& [m, index] : inputs_) m.set_data_handle(inputs[index + 1].data_ptr);
+    for (auto& [m, index] : outputs_) m.set_data_handle(gradients[index].data_ptr);
+    gradient_ = inputs[0].data<float>();
+    for (auto& step : backward_) step();
+    stream_.wait();
+  }
+
+ private:
+  using Steps = std::vector<std::function<void()>>;
+
+  // Planning one instruction appends to the forward pass, and returns what will append to the
+  // backward pass, which is planned from the last instruction to the first.
+  std::function<void()> plan(const Instruction& i) {
+    if (i.name == "conv") return conv(i);
+    if (i.name == "bn") return bn(i);
+    if (i.name == "relu") return relu(i);
+    if (i.name == "add") return add(i);
+    if (i.name == "mul") return mul(i);
+    if (i.name == "sigmoid") return sigmoid(i);
+    if (i.name == "affine") return affine(i);
+    if (i.name == "widen") return widen(i);
+    if (i.name == "maxpool") return maxpool(i);
+    if (i.name == "mean") return mean(i);
+    throw std::runtime_error("no instruction is called " + i.name);
+  }
+
+  std::function<void()> conv(const Instruction& i) {
+    auto x = values_[i[1]];
+    auto shape = x.get_desc().get_dims();
+    memory::dims kernel = {i[4], shape[1], i[5], i[5]}, strides = {i[6], i[6]}, pad = {i[7], i[7]};
+    memory::dims out = {shape[0], i[4], size(shape[2], i), size(shape[3], i)}, wide = {i[4]};
+    memory::desc weights(kernel, type_, Tag::any), diff_weights(kernel, Type::f32, Tag::any);
+    memory::desc bias = i[3] < 0 ? memory::desc() : memory::desc(wide, Type::f32, Tag::a);
+    const auto direct = algorithm::convolution_direct;
+    convolution_forward::primitive_desc pd(engine_, prop_kind::forward_training, direct,
+                                           x.get_desc(), weights, bias, activation(out), strides,
+                                           pad, pad);
+    auto y = values_[i[0]] = memory(activation(out), engine_);
+    auto given = input(i[2], Tag::oihw);
+    auto w = converted(forward_, given, pd.weights_desc());
+    Arguments arguments = {{DNNL_ARG_SRC, x}, {DNNL_ARG_WEIGHTS, w}, {DNNL_ARG_DST, y}};
+    if (i[3] >= 0) arguments[DNNL_ARG_BIAS] = input(i[3], Tag::a);
+    run(forward_, convolution_forward(pd), arguments);
+
+    return [=] {
+      auto dy = take(i[0]);
+      convolution_backward_weights::primitive_desc weights_pd(
+          engine_, direct, x.get_desc(), diff_weights, bias, activation(out), strides, pad, pad, pd);
+      auto target = output(i[2], Tag::oihw);
+      auto dw = weights_pd.diff_weights_desc() == target.get_desc()
+                    ? target
+                    : memory(weights_pd.diff_weights_desc(), engine_);
+      Arguments arguments = {
+          {DNNL_ARG_SRC, x}, {DNNL_ARG_DIFF_DST, *dy}, {DNNL_ARG_DIFF_WEIGHTS, dw}};
+      if (i[3] >= 0) arguments[DNNL_ARG_DIFF_BIAS] = output(i[3], Tag::a);
+      run(backward_, convolution_backward_weights(weights_pd), arguments);
+      if (dw.get() != target.get())
+        run(backward_, reorder(dw, target), {{DNNL_ARG_FROM, dw}, {DNNL_ARG_TO, target}});
+      if (i[1] == 0) return;  // nobody asks for the images' gradient
+      convolution_backward_data::primitive_desc data_pd(engine_, direct, x.get_desc(), weights,
+                                                        activation(out), strides, pad, pad, pd);
+      auto w_back = data_pd.weights_desc() == w.get_desc()
+                        ? w
+                        : converted(backward_, given, data_pd.weights_desc());
+      give(i[1], [&](const memory& dx) {
+        run(backward_, convolution_backward_data(data_pd),
+            {{DNNL_ARG_DIFF_DST, *dy}, {DNNL_ARG_WEIGHTS, w_back}, {DNNL_ARG_DIFF_SRC, dx}});
+      });
+    };
+  }
+
+  std::function<void()> bn(const Instruction& i) {
+    auto x = values_[i[1]], y = values_[i[0]] = like(x);
+    const bool fixed = i[8];
+    const float eps = i.numbers[6], momentum = i.numbers[7];
+    auto flags = normalization_flags::use_scale | normalization_flags::use_shift;
+    if (i[9]) flags |= normalization_flags::fuse_norm_relu;
+    batch_normalization_forward::primitive_desc pd(engine_, prop_kind::forward_training,
+                                                   x.get_desc(), y.get_desc(), eps, flags);
+    memory mean(pd.mean_desc(), engine_), variance(pd.variance_desc(), engine_);
+    memory gamma = fixed ? memory(pd.mean_desc(), engine_) : input(i[2], Tag::a);
+    const int channels = x.get_desc().get_dims()[1];
+    if (fixed) std::fill_n(static_cast<float*>(gamma.get_data_handle()), channels, 1.f);
+    memory marks;  // where the ReLU was open
+    Arguments arguments = {{DNNL_ARG_SRC, x},           {DNNL_ARG_DST, y},
+                           {DNNL_ARG_MEAN, mean},       {DNNL_ARG_VARIANCE, variance},
+                           {DNNL_ARG_SCALE, gamma},     {DNNL_ARG_SHIFT, input(i[3], Tag::a)}};
+    if (i[9]) marks = arguments[DNNL_ARG_WORKSPACE] = memory(pd.workspace_desc(), engine_);
+    run(forward_, batch_normalization_forward(pd), arguments);
+    for (auto& [index, batch] : {std::pair{i[4], mean}, std::pair{i[5], variance}}) {
+      auto moving = std::make_shared<float*>();
+      statistics_.emplace_back(moving, index);
+      auto* now = static_cast<float*>(batch.get_data_handle());
+      forward_.push_back([=] {
+        for (int c = 0; c < channels; ++c)
+          (*moving)[c] = momentum * (*moving)[c] + (1 - momentum) * now[c];
+      });
+    }
+
+    return [=] {
+      auto dy = take(i[0]);
+      batch_normalization_backward::primitive_desc back_pd(
+          engine_, prop_kind::backward, x.get_desc(), x.get_desc(), x.get_desc(), eps, flags, pd);
+      auto dgamma = fixed ? memory(pd.mean_desc(), engine_) : output(i[2], Tag::a);
+      if (fixed) {  // of what is fixed, the gradient is zero
+        auto asked = output(i[2], Tag::a);
+        backward_.push_back([=] { std::fill_n(data(asked), channels, 0.f); });
+      }
+      Arguments arguments = {{DNNL_ARG_SRC, x},           {DNNL_ARG_DIFF_DST, *dy},
+                             {DNNL_ARG_MEAN, mean},       {DNNL_ARG_VARIANCE, variance},
+                             {DNNL_ARG_SCALE, gamma},     {DNNL_ARG_DIFF_SCALE, dgamma},
+                             {DNNL_ARG_DIFF_SHIFT, output(i[3], Tag::a)}};
+      if (i[9]) arguments[DNNL_ARG_WORKSPACE] = marks;
+      auto write = [&](const memory& dx) {
+        arguments[DNNL_ARG_DIFF_SRC] = dx;
+        run(backward_, batch_normalization_backward(back_pd), arguments);
+      };
+      if (i[1] == 0)  // nobody asks for it, but the primitive writes it
+        write(*pool_.get(x.get_desc()));
+      else
+        give(i[1], write);
+    };
+  }
+
+  std::function<void()> relu(const Instruction& i) {
+    auto x = values_[i[1]], y = values_[i[0]] = like(x);
+    forward_.push_back([=] { map([](float a) { return a > 0 ? a : 0; }, y, x); });
+    return [=] {
+      auto dy = take(i[0]);
+      give(i[1], [&](const memory& dx) {
+        backward_.push_back(
+            [=, dy = *dy] { map([](float g, float a) { return a > 0 ? g : 0; }, dx, dy, y); });
+      });
+    };
+  }
+
+  std::function<void()> add(const Instruction& i) {
+    auto a = values_[i[1]], b = values_[i[2]], y = values_[i[0]] = like(a);
+    forward_.push_back([=] { map([](float s, float t) { return s + t; }, y, a, b); });
+    return [=] {
+      auto dy = take(i[0]);
+      for (int operand : {i[1], i[2]}) pass_on(operand, dy);
+    };
+  }
+
+  std::function<void()> mul(const Instruction& i) {
+    auto a = values_[i[1]], b = values_[i[2]], y = values_[i[0]] = like(a);
+    forward_.push_back([=] { map([](float s, float t) { return s * t; }, y, a, b); });
+    return [=] {
+      auto dy = take(i[0]);
+      for (auto& [operand, other] : {std::pair{i[1], b}, std::pair{i[2], a}})
+        give(operand, [&, other = other](const memory& dx) {
+          backward_.push_back(
+              [=, dy = *dy] { map([](float g, float t) { return g * t; }, dx, dy, other); });
+        });
+    };
+  }
+
+  std::function<void()> sigmoid(const Instruction& i) {
+    auto x = values_[i[1]], y = values_[i[0]] = like(x);
+    forward_.push_back([=] { map([](float a) { return 1 / (1 + std::exp(-a)); }, y, x); });
+    return [=] {
+      auto dy = take(i[0]);
+      give(i[1], [&](const memory& dx) {
+        backward_.push_back(
+            [=, dy = *dy] { map([](float g, float s) { return g * s * (1 - s); }, dx, dy, y); });
+      });
+    };
+  }
+
+  std::function<void()> affine(const Instruction& i) {
+    auto x = values_[i[1]], y = values_[i[0]] = like(x);
+    const float scale = i.numbers[2], shift = i.numbers[3];
+    forward_.push_back([=] { map([=](float a) { return scale * a + shift; }, y, x); });
+    return [=] {
+      auto dy = take(i[0]);
+      give(i[1], [&](const memory& dx) {
+        backward_.push_back([=, dy = *dy] { map([=](float g) { return scale * g; }, dx, dy); });
+      });
+    };
+  }
+
+  std::function<void()> widen(const Instruction& i) {
+    auto x = values_[i[1]];
+    auto from = x.get_desc().get_dims();
+    const int channels = i[2], stride = i[3];
+    memory::dims to = {from[0], channels, (from[2] + stride - 1) / stride,
+                       (from[3] + stride - 1) / stride};
+    auto y = values_[i[0]] = memory(activation(to), engine_);
+    forward_.push_back([=] {
+      typed(
+          [=](auto* narrow, auto* wide) {
+            std::memset(wide, 0, y.get_desc().get_size());
+            pixels(from, to, stride, [=](ptrdiff_t p, ptrdiff_t q) {
+              std::copy_n(narrow + p, std::min<int>(from[1], channels), wide + q);
+            });
+          },
+          x, y);
+    });
+    return [=] {
+      auto dy = take(i[0]);
+      give(i[1], [&](const memory& dx) {
+        backward_.push_back([=, dy = *dy] {
+          typed(
+              [=](auto* narrow, auto* wide) {
+                std::memset(narrow, 0, dx.get_desc().get_size());
+                pixels(from, to, stride, [=](ptrdiff_t p, ptrdiff_t q) {
+                  std::copy_n(wide + q, std::min<int>(from[1], channels), narrow + p);
+                });
+              },
+              dx, dy);
+        });
+      });
+    };
+  }
+
+  std::function<void()> maxpool(const Instruction& i) {
+    auto x = values_[i[1]];
+    auto shape = x.get_desc().get_dims();
+    auto pooled = [&](int n) { return (n + 2 * i[4] - i[2]) / i[3] + 1; };
+    memory::dims out = {shape[0], shape[1], pooled(shape[2]), pooled(shape[3])};
+    memory::dims strides = {i[3], i[3]}, kernel = {i[2], i[2]}, pad = {i[4], i[4]}, dense = {0, 0};
+    const auto max = algorithm::pooling_max;
+    pooling_forward::primitive_desc pd(engine_, prop_kind::forward_training, max, x.get_desc(),
+                                       activation(out), strides, kernel, dense, pad, pad);
+    auto y = values_[i[0]] = memory(activation(out), engine_);
+    memory winners(pd.workspace_desc(), engine_);
+    run(forward_, pooling_forward(pd),
+        {{DNNL_ARG_SRC, x}, {DNNL_ARG_DST, y}, {DNNL_ARG_WORKSPACE, winners}});
+    return [=] {
+      auto dy = take(i[0]);
+      pooling_backward::primitive_desc back_pd(engine_, max, x.get_desc(), activation(out), strides,
+                                               kernel, dense, pad, pad, pd);
+      give(i[1], [&](const memory& dx) {
+        run(backward_, pooling_backward(back_pd),
+            {{DNNL_ARG_DIFF_DST, *dy}, {DNNL_ARG_DIFF_SRC, dx}, {DNNL_ARG_WORKSPACE, winners}});
+      });
+    };
+  }
+
+  std::function<void()> mean(const Instruction& i) {
+    auto x = values_[i[1]];
+    auto shape = x.get_desc().get_dims();
+    const ptrdiff_t n = shape[0], channels = shape[1], area = shape[2] * shape[3];
+    forward_.push_back([=] {
+      typed(
+          [=](auto* a) {
+#pragma omp parallel for
+            for (ptrdiff_t k = 0; k < n; ++k) {
+              float* sum = features_ + k * channels;
+              std::fill_n(sum, channels, 0.f);
+              for (ptrdiff_t p = 0; p < area; ++p)
+                for (ptrdiff_t c = 0; c < channels; ++c)
+                  sum[c] += load(a[(k * area + p) * channels + c]);
+              for (ptrdiff_t c = 0; c < channels; ++c) sum[c] /= area;
+            }
+          },
+          x);
+    });
+    return [=] {
+      give(i[1], [&](const memory& dx) {
+        backward_.push_back([=] {
+          typed(
+              [=](auto* a) {
+#pragma omp parallel for
+                for (ptrdiff_t k = 0; k < n; ++k)
+                  for (ptrdiff_t p = 0; p < area; ++p)
+                    for (ptrdiff_t c = 0; c < channels; ++c)
+                      store(a[(k * area + p) * channels + c], gradient_[k * channels + c] / area);
+              },
+              dx);
+        });
+      });
+    };
+  }
+
+  // Calls f(offset in the large image, offset in the small one) for every pixel of the small one.
+  template <class F>
+  static void pixels(const memory::dims& large, const memory::dims& small, int stride, F f) {
+#pragma omp parallel for
+    for (ptrdiff_t row = 0; row < small[0] * small[2]; ++row) {
+      ptrdiff_t n = row / small[2], h = row % small[2];
+      for (ptrdiff_t w = 0; w < small[3]; ++w)
+        f(((n * large[2] + h * stride) * large[3] + w * stride) * large[1],
+          (row * small[3] + w) * small[1]);
+    }
+  }
+
+  static int64_t size(int64_t before, const Instruction& conv) {
+    return (before + 2 * conv[7] - conv[5]) / conv[6] + 1;
+  }
+
+  memory::desc activation(const memory::dims& shape) const { return {shape, type_, Tag::nhwc}; }
+  memory like(const memory& m) const { return memory(m.get_desc(), engine_); }
+  static float* data(const memory& m) { return static_cast<float*>(m.get_data_handle()); }
+
+  // The operator's input or gradient with this number, which is somewhere else in every call.
+  memory input(int index, Tag tag) { return outside(inputs_, index, tag); }
+  memory output(int index, Tag tag) { return outside(outputs_, index, tag); }
+
+  memory outside(std::vector<std::pair<memory, int>>& list, int index, Tag tag) {
+    memory m({shapes_[index], Type::f32, tag}, engine_, nullptr);
+    list.emplace_back(m, index);
+    return m;
+  }
+
+  memory converted(Steps& steps, const memory& given, const memory::desc& desc) {
+    if (given.get_desc() == desc) return given;
+    memory m(desc, engine_);
+    run(steps, reorder(given, m), {{DNNL_ARG_FROM, given}, {DNNL_ARG_TO, m}});
+    return m;
+  }
+
+  void run(Steps& steps, const primitive& what, const Arguments& with) {
+    steps.push_back([this, what, with] { what.execute(stream_, with); });
+  }
+
+  // The gradient of an activation, which is complete: all that read it have been planned.
+  Buffer take(int value) {
+    if (!gradients_[value]) throw std::runtime_error("an activation that nothing reads");
+    return std::move(gradients_[value]);
+  }
+
+  // Adds to the gradient of an activation what `write` plans to be written.
+  template <class F>
+  void give(int value, F write) {
+    auto fresh = pool_.get(values_[value].get_desc());
+    write(*fresh);
+    if (auto before = gradients_[value])
+      backward_.push_back([a = *fresh, b = *before] {
+        map([](float s, float t) { return s + t; }, a, a, b);
+      });
+    gradients_[value] = fresh;
+  }
+
+  // The same where it is there already.
+  void pass_on(int value, const Buffer& gradient) {
+    if (value == 0) return;
+    if (!gradients_[value]) {
+      gradients_[value] = gradient;
+      return;
+    }
+    auto fresh = pool_.get(values_[value].get_desc());
+    backward_.push_back([a = *gradients_[value], b = *gradient, sum = *fresh] {
+      map([](float s, float t) { return s + t; }, sum, a, b);
+    });
+    gradients_[value] = fresh;
+  }
+
+  engine engine_;
+  stream stream_;
+  Pool pool_;
+  Type type_;
+  std::vector<std::vector<int64_t>> shapes_;
+  std::vector<memory> values_;
+  std::vector<int> readers_;
+  std::vector<Buffer> gradients_;  // while the backward pass is being planned
+  std::vector<std::pair<memory, int>> inputs_, outputs_;
+  std::vector<std::pair<std::shared_ptr<float*>, int>> statistics_;
+  float *features_, *gradient_;
+  Steps forward_, backward_;
+};
+
+// -- The operator ---------------------------------------------------------------------------------
+
+class Operator : public mxnet::ext::CustomStatefulOp {
+ public:
+  explicit Operator(const Attributes& attributes)
+      : program_(attributes.at("program")),
+        type_(attributes.at("dtype") == "bfloat16" ? Type::bf16 : Type::f32) {}
+
+  mxnet::ext::MXReturnValue Forward(std::vector<MXTensor>* inputs, std::vector<MXTensor>* outputs,
+                                    const mxnet::ext::OpResource&) override {
+    return guarded([&] {
+      if (!trunk_ || !trunk_->fits(*inputs)) {
+        trunk_.reset();  // before its successor needs the memory
+        trunk_ = std::make_unique<Trunk>(program_, type_, *inputs);
+      }
+      trunk_->forward(*inputs, (*outputs)[0].data<float>());
+    });
+  }
+
+  mxnet::ext::MXReturnValue Backward(std::vector<MXTensor>* inputs, std::vector<MXTensor>* outputs,
+                                     const mxnet::ext::OpResource&) override {
+    return guarded([&] { trunk_->backward(*inputs, *outputs); });
+  }
+
+ private:
+  template <class F>
+  static mxnet::ext::MXReturnValue guarded(F f) {
+    try {
+      f();
+      return mxnet::ext::MX_SUCCESS;
+    } catch (const std::exception& error) {
+      MX_ERROR_MSG << error.what();
+      return mxnet::ext::MX_FAIL;
+    }
+  }
+
+  std::string program_;
+  Type type_;
+  std::unique_ptr<Trunk> trunk_;
+};
+
+mxnet::ext::MXReturnValue parse_attributes(const Attributes& attributes, int* inputs,
+                                           int* outputs) {
+  *inputs = std::stoi(attributes.at("inputs"));
+  *outputs = 1;
+  return mxnet::ext::MX_SUCCESS;
+}
+
+mxnet::ext::MXReturnValue infer_type(const Attributes&, std::vector<int>* inputs,
+                                     std::vector<int>* outputs) {
+  std::fill(inputs->begin(), inputs->end(), mxnet::ext::kFloat32);
+  (*outputs)[0] = mxnet::ext::kFloat32;
+  return mxnet::ext::MX_SUCCESS;
+}
+
+mxnet::ext::MXReturnValue infer_shape(const Attributes& attributes,
+                                      std::vector<std::vector<unsigned>>* inputs,
+                                      std::vector<std::vector<unsigned>>* outputs) {
+  (*outputs)[0] = {(*inputs)[0][0], unsigned(std::stoi(attributes.at("features")))};
+  return mxnet::ext::MX_SUCCESS;
+}
+
+mxnet::ext::MXReturnValue mutate_inputs(const Attributes& attributes, std::vector<int>* indices) {
+  for (auto& i : parse(attributes.at("program")))
+    if (i.name == "bn") indices->insert(indices->end(), {i[4], i[5]});
+  return mxnet::ext::MX_SUCCESS;
+}
+
+mxnet::ext::MXReturnValue create(const Attributes& attributes, const mxnet::ext::MXContext&,
+                                 const std::vector<std::vector<unsigned>>&, const std::vector<int>,
+                                 mxnet::ext::CustomStatefulOp** made) {
+  *made = mxnet::ext::CustomStatefulOp::create<Operator>(attributes);
+  return mxnet::ext::MX_SUCCESS;
+}
+
+}  // namespace
+
+REGISTER_OP(resnetv2_trunk)
+    .setParseAttrs(parse_attributes)
+    .setInferType(infer_type)
+    .setInferShape(infer_shape)
+    .setMutateInputs(mutate_inputs)
+    .setCreateOpState(create, "cpu");
+
+mxnet::ext::MXReturnValue initialize(int) { return mxnet::ext::MX_SUCCESS; }
