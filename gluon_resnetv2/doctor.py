@@ -158,6 +158,9 @@ def _processor(found: dict) -> Iterator[Row]:
         yield row("OpenMP threads", found["threads"])
     if "isa" in found:
         yield row("oneDNN uses", found["isa"])
+    native = _version("onednn-cpu-gomp")
+    missing = "not installed: pip install 'gluon_resnetv2[native]'"
+    yield row("--engine native", f"with oneDNN of {native}" if native else missing)
 
 
 def _gpus() -> Iterator[Row]:

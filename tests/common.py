@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import mxnet as mx
 import numpy as np
+import pytest
 
 from gluon_resnetv2.deploy.artifact import Artifact, load
+from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import sha256, write_json
 from gluon_resnetv2.layers import BatchNorm
+from gluon_resnetv2.native import library
 from gluon_resnetv2.net import ResNetV2
 
 
@@ -28,6 +31,16 @@ def randomise(net: ResNetV2, seed: int = 0, dtype: str = "float32") -> dict[str,
         values[name] = value.astype(dtype)
         parameter.set_data(mx.nd.array(values[name], dtype=dtype))
     return values
+
+
+def skip_unless_installed() -> None:
+    """Skips where the native engine's oneDNN is not installed: it is for Linux on x86-64."""
+    try:
+        library.load()
+    except UserError as error:
+        if library.RUNTIME in str(error):
+            pytest.skip(str(error))
+        raise
 
 
 def use_moving_statistics(block) -> None:

@@ -13,6 +13,7 @@ from gluon_resnetv2.profiling.layers import layers_of
 from gluon_resnetv2.profiling.main import report, run
 from gluon_resnetv2.profiling.verbose import parse
 from gluon_resnetv2.spec import named
+from tests.common import skip_unless_installed
 
 ROOT = Path(__file__).resolve().parents[1]
 TENSORS = "data_f32::blocked:aBcd16b:f0 diff_undef::undef::f0"
@@ -37,8 +38,9 @@ LINES = "\n".join(
 )
 
 
-def test_lines_of_onednn_are_read():
-    conv, norm, total, copy = parse(LINES)
+@pytest.mark.parametrize("begin", ["dnnl_verbose", "onednn_verbose"])
+def test_lines_of_onednn_are_read(begin):
+    conv, norm, total, copy = parse(LINES.replace("dnnl_verbose", begin))
     assert (conv.kind, conv.kernel, conv.direction) == (
         *("convolution", "jit:avx512_common"),
         "backward weights",
@@ -67,10 +69,13 @@ def test_reference_kernels_are_known_by_their_names(kernel, slow):
     assert primitive.slow is slow
 
 
-@pytest.fixture(scope="module", params=["preact14", "resnet11"])
+@pytest.fixture(scope="module", params=["preact14 mxnet", "resnet11 mxnet", "preact14 native"])
 def profiled(request):
-    job = {"model": request.param, "switches": {}, "batch_size": 4, "image_size": 16}
-    job.update(steps=2, dtype="float32", inference=False)
+    model, engine = request.param.split()
+    if engine == "native":
+        skip_unless_installed()
+    job = {"model": model, "switches": {}, "batch_size": 4, "image_size": 16}
+    job.update(steps=2, dtype="float32", inference=False, engine=engine)
     return job, *run(job)
 
 
@@ -133,6 +138,7 @@ def test_the_command_profiles_inference():
         (("nope",), "error: unknown model 'nope'"),
         (("preact8", "--steps", "0"), "error: --steps must be 1 to"),
         (("preact8", "--shortcut", "none"), "error: unknown shortcut 'none'"),
+        (("preact8", "--engine", "native", "--inference"), "error: --engine native is for"),
     ],
 )
 def test_mistakes_are_told_in_one_line(words, message):

@@ -252,6 +252,7 @@ OPTIONS = {
     "cpus": ("2", 2),
     "kv_store": ("local", "local"),
     "update_on_kvstore": (None, True),
+    "engine": ("native", "native"),
     "recompute": ("4", 4),
     "checkpoint_every": ("500", "500"),
     "keep": ("5", 5),

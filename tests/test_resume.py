@@ -207,6 +207,8 @@ CASES = {
     "recomputed activations": {"recompute": 2},
     "recomputed dropout": {"recompute": 2, "shortcut": "dropout:0.5"},
     "dropout on two devices": {"shortcut": "dropout:0.5", "cpus": 2},
+    "the native engine": {"engine": "native"},
+    "the native engine, a batch in parts": {"engine": "native", "accumulate": 2, "cpus": 2},
 }
 
 

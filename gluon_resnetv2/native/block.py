@@ -29,9 +29,7 @@ def native_block(net: ResNetV2, dtype: str = "float32", adds: bool = False) -> g
     images = mx.sym.var(program.inputs[0], dtype="float32")
     parameters = [mx.sym.var(name) for name in program.inputs[1:]]
     if adds:  # the operator writes, as MXNet does not tell it what to do: its neighbours can add
-        parameters = [
-            one if is_statistic(one.name) else mx.sym.identity(one) for one in parameters
-        ]
+        parameters = [one if is_statistic(one.name) else mx.sym.identity(one) for one in parameters]
     features = mx.sym.resnetv2_trunk(
         images,
         *parameters,

@@ -46,8 +46,10 @@ def library() -> Path:
     runtime, headers = _file(RUNTIME, "libdnnl.so.3"), _file(HEADERS, "oneapi/dnnl/dnnl.hpp")
     compiler = os.environ.get("CXX", "g++")
     if not shutil.which(compiler):
-        raise UserError(f"--engine native needs a C++ compiler, and there is no {compiler}; "
-                        "install g++, or set CXX")
+        raise UserError(
+            f"--engine native needs a C++ compiler, and there is no {compiler}; "
+            "install g++, or set CXX"
+        )
     package = Path(mx.__file__).parent
     command = [
         compiler, "-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-w",
@@ -55,7 +57,13 @@ def library() -> Path:
         str(SOURCE), str(package / "src" / "lib_api.cc"),
         str(runtime), f"-Wl,-rpath,{runtime.parent}",
     ]  # fmt: skip
-    identity = [SOURCE.read_text(), *command, metadata.version(RUNTIME), mx.__version__, *sorted(cpu_flags())]
+    identity = [
+        SOURCE.read_text(),
+        *command,
+        metadata.version(RUNTIME),
+        mx.__version__,
+        *sorted(cpu_flags()),
+    ]
     digest = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
     path = cache_folder() / f"native-{digest}.so"
     if not path.is_file():

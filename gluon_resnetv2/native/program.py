@@ -113,6 +113,8 @@ class Program:
             return ("affine", x.number, attrs["scalar"], 0), x.channels
         if op == "_rminus_scalar":
             return ("affine", x.number, -1, attrs["scalar"]), x.channels
+        if op == "Dropout":
+            return ("dropout", x.number, attrs["p"]), x.channels
         if op == "Pooling" and attrs["pool_type"] == "max" and not attrs.get("global_pool"):
             square = attrs["kernel"][0], attrs["stride"][0], attrs["pad"][0]
             return ("maxpool", x.number, *square), x.channels

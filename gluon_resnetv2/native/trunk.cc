@@ -11,6 +11,7 @@
 //   add     out in in          mul   out in in
 //   sigmoid out in             affine out in scale shift     (scale * in + shift)
 //   widen   out in channels stride          (every stride-th pixel, zeros as further channels)
+//   dropout out in ratio                    (what stays is divided by 1 - ratio)
 //   maxpool out in kernel stride pad
 //   mean    out in                                           (over the pixels; the last one)
 //
@@ -173,10 +174,11 @@ class Trunk {
   // Whether the plan is for inputs of these shapes.
   bool fits(const std::vector<MXTensor>& inputs) const { return shapes(inputs) == shapes_; }
 
-  void forward(std::vector<MXTensor>& inputs, float* features) {
+  void forward(std::vector<MXTensor>& inputs, float* features, uint32_t seed) {
     for (auto& [m, index] : inputs_) m.set_data_handle(inputs[index].data_ptr);
     for (auto& [pointer, index] : statistics_) *pointer = inputs[index].data<float>();
     features_ = features;
+    seed_ = seed;
     for (auto& step : forward_) step();
     stream_.wait();
   }
@@ -204,6 +206,7 @@ class Trunk {
     if (i.name == "sigmoid") return sigmoid(i);
     if (i.name == "affine") return affine(i);
     if (i.name == "widen") return widen(i);
+    if (i.name == "dropout") return dropout(i);
     if (i.name == "maxpool") return maxpool(i);
     if (i.name == "mean") return mean(i);
     throw std::runtime_error("no instruction is called " + i.name);
@@ -399,6 +402,45 @@ class Trunk {
     };
   }
 
+  std::function<void()> dropout(const Instruction& i) {
+    auto x = values_[i[1]], y = values_[i[0]] = like(x);
+    const float ratio = i.numbers[2], rescale = ratio < 1 ? 1 / (1 - ratio) : 0;
+    const auto threshold = uint64_t(ratio * 4294967296.0);
+    const uint64_t place = i[0];
+    auto stays = std::make_shared<std::vector<uint8_t>>(elements(x));
+    auto apply = [=](const memory& from, const memory& to) {
+      typed(
+          [=, stays = stays->data(), n = ptrdiff_t(stays->size())](auto* a, auto* b) {
+#pragma omp parallel for simd
+            for (ptrdiff_t k = 0; k < n; ++k) store(b[k], stays[k] ? load(a[k]) * rescale : 0);
+          },
+          from, to);
+    };
+    forward_.push_back([=] {
+      // Each element by a number of its own, so that threads do not matter.
+      const uint64_t start = mixed(uint64_t(seed_) << 32 | place);
+      auto* stay = stays->data();
+      const ptrdiff_t n = stays->size();
+#pragma omp parallel for
+      for (ptrdiff_t k = 0; k < n; ++k) stay[k] = mixed(start + k) >> 32 >= threshold;
+      apply(x, y);
+    });
+    return [=] {
+      auto dy = take(i[0]);
+      give(i[1], [&](const memory& dx) {
+        backward_.push_back([=, dy = *dy] { apply(dy, dx); });
+      });
+    };
+  }
+
+  // The output function of SplitMix64 (Steele et al., OOPSLA 2014, Fig. 14).
+  static uint64_t mixed(uint64_t x) {
+    x += 0x9e3779b97f4a7c15;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
+    x = (x ^ x >> 27) * 0x94d049bb133111eb;
+    return x ^ x >> 31;
+  }
+
   std::function<void()> maxpool(const Instruction& i) {
     auto x = values_[i[1]];
     auto shape = x.get_desc().get_dims();
@@ -543,6 +585,7 @@ class Trunk {
   std::vector<std::pair<memory, int>> inputs_, outputs_;
   std::vector<std::pair<std::shared_ptr<float*>, int>> statistics_;
   float *features_, *gradient_;
+  uint32_t seed_;
   Steps forward_, backward_;
 };
 
@@ -555,13 +598,15 @@ class Operator : public mxnet::ext::CustomStatefulOp {
         type_(attributes.at("dtype") == "bfloat16" ? Type::bf16 : Type::f32) {}
 
   mxnet::ext::MXReturnValue Forward(std::vector<MXTensor>* inputs, std::vector<MXTensor>* outputs,
-                                    const mxnet::ext::OpResource&) override {
+                                    const mxnet::ext::OpResource& resource) override {
     return guarded([&] {
       if (!trunk_ || !trunk_->fits(*inputs)) {
         trunk_.reset();  // before its successor needs the memory
         trunk_ = std::make_unique<Trunk>(program_, type_, *inputs);
       }
-      trunk_->forward(*inputs, (*outputs)[0].data<float>());
+      // MXNet's own generator, which `mx.random.seed` sets.
+      uint32_t seed = (*resource.get_cpu_rand_states())();
+      trunk_->forward(*inputs, (*outputs)[0].data<float>(), seed);
     });
   }
 

@@ -15,6 +15,7 @@ import numpy as np
 from mxnet import autograd, gluon
 
 from gluon_resnetv2.layers import DTYPES
+from gluon_resnetv2.native.block import native_block
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import named
 from gluon_resnetv2.training.optimizer import TENSORS_AT_ONCE
@@ -57,18 +58,22 @@ def _step(spec, job, images, labels, **hybridize):
     mx.random.seed(0)
     net = ResNetV2(spec, dtype=job["dtype"])
     net.initialize()
-    net.hybridize(static_alloc=True, static_shape=True, **hybridize)
+    if job["engine"] == "native":
+        block = native_block(net, job["dtype"])
+    else:
+        block = net
+        net.hybridize(static_alloc=True, static_shape=True, **hybridize)
     optimizer = mx.optimizer.create("sgd", learning_rate=0.01, momentum=0.9, wd=1e-4)
     optimizer.aggregate_num = TENSORS_AT_ONCE
     trainer = gluon.Trainer(net.collect_params(), optimizer)
 
     def train():
         with autograd.record():
-            loss = cross_entropy(net(images), labels)
+            loss = cross_entropy(block(images), labels)
         loss.backward()
         trainer.step(len(images))
 
-    return (lambda: net(images)) if job["inference"] else train
+    return (lambda: block(images)) if job["inference"] else train
 
 
 def _operators(spec, job, images, labels):

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from gluon_resnetv2 import runtime
 from gluon_resnetv2.cli import aligned
 from gluon_resnetv2.errors import UserError, last_line
+from gluon_resnetv2.native import library
 from gluon_resnetv2.profiling import child
 from gluon_resnetv2.profiling.layers import layers_of
 from gluon_resnetv2.profiling.verbose import Primitive, parse
@@ -41,6 +42,10 @@ def main(options: argparse.Namespace) -> int:
             raise UserError(
                 f"--{name.replace('_', '-')} must be 1 to {IMAGE_SIZE_MAX}, not {value}"
             )
+    if options.engine == "native":
+        if options.inference:
+            raise UserError("--engine native is for training; leave out --inference")
+        library.load()  # here, where what it lacks can be told
     job = {
         "model": options.model,
         "switches": switches,
@@ -49,6 +54,7 @@ def main(options: argparse.Namespace) -> int:
         "steps": options.steps,
         "dtype": options.dtype,
         "inference": options.inference,
+        "engine": options.engine,
     }
     steps, answer = run(job)
     print(report(job, steps, answer))
@@ -88,7 +94,7 @@ def report(job: dict, steps: Sequence[Sequence[Primitive]], answer: dict) -> str
     ceilings = answer["ceilings"]
     head = (
         f"{job['model']}{switches}, {what}: {job['batch_size']} images of {size}x{size}, "
-        f"{job['dtype']}, {runtime.cpus()} CPUs\n"
+        f"{job['dtype']}, {job['engine']} engine, {runtime.cpus()} CPUs\n"
         f"{total:.1f} ms, the median of {len(steps)} ({spread}): "
         f"{1000 * job['batch_size'] / total:.4g} images/s; {inside:.1f} ms of it in oneDNN\n"
         f"this machine: {ceilings['gflops']:.0f} GFLOP/s in a {job['dtype']} matrix product, "

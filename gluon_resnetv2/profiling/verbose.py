@@ -1,6 +1,7 @@
 """oneDNN's verbose output as data. Nothing here imports a framework.
 
-With DNNL_VERBOSE=1 oneDNN 2.4 prints a line for each primitive that it executes:
+With DNNL_VERBOSE=1 oneDNN prints a line for each primitive that it executes, where MXNet's own,
+2.4, begins with "dnnl_verbose" and newer ones with "onednn_verbose":
 
     dnnl_verbose,exec,cpu,KIND,KERNEL,PROPAGATION,TENSORS,ATTRIBUTES,DETAILS,SHAPES,MILLISECONDS
 """
@@ -90,7 +91,8 @@ def parse(text: str) -> list[Primitive]:
 
 def _primitive(line):
     fields = line.split(",")
-    if line[:18] != "dnnl_verbose,exec," or len(fields) != 11:
+    executed = fields[:2] in (["dnnl_verbose", "exec"], ["onednn_verbose", "exec"])
+    if not executed or len(fields) != 11:
         return None
     _, _, _, kind, kernel, direction, tensors, _, _, shapes, milliseconds = fields
     return Primitive(

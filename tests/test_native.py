@@ -1,0 +1,331 @@
+"""The native engine: gradients and statistics as MXNet's operators have them, and what it lacks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import autograd, gluon
+
+from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.layers import is_statistic
+from gluon_resnetv2.native import library
+from gluon_resnetv2.native.block import native_block
+from gluon_resnetv2.native.program import Program
+from gluon_resnetv2.net import ResNetV2, get_model
+from gluon_resnetv2.profiling.verbose import parse
+from gluon_resnetv2.spec import ORDER, named
+from gluon_resnetv2.training.precision import cpu_has_bfloat16
+from gluon_resnetv2.training.recipe import Recipe
+from tests.common import randomise, relative, skip_unless_installed
+
+ROOT = Path(__file__).resolve().parents[1]
+SHORTCUTS = (
+    *("identity", "plain", "scale:0.5,0.5", "gate:-2", "exclusive-gate:-2", "conv1x1"),
+    "dropout:0",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def installed():
+    skip_unless_installed()
+
+
+def trained(net, block=None, dtype="float64", size=16, counts=(4,)):
+    """Logits, gradients and statistics after passes over random batches of so many images."""
+    values = randomise(net, dtype=dtype)
+    block = block(net) if block else net
+    logits = []
+    for number, count in enumerate(counts):
+        rng = np.random.RandomState(number)
+        images = mx.nd.array(rng.normal(size=(count, 3, size, size)), dtype=dtype)
+        weights = mx.nd.array(rng.normal(size=(count, net.spec.classes)), dtype=dtype)
+        with autograd.record():
+            logits.append(block(images))
+            loss = (logits[-1] * weights).sum()
+        loss.backward()
+    found = {f"logits {number}": logit.asnumpy() for number, logit in enumerate(logits)}
+    for name in values:
+        parameter = net.collect_params()[name]
+        if is_statistic(name):
+            found[name] = parameter.data().asnumpy()
+        elif parameter.grad_req != "null":
+            found[name] = parameter.grad().asnumpy()
+    return found
+
+
+def difference(found, expected):
+    """The largest relative difference, and what has it.
+
+    A bias before a batch normalisation has no gradient, but for rounding: hence the floor.
+    """
+    assert list(found) == list(expected)
+    return max((relative(found[name], expected[name], 0.1), name) for name in expected)
+
+
+def check(net, tolerance=2e-5, **kwargs):
+    spec = net.spec
+    expected = trained(ResNetV2(spec), **kwargs)
+    found = trained(net, native_block, "float32", **kwargs)
+    assert difference(found, expected) < (tolerance,)
+
+
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
+@pytest.mark.parametrize("order", ORDER)
+def test_every_order_and_shortcut_trains_as_float64_in_mxnet(order, shortcut):
+    check(get_model("preact8", unit="basic", order=order, shortcut=shortcut))
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {"name": "preact11", "unit": "bottleneck"},
+        {"name": "preact8", "unit": "basic", "widening": "B"},
+        {"name": "preact8", "unit": "basic", "widening": "C", "input_bn": "shift"},
+        {"name": "preact8", "unit": "basic", "biases": True},
+        {"name": "plain8"},
+        {"name": "preact18"},
+        {"name": "resnet18"},
+    ],
+    ids=str,
+)
+def test_other_networks_train_as_float64_in_mxnet(switches):
+    net = get_model(**switches)
+    check(net, size=64 if net.spec.stem == "imagenet" else 16)
+
+
+def test_batches_of_other_sizes_may_come():
+    check(get_model("preact8", unit="basic"), counts=(4, 3, 3, 4))
+
+
+def test_two_passes_may_go_forward_before_the_first_goes_back():
+    net = get_model("preact8", unit="basic")
+    randomise(net)
+    images = [mx.nd.random.normal(shape=(2, 3, 8, 8)) for _ in range(2)]
+
+    def gradients(block):
+        with autograd.record():
+            loss = block(images[0]).square().sum() + block(images[1]).sum()
+        loss.backward()
+        parameters = net.collect_params().values()
+        return [p.grad().asnumpy() for p in parameters if p.grad_req != "null"]
+
+    block = native_block(net)
+    found = gradients(block)
+    for one, other in zip(found, gradients(net)):
+        assert relative(one, other, 1e-3) < 1e-4
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_gradients_add_up_where_they_are_to(rounds):
+    net = get_model("preact8", unit="basic")
+    randomise(net)
+    net.collect_params().setattr("grad_req", "add")
+    images = mx.nd.random.normal(shape=(2, 3, 8, 8))
+    block = native_block(net, adds=True)
+    for _ in range(rounds):
+        with autograd.record():
+            loss = block(images).square().sum()
+        loss.backward()
+    found = net.output.weight.grad().asnumpy(), net.features[0].weight.grad().asnumpy()
+    net.collect_params().setattr("grad_req", "write")
+    with autograd.record():
+        loss = net(images).square().sum()
+    loss.backward()
+    expected = net.output.weight.grad().asnumpy(), net.features[0].weight.grad().asnumpy()
+    for one, other in zip(found, expected):
+        assert relative(one, rounds * other) < 1e-4
+
+
+def test_two_devices_train_side_by_side():
+    net = get_model("preact8", unit="basic")
+    devices = [mx.cpu(0), mx.cpu(1)]
+    mx.random.seed(0)
+    net.initialize(ctx=devices)
+    block = native_block(net)
+    images = [mx.nd.random.normal(shape=(2, 3, 8, 8), ctx=device) for device in devices]
+    with autograd.record():
+        losses = [block(part).square().sum() for part in images]
+    autograd.backward(losses)
+    found = [gradient.asnumpy() for gradient in net.features[0].weight.list_grad()]
+    with autograd.record():
+        losses = [net(part).square().sum() for part in images]
+    autograd.backward(losses)
+    for one, other in zip(found, net.features[0].weight.list_grad()):
+        assert relative(one, other.asnumpy()) < 1e-4
+
+
+@pytest.mark.skipif(not cpu_has_bfloat16(), reason="this CPU has no bfloat16")
+def test_bfloat16_rounds_and_computes_the_same():
+    """8 bits of mantissa, rounding anew in each layer: some percent, and never nothing."""
+    expected = trained(ResNetV2(named("preact8", unit="basic")), size=16)
+    net = get_model("preact8", unit="basic")
+    found = trained(net, lambda net: native_block(net, "bfloat16"), "float32", size=16)
+    differences = {name: relative(found[name], expected[name], 1e-4) for name in expected}
+    assert differences["logits 0"] < 0.03
+    assert max(differences.values()) < 0.2
+    assert np.median(list(differences.values())) > 1e-3
+
+
+# Trains a little with every order and shortcut.
+EVERY_NETWORK = """
+import sys
+import gluon_resnetv2
+import mxnet as mx
+from mxnet import autograd
+from gluon_resnetv2.native.block import native_block
+from gluon_resnetv2.net import get_model
+from gluon_resnetv2.spec import ORDER
+
+for order in ORDER:
+    for shortcut in sys.argv[2:]:
+        net = get_model("preact8", unit="basic", order=order, shortcut=shortcut)
+        net.initialize()
+        block = native_block(net, sys.argv[1])
+        with autograd.record():
+            loss = block(mx.nd.ones((4, 3, 32, 32))).sum()
+        loss.backward()
+        mx.nd.waitall()
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_no_order_and_no_shortcut_meets_a_reference_kernel(dtype):
+    if dtype == "bfloat16" and not cpu_has_bfloat16():
+        pytest.skip("this CPU has no bfloat16")
+    done = subprocess.run(
+        [sys.executable, "-c", EVERY_NETWORK, dtype, *SHORTCUTS[:-1], "dropout:0.5"],
+        cwd=ROOT,
+        env={**os.environ, "DNNL_VERBOSE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = [one for one in parse(done.stdout) if "avx512" in one.kernel or one.slow]
+    assert len(found) > 1000
+    assert {(one.what, one.kernel) for one in found if one.slow} == set()
+
+
+# -- Dropout ---------------------------------------------------------------------------------------
+
+
+def masked(seed, ratio=0.5, side=64):
+    """Features of images of ones behind a dropout, and the gradient of the weights before it."""
+    mx.random.seed(seed)
+    weight = mx.nd.array([[[[2.0]]], [[[3.0]]]])
+    weight.attach_grad()
+    with autograd.record():
+        features = mx.nd.resnetv2_trunk(
+            mx.nd.ones((1, 1, side, side)),
+            weight,
+            program=f"conv 1 0 1 -1 2 1 1 0;dropout 2 1 {ratio};mean 3 2",
+            dtype="float32",
+            inputs=2,
+            features=2,
+        )
+    features.backward()
+    return features.asnumpy()[0], weight.grad.asnumpy().ravel()
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.1, 0.5])
+def test_dropout_keeps_the_mean_and_masks_the_gradient_alike(ratio):
+    features, gradient = masked(0, ratio)
+    part = features / [2, 3]  # of the elements that stay, over 1 - ratio
+    np.testing.assert_allclose(gradient, part, rtol=1e-4)
+    # Six standard deviations of the mean of 64 * 64 such elements.
+    assert np.abs(part - 1).max() <= 6 * np.sqrt(ratio / (1 - ratio)) / 64 + 1e-6
+    assert ratio == 0 or part[0] != part[1]
+
+
+def test_what_dropout_draws_is_mxnets_seeds():
+    (one, _), (same, _), (other, _) = masked(1), masked(1), masked(2)
+    assert (one == same).all()
+    assert (one != other).all()
+
+
+# -- What it lacks ---------------------------------------------------------------------------------
+
+
+def test_the_program_of_a_unit_is_as_written_by_hand():
+    net = get_model("preact8", unit="basic")
+    lines = Program(net(mx.sym.var("data")), 3).text.split(";")
+    assert lines[:6] == [
+        "conv 1 0 1 -1 16 3 1 1",
+        "bn 2 1 2 3 4 5 1e-05 0.9 0 1",  # with the ReLU, which the first unit shares
+        "conv 3 2 6 -1 16 3 1 1",
+        "bn 4 3 7 8 9 10 1e-05 0.9 0 1",
+        "conv 5 4 11 -1 16 3 1 1",
+        "add 6 5 2",
+    ]
+    assert "widen 11 6 32 2" in lines
+    assert lines[-1] == f"mean {len(lines)} {len(lines) - 1}"
+
+
+def test_what_has_no_instruction_is_named():
+    layer = gluon.nn.Conv2D(4, 3, dilation=2, in_channels=3, prefix="wide_")
+    with pytest.raises(UserError, match="no Convolution like that of wide_fwd"):
+        Program(layer(mx.sym.var("data")), 3)
+    symbol = mx.sym.LeakyReLU(mx.sym.var("data"), name="leaky")
+    with pytest.raises(UserError, match="no LeakyReLU like that of leaky; use --engine mxnet"):
+        Program(symbol, 3)
+
+
+def test_an_error_inside_the_operator_is_raised():
+    with pytest.raises(mx.MXNetError):
+        mx.nd.resnetv2_trunk(
+            mx.nd.ones((1, 1, 4, 4)), program="nonsense 1 0", dtype="float32", inputs=1, features=1
+        ).wait_to_read()
+
+
+@pytest.mark.parametrize(
+    ("options", "named_"),
+    [
+        ({"gpus": (0,)}, "--engine native and --gpus exclude each other"),
+        ({"recompute": "auto"}, "--engine native and --recompute exclude each other"),
+        ({"sync_bn": True}, "--engine native and --sync-bn exclude each other"),
+        ({"dtype": "float64"}, "float32 or bfloat16, not float64"),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused(options, named_):
+    with pytest.raises(UserError, match=named_):
+        Recipe(engine="native", **options)
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr(library, "RUNTIME", "no-such-package")
+    with pytest.raises(UserError, match=r"needs no-such-package: pip install 'gluon_resnetv2\["):
+        library.library()
+
+
+def test_a_missing_compiler_is_named(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match="there is no no-such-compiler; install g"):
+        library.library()
+
+
+def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(monkeypatch, tmp_path):
+    (tmp_path / "trunk.cc").write_text("int main() { return nothing; }")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(library, "SOURCE", tmp_path / "trunk.cc")
+    with pytest.raises(UserError, match=r"can't compile the native engine: .*nothing"):
+        library.library()
+    assert list((tmp_path / "cache" / "gluon_resnetv2").iterdir()) == []
+
+
+def test_a_training_reports_what_is_missing_in_one_line(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/nonexistent")
+    words = ("--dataset", "synthetic", "--model", "preact8", "--unit", "basic")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train/cifar.py"), *words, "--engine", "native"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: --engine native needs a C++ compiler")
+    assert "Traceback" not in done.stderr
