@@ -15,7 +15,7 @@ from gluon_resnetv2.training.evaluate import Meter
 from gluon_resnetv2.training.optimizer import make_trainer, optimizer_state, restore_optimizer
 from gluon_resnetv2.training.recipe import OPTIMIZERS, Recipe
 from gluon_resnetv2.training.step import Step, cross_entropy
-from tests.common import randomise, relative, use_moving_statistics
+from tests.common import randomise, relative, skip_unless_installed, use_moving_statistics
 
 RECIPE = Recipe(dataset="synthetic", model="preact8", unit="basic", batch_size=12)
 
@@ -247,6 +247,26 @@ def test_gradients_that_add_up_are_zero_after_a_step():
     gradients[0][:] = np.inf
     update.forget_gradients()
     assert not gradients[0].asnumpy().any()
+
+
+@pytest.mark.parametrize(
+    "way", [{}, {"recompute": 2}, {"engine": "native"}, {"accumulate": 2}], ids=str
+)
+def test_an_input_normalisation_that_learns_nothing_follows_the_images(way):
+    """Its moving mean comes from 0, by 1 - momentum of the way in each forward pass."""
+    if "engine" in way:
+        skip_unless_installed()
+    net = get_model("preact8", unit="basic", input_bn="plain")
+    net.initialize()
+    recipe = variant(batch_size=4, **way)
+    update = Step(net, make_trainer(net, recipe), recipe, contexts(None, 1))
+    images = np.random.RandomState(0).normal(3, 2, size=(4, 3, 8, 8)).astype("float32")
+    update(images, np.zeros(4, "int32"), 0, 4)
+    mean = 0
+    for part in np.array_split(images, recipe.accumulate):
+        mean = 0.9 * mean + 0.1 * part.mean(axis=(0, 2, 3))
+    found = net.collect_params()["bn_data_moving_mean"].data().asnumpy()
+    np.testing.assert_allclose(found, mean, rtol=1e-4)
 
 
 def set_gradients(net, values):

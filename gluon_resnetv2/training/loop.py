@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from functools import partial
 
 import mxnet as mx
 import numpy as np
@@ -19,8 +18,6 @@ from gluon_resnetv2.checkpoint import load_parameters
 from gluon_resnetv2.data import batch_images, num_batches, prefetch
 from gluon_resnetv2.distributed.workers import Workers
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.memory import Recomputed
-from gluon_resnetv2.native.block import native_block
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.training import statistics
 from gluon_resnetv2.training.curves import draw_curves
@@ -31,7 +28,7 @@ from gluon_resnetv2.training.precision import all_finite
 from gluon_resnetv2.training.progress import Progress
 from gluon_resnetv2.training.recipe import Recipe
 from gluon_resnetv2.training.run import Run
-from gluon_resnetv2.training.step import Step, forward_backward
+from gluon_resnetv2.training.step import Step
 from gluon_resnetv2.training.stop import StopSignal
 
 # How many steps Python may be ahead of the devices: enough to keep them busy, and few enough that
@@ -357,12 +354,6 @@ class Training:
         step = state["step"] if state else 0
         self.trainer = make_trainer(self.net, recipe, workers, self.lr_at, step)
         self.update = Step(self.net, self.trainer, recipe, self.devices, workers.rank)
-        if recipe.recompute != "off":
-            segments = None if recipe.recompute == "auto" else recipe.recompute
-            self.update.forward_backward = Recomputed(self.net, segments).forward_backward
-        if recipe.engine == "native":
-            block = native_block(self.net, recipe.dtype, adds=recipe.accumulate > 1)
-            self.update.forward_backward = partial(forward_backward, block)
         if path:
             self._restore(path, state)
 

@@ -10,6 +10,8 @@ import numpy as np
 from mxnet import autograd, gluon
 
 from gluon_resnetv2.data import random_numbers
+from gluon_resnetv2.memory import Recomputed
+from gluon_resnetv2.native.block import native_block
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import Dropout
 from gluon_resnetv2.training.devices import split
@@ -32,6 +34,21 @@ def forward_backward(net: gluon.Block, images: Sequence, losses_of: Callable, se
         losses = losses_of(outputs)
     autograd.backward(losses)
     return losses, outputs
+
+
+def training_pass(net: ResNetV2, recipe: Recipe) -> Callable:
+    """`forward_backward` of `net` in the way that the recipe asks for.
+
+    Raises:
+        UserError: it can't be had.
+    """
+    if recipe.recompute != "off":
+        return Recomputed(
+            net, None if recipe.recompute == "auto" else recipe.recompute
+        ).forward_backward
+    if recipe.engine == "native":
+        net = native_block(net, recipe.dtype, adds=recipe.accumulate > 1)
+    return partial(forward_backward, net)
 
 
 def cross_entropy(
@@ -64,7 +81,7 @@ class Step:
     What is random depends on (seed, step, worker) alone, so that a run can go on from any step.
 
     Attributes:
-        forward_backward: what computes the gradients; `forward_backward` with the network.
+        forward_backward: what computes the gradients, as the function of this name.
         scaler: a `LossScaler`, or None.
     """
 
@@ -77,9 +94,12 @@ class Step:
         worker: int = 0,
     ):
         self.trainer, self.recipe, self.devices, self.worker = trainer, recipe, devices, worker
-        self.forward_backward = partial(forward_backward, net)
+        self.forward_backward = training_pass(net, recipe)
         self.scaler = LossScaler() if recipe.dtype == "float16" else None
         self._draws = isinstance(net.spec.shortcut, Dropout)
+        # MXNet moves the statistics of a normalisation on the way back, which it does not go to
+        # one that learns nothing, unless somebody asks for the images' gradient.
+        self._asks = net.spec.input_bn == "plain"
         self._added = []  # parameters whose gradients add up over the rounds of a step
         if recipe.accumulate > 1:
             self._added = [p for p in net.collect_params().values() if p.grad_req != "null"]
@@ -132,6 +152,9 @@ class Step:
         count = len(self.devices)
         dtype = self.recipe.array_dtype if array.dtype == np.float32 else array.dtype
         parts = split(array, self.devices * self.recipe.accumulate, dtype)
+        if self._asks and array.dtype == np.float32:
+            for images in parts:
+                images.attach_grad()
         return [parts[i : i + count] for i in range(0, len(parts), count)]
 
     def _mix(self, images, labels, step):
