@@ -40,6 +40,8 @@ WAYS = (
     "PyTorch bf16 compiled",
     "ours float32",
     "ours bfloat16",
+    "ours native float32",
+    "ours native bfloat16",
 )
 WARM_UP = 3  # steps: the first ones compile, and lay out weights
 
@@ -65,7 +67,7 @@ def gluon_step(net, images, labels):
     return step
 
 
-def our_step(spec, dtype, images, labels):
+def our_step(spec, way, images, labels):
     """A step of ours, by the code that `train/` runs."""
     import mxnet as mx
 
@@ -74,7 +76,10 @@ def our_step(spec, dtype, images, labels):
     from gluon_resnetv2.training.recipe import Recipe
     from gluon_resnetv2.training.step import Step
 
-    recipe = Recipe(model=spec.name, dataset="synthetic", batch_size=len(images), dtype=dtype)
+    *_, dtype = way.split()
+    engine = "native" if "native" in way else "mxnet"
+    settings = {"batch_size": len(images), "dtype": dtype, "engine": engine}
+    recipe = Recipe(model=spec.name, dataset="synthetic", **settings)
     net = initial_network(recipe, spec.classes, [mx.cpu()])
     update = Step(net, make_trainer(net, recipe), recipe, [mx.cpu()])
     update.trainer.set_learning_rate(0.01)
@@ -95,7 +100,7 @@ def step_of(way: str, model: str, images: np.ndarray, labels: np.ndarray):
         return module_step(spec, images, labels)
     if way.startswith("PyTorch"):
         return torch_step(spec, way, images, labels)
-    return our_step(spec, way.split()[1], images, labels)
+    return our_step(spec, way, images, labels)
 
 
 def measure(way: str, model: str, batch_size: int, size: int, seconds: float) -> list[float] | None:

@@ -78,6 +78,8 @@ class Program:
             self._computed[index] = Zeros(self._channels(given[0]))
         elif op in ("slice", "Concat", "slice_axis"):
             self._computed[index] = self._widened(op, attrs, given, node)
+        elif op == "elemwise_add" and self._adds_while_it_convolves(*given):
+            self._computed[index] = self._computed[given[0]]
         elif index not in self._computed:  # a ReLU may be part of the instruction before it
             words, channels = self._instruction(op, attrs, given, index, node)
             name, *words = words
@@ -96,7 +98,7 @@ class Program:
             weight, *bias = map(self._input, given[1:])
             channels = attrs["num_filter"]
             square = attrs["kernel"][0], attrs["stride"][0], attrs["pad"][0]
-            return ("conv", x.number, weight, *(bias or [-1]), channels, *square), channels
+            return ("conv", x.number, weight, *(bias or [-1]), channels, *square, -1), channels
         if op == "BatchNorm" and attrs.get("axis", 1) == 1:
             relu = [reader["op"] for reader in self._readers[index]] == ["Activation"]
             statistics = map(self._input, given[1:])
@@ -135,6 +137,15 @@ class Program:
             channels = source.channels + sum(other.channels for other in others)
             return source._replace(channels=channels)
         raise _unsupported(node)
+
+    def _adds_while_it_convolves(self, residual: int, shortcut: int) -> bool:
+        """Has a convolution that nothing else reads add what is there already, if it is one."""
+        number, more = self._operand(residual).number, self._operand(shortcut).number
+        convolves = self._lines[number - 1].startswith("conv") and number > more
+        if convolves and len(self._readers[residual]) == 1:
+            self._lines[number - 1] = self._lines[number - 1].removesuffix("-1") + str(more)
+            return True
+        return False
 
     def _operand(self, index: int) -> Activation:
         found = self._computed[index]

@@ -5,7 +5,8 @@
 // and plans once, for the first batch, what each later batch repeats. What it computes is a
 // program, which `program.py` writes; an instruction is a line of numbers:
 //
-//   conv    out in weight bias channels kernel stride pad     (bias -1: none)
+//   conv    out in weight bias channels kernel stride pad more
+//           (bias -1: none; more: an activation that is added to what is computed, or -1)
 //   bn      out in gamma beta mean var eps momentum fixed relu
 //   relu    out in
 //   add     out in in          mul   out in in
@@ -20,6 +21,8 @@
 
 #include <mxnet/lib_api.h>
 #include <oneapi/dnnl/dnnl.hpp>
+
+#include <sys/mman.h>
 
 #include <cstring>
 #include <functional>
@@ -91,34 +94,42 @@ void map(F f, const memory& to, const M&... from) {
 
 using Buffer = std::shared_ptr<memory>;
 
-// Gradients live as long as they are needed: buffers that nobody holds any more are handed out
-// again. The plan is made in the order in which it runs, so this happens while planning alone.
+// All memory that the network keeps.
 class Pool {
  public:
   explicit Pool(const engine& e) : engine_(e) {}
 
-  Buffer get(const memory::desc& desc) {
+  // For as long as the pool lives.
+  memory keep(const memory::desc& desc) { return memory(desc, engine_, allocate(desc.get_size())); }
+
+  // For as long as the buffer lives; the next one of its size takes its place. The plan is made in
+  // the order in which it runs, so this happens while planning alone.
+  Buffer lend(const memory::desc& desc) {
     auto& free = free_[desc.get_size()];
-    std::shared_ptr<void> space;
-    if (free.empty()) {
-      void* fresh = std::aligned_alloc(64, (desc.get_size() + 63) / 64 * 64);
-      if (!fresh) throw std::bad_alloc();
-      space.reset(fresh, std::free);
-    } else {
-      space = free.back();
-      free.pop_back();
-    }
-    kept_.push_back(space);
-    return Buffer(new memory(desc, engine_, space.get()), [&free, space](memory* m) {
+    if (free.empty()) free.push_back(allocate(desc.get_size()));
+    void* space = free.back();
+    free.pop_back();
+    return Buffer(new memory(desc, engine_, space), [&free, space](memory* m) {
       free.push_back(space);
       delete m;
     });
   }
 
  private:
+  void* allocate(size_t size) {
+    // Large pages where there is enough for them: activations do not fit what the processor
+    // remembers of small ones.
+    const size_t page = size < 2 << 20 ? 64 : 2 << 20, whole = (size + page - 1) / page * page;
+    void* space = std::aligned_alloc(page, whole);
+    if (!space) throw std::bad_alloc();
+    all_.emplace_back(space, std::free);
+    if (page > 64) madvise(space, whole, MADV_HUGEPAGE);
+    return space;
+  }
+
   engine engine_;
-  std::map<size_t, std::vector<std::shared_ptr<void>>> free_;
-  std::vector<std::shared_ptr<void>> kept_;
+  std::map<size_t, std::vector<void*>> free_;
+  std::vector<std::unique_ptr<void, decltype(&std::free)>> all_;
 };
 
 // -- The network ----------------------------------------------------------------------------------
@@ -151,13 +162,8 @@ class Trunk {
     shapes_ = shapes(inputs);
     values_.resize(instructions.size() + 1);
     gradients_.resize(instructions.size() + 1);
-    readers_.resize(instructions.size() + 1);
-    for (auto& i : instructions) {
-      ++readers_[i[1]];
-      if (i.name == "add" || i.name == "mul") ++readers_[i[2]];
-    }
     auto images = input(0, Tag::nchw);
-    values_[0] = memory(activation(shapes_[0]), engine_);
+    values_[0] = pool_.keep(activation(shapes_[0]));
     run(forward_, reorder(images, values_[0]), {{DNNL_ARG_FROM, images}, {DNNL_ARG_TO, values_[0]}});
     std::vector<std::function<void()>> plans;  // of the backward pass, in the order of the forward
     for (auto& i : instructions) plans.push_back(plan(i));
@@ -220,24 +226,32 @@ class Trunk {
     memory::desc weights(kernel, type_, Tag::any), diff_weights(kernel, Type::f32, Tag::any);
     memory::desc bias = i[3] < 0 ? memory::desc() : memory::desc(wide, Type::f32, Tag::a);
     const auto direct = algorithm::convolution_direct;
+    primitive_attr sum;
+    if (i[8] >= 0) {
+      post_ops after;
+      after.append_binary(algorithm::binary_add, activation(out));
+      sum.set_post_ops(after);
+    }
     convolution_forward::primitive_desc pd(engine_, prop_kind::forward_training, direct,
                                            x.get_desc(), weights, bias, activation(out), strides,
-                                           pad, pad);
-    auto y = values_[i[0]] = memory(activation(out), engine_);
+                                           pad, pad, sum);
+    auto y = values_[i[0]] = pool_.keep(activation(out));
     auto given = input(i[2], Tag::oihw);
     auto w = converted(forward_, given, pd.weights_desc());
     Arguments arguments = {{DNNL_ARG_SRC, x}, {DNNL_ARG_WEIGHTS, w}, {DNNL_ARG_DST, y}};
     if (i[3] >= 0) arguments[DNNL_ARG_BIAS] = input(i[3], Tag::a);
+    if (i[8] >= 0) arguments[DNNL_ARG_ATTR_MULTIPLE_POST_OP(0) | DNNL_ARG_SRC_1] = values_[i[8]];
     run(forward_, convolution_forward(pd), arguments);
 
     return [=] {
       auto dy = take(i[0]);
+      if (i[8] >= 0) pass_on(i[8], dy);
       convolution_backward_weights::primitive_desc weights_pd(
           engine_, direct, x.get_desc(), diff_weights, bias, activation(out), strides, pad, pad, pd);
       auto target = output(i[2], Tag::oihw);
       auto dw = weights_pd.diff_weights_desc() == target.get_desc()
                     ? target
-                    : memory(weights_pd.diff_weights_desc(), engine_);
+                    : pool_.keep(weights_pd.diff_weights_desc());
       Arguments arguments = {
           {DNNL_ARG_SRC, x}, {DNNL_ARG_DIFF_DST, *dy}, {DNNL_ARG_DIFF_WEIGHTS, dw}};
       if (i[3] >= 0) arguments[DNNL_ARG_DIFF_BIAS] = output(i[3], Tag::a);
@@ -265,15 +279,15 @@ class Trunk {
     if (i[9]) flags |= normalization_flags::fuse_norm_relu;
     batch_normalization_forward::primitive_desc pd(engine_, prop_kind::forward_training,
                                                    x.get_desc(), y.get_desc(), eps, flags);
-    memory mean(pd.mean_desc(), engine_), variance(pd.variance_desc(), engine_);
-    memory gamma = fixed ? memory(pd.mean_desc(), engine_) : input(i[2], Tag::a);
+    auto mean = pool_.keep(pd.mean_desc()), variance = pool_.keep(pd.variance_desc());
+    memory gamma = fixed ? pool_.keep(pd.mean_desc()) : input(i[2], Tag::a);
     const int channels = x.get_desc().get_dims()[1];
     if (fixed) std::fill_n(static_cast<float*>(gamma.get_data_handle()), channels, 1.f);
     memory marks;  // where the ReLU was open
     Arguments arguments = {{DNNL_ARG_SRC, x},           {DNNL_ARG_DST, y},
                            {DNNL_ARG_MEAN, mean},       {DNNL_ARG_VARIANCE, variance},
                            {DNNL_ARG_SCALE, gamma},     {DNNL_ARG_SHIFT, input(i[3], Tag::a)}};
-    if (i[9]) marks = arguments[DNNL_ARG_WORKSPACE] = memory(pd.workspace_desc(), engine_);
+    if (i[9]) marks = arguments[DNNL_ARG_WORKSPACE] = pool_.keep(pd.workspace_desc());
     run(forward_, batch_normalization_forward(pd), arguments);
     for (auto& [index, batch] : {std::pair{i[4], mean}, std::pair{i[5], variance}}) {
       auto moving = std::make_shared<float*>();
@@ -289,7 +303,7 @@ class Trunk {
       auto dy = take(i[0]);
       batch_normalization_backward::primitive_desc back_pd(
           engine_, prop_kind::backward, x.get_desc(), x.get_desc(), x.get_desc(), eps, flags, pd);
-      auto dgamma = fixed ? memory(pd.mean_desc(), engine_) : output(i[2], Tag::a);
+      auto dgamma = fixed ? pool_.keep(pd.mean_desc()) : output(i[2], Tag::a);
       if (fixed) {  // of what is fixed, the gradient is zero
         auto asked = output(i[2], Tag::a);
         backward_.push_back([=] { std::fill_n(data(asked), channels, 0.f); });
@@ -304,7 +318,7 @@ class Trunk {
         run(backward_, batch_normalization_backward(back_pd), arguments);
       };
       if (i[1] == 0)  // nobody asks for it, but the primitive writes it
-        write(*pool_.get(x.get_desc()));
+        write(*pool_.lend(x.get_desc()));
       else
         give(i[1], write);
     };
@@ -374,7 +388,7 @@ class Trunk {
     const int channels = i[2], stride = i[3];
     memory::dims to = {from[0], channels, (from[2] + stride - 1) / stride,
                        (from[3] + stride - 1) / stride};
-    auto y = values_[i[0]] = memory(activation(to), engine_);
+    auto y = values_[i[0]] = pool_.keep(activation(to));
     forward_.push_back([=] {
       typed(
           [=](auto* narrow, auto* wide) {
@@ -450,8 +464,8 @@ class Trunk {
     const auto max = algorithm::pooling_max;
     pooling_forward::primitive_desc pd(engine_, prop_kind::forward_training, max, x.get_desc(),
                                        activation(out), strides, kernel, dense, pad, pad);
-    auto y = values_[i[0]] = memory(activation(out), engine_);
-    memory winners(pd.workspace_desc(), engine_);
+    auto y = values_[i[0]] = pool_.keep(activation(out));
+    auto winners = pool_.keep(pd.workspace_desc());
     run(forward_, pooling_forward(pd),
         {{DNNL_ARG_SRC, x}, {DNNL_ARG_DST, y}, {DNNL_ARG_WORKSPACE, winners}});
     return [=] {
@@ -518,7 +532,7 @@ class Trunk {
   }
 
   memory::desc activation(const memory::dims& shape) const { return {shape, type_, Tag::nhwc}; }
-  memory like(const memory& m) const { return memory(m.get_desc(), engine_); }
+  memory like(const memory& m) { return pool_.keep(m.get_desc()); }
   static float* data(const memory& m) { return static_cast<float*>(m.get_data_handle()); }
 
   // The operator's input or gradient with this number, which is somewhere else in every call.
@@ -533,7 +547,7 @@ class Trunk {
 
   memory converted(Steps& steps, const memory& given, const memory::desc& desc) {
     if (given.get_desc() == desc) return given;
-    memory m(desc, engine_);
+    auto m = pool_.keep(desc);
     run(steps, reorder(given, m), {{DNNL_ARG_FROM, given}, {DNNL_ARG_TO, m}});
     return m;
   }
@@ -551,7 +565,7 @@ class Trunk {
   // Adds to the gradient of an activation what `write` plans to be written.
   template <class F>
   void give(int value, F write) {
-    auto fresh = pool_.get(values_[value].get_desc());
+    auto fresh = pool_.lend(values_[value].get_desc());
     write(*fresh);
     if (auto before = gradients_[value])
       backward_.push_back([a = *fresh, b = *before] {
@@ -567,7 +581,7 @@ class Trunk {
       gradients_[value] = gradient;
       return;
     }
-    auto fresh = pool_.get(values_[value].get_desc());
+    auto fresh = pool_.lend(values_[value].get_desc());
     backward_.push_back([a = *gradients_[value], b = *gradient, sum = *fresh] {
       map([](float s, float t) { return s + t; }, sum, a, b);
     });
@@ -580,7 +594,6 @@ class Trunk {
   Type type_;
   std::vector<std::vector<int64_t>> shapes_;
   std::vector<memory> values_;
-  std::vector<int> readers_;
   std::vector<Buffer> gradients_;  // while the backward pass is being planned
   std::vector<std::pair<memory, int>> inputs_, outputs_;
   std::vector<std::pair<std::shared_ptr<float*>, int>> statistics_;
