@@ -1,13 +1,14 @@
-"""Speed of every form of an export, beside ONNX Runtime and OpenVINO on the same network.
+"""Inference of ours, in every form of an export, and of every other way on the same machine.
 
 python benchmarks/inference.py
-python benchmarks/inference.py --model preact50 --batch-size 8 --seconds 20
+python benchmarks/inference.py --models preact50 --batch-sizes 8 --seconds 20
 
 The ways take turns, each time in a fresh process, all with the same number of threads and on the
-same images. A call takes a NumPy array and gives one. Times of calls are pooled over the processes;
-the spread is from the 10th to the 90th percentile. The weights are random: `difference` is the
-largest difference from float32's logits, relative to the largest of them, and shows that each way
-computes the same network, not how well a trained one would fare.
+same images. A call takes a NumPy array and gives one; a round's figure is the median of its calls.
+The table has the median of the rounds and their range, and so for the ratios, which are taken
+within each round. Above 1 is better. The weights are random; ONNX Runtime and OpenVINO have ours.
+`difference` is the largest difference from our float32 logits, relative to the largest of them: it
+shows that a way computes the same network, not how well a trained one would fare.
 """
 
 from __future__ import annotations
@@ -15,78 +16,96 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, installed or not
 
-from benchmarks import in_a_fresh_process
+from benchmarks import in_a_fresh_process, rounds
+from benchmarks.peers import gluoncv_inference, module_inference, torch_inference
 from gluon_resnetv2 import cli
-from gluon_resnetv2.runtime import cpus
 from gluon_resnetv2.spec import named
 
-PLAIN = "MXNet float32, plain"
-# (precision, fused) of an export, or what OpenVINO is to compute in; ONNX Runtime has no choice.
-WAYS = {
+PLAIN = "ours float32"
+# (precision, fused) of our exports.
+OURS = {
     PLAIN: ("float32", False),
-    "MXNet float32, fused": ("float32", True),
-    "MXNet bfloat16": ("bfloat16", True),
-    "MXNet int8": ("int8", True),
-    "ONNX Runtime float32": None,
-    "OpenVINO float32": "f32",
-    "OpenVINO bfloat16": "bf16",
+    "ours float32 fused": ("float32", True),
+    "ours bfloat16": ("bfloat16", True),
+    "ours int8": ("int8", True),
 }
+# What OpenVINO is to compute in.
+OPENVINO = {"OpenVINO float32": "f32", "OpenVINO bfloat16": "bf16"}
+# What each way that has our weights reads: an export of its own, or the one as ONNX.
+EXPORTS = {**dict.fromkeys(("ONNX Runtime", *OPENVINO), "ONNX"), **{way: way for way in OURS}}
+WAYS = (
+    "GluonCV",
+    "MXNet Module",
+    "PyTorch eager",
+    "PyTorch channels_last",
+    "PyTorch compiled",
+    "PyTorch bf16 channels_last",
+    "PyTorch bf16 compiled",
+    *EXPORTS,
+)
+BASES = "GluonCV", "PyTorch eager", "PyTorch bf16 compiled", "ONNX Runtime"
 CALIBRATION = 32  # images
 CHECKED = 4  # images whose logits are compared
-LEAST = 3  # calls, however long they take
+WARM_UP = 3  # calls
 
 
-def folder_of(scratch: Path, way: str) -> Path:
-    """Where `write` puts what a way runs."""
-    precision, fused = WAYS[way] if way.startswith("MXNet") else ("float32", False)
-    return scratch / f"{precision}-{fused}"
-
-
-def write(model: str, shape: tuple, scratch: Path) -> bool:
-    """Exports `model` with random weights for every way; returns whether as ONNX too."""
+def write(what: str, model: str, image_shape: tuple[int, ...], folder: Path) -> None:
+    """Exports `model`, always with the same weights, as one of `EXPORTS`."""
     import mxnet as mx
 
     from gluon_resnetv2.deploy.export import Form, export
-    from gluon_resnetv2.errors import UserError
     from gluon_resnetv2.net import ResNetV2
+    from gluon_resnetv2.training.statistics import recalibrate
+    from gluon_resnetv2.training.step import forward_backward
 
     net = ResNetV2(named(model))
     mx.random.seed(0)
     net.initialize()
-    pixels = np.random.RandomState(0).randint(0, 256, (CALIBRATION, *shape), dtype="uint8")
-    described = {
-        "classes": [str(number) for number in range(net.spec.classes)],
-        "mean": [127.5] * shape[0],
-        "std": [73.9] * shape[0],  # of such pixels
-        "calibration": lambda: pixels,
-    }
-    for way in WAYS:
-        if way.startswith("MXNet") and way != PLAIN:
-            precision, fused = WAYS[way]
-            form = Form(precision=precision, fused=fused)
-            export(net, folder_of(scratch, way), shape, form=form, **described)
-    plain = folder_of(scratch, PLAIN)
-    try:
-        export(net, plain, shape, onnx=True, **described)
-        return True
-    except UserError:  # what ONNX needs is not installed
-        export(net, plain, shape, **described)
-        return False
+    pixels = np.random.RandomState(0).randint(0, 256, (CALIBRATION, *image_shape), dtype="uint8")
+    mean, std = 127.5, 73.9  # of such pixels
+    images = mx.nd.array((pixels - mean) / std)
+
+    def run(*args):
+        return forward_backward(net, *args)
+
+    recalibrate(net, [[images]], run)  # or the activations of a deep network grow out of bounds
+    # A class that is ahead, as in a trained network: an export of 8 bits is refused over near ties.
+    logits = net(images)
+    net.output.bias.data()[0] += (logits.max() - logits.min()).asscalar()
+    precision, fused = OURS.get(what, OURS[PLAIN])
+    export(
+        net,
+        folder,
+        image_shape,
+        form=Form(precision=precision, fused=fused),
+        onnx=what == "ONNX",
+        classes=[str(number) for number in range(net.spec.classes)],
+        mean=[mean] * image_shape[0],
+        std=[std] * image_shape[0],
+        calibration=lambda: pixels,
+    )
 
 
-def runner(way: str, scratch: Path, threads: int, shape: tuple):
-    """A function from images of `shape` to logits, compiled by the way's runtime."""
-    if way.startswith("MXNet"):
-        return mxnet_runner(folder_of(scratch, way), shape)
-    (path,) = folder_of(scratch, way).glob("*.onnx")
-    if way.startswith("ONNX"):
+def runner(way: str, model: str, scratch: Path, threads: int, shape: tuple[int, ...]):
+    """A function from images of `shape` to what the way's runtime gives."""
+    spec = named(model)
+    if way == "GluonCV":
+        return gluoncv_inference(spec)
+    if way == "MXNet Module":
+        return module_inference(spec, shape)
+    if way.startswith("PyTorch"):
+        return torch_inference(spec, way)
+    if way in OURS:
+        return mxnet_runner(scratch / EXPORTS[way], shape)
+    (path,) = (scratch / EXPORTS[way]).glob("*.onnx")
+    if way == "ONNX Runtime":
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -96,13 +115,13 @@ def runner(way: str, scratch: Path, threads: int, shape: tuple):
     import openvino
 
     core = openvino.Core()
-    model = core.read_model(str(path))
-    model.reshape({"data": list(shape)})
+    network = core.read_model(str(path))
+    network.reshape({"data": list(shape)})
     compiled = core.compile_model(
-        model,
+        network,
         "CPU",
         {
-            "INFERENCE_PRECISION_HINT": WAYS[way],
+            "INFERENCE_PRECISION_HINT": OPENVINO[way],
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
         },
@@ -110,7 +129,7 @@ def runner(way: str, scratch: Path, threads: int, shape: tuple):
     return lambda images: compiled(images)[0]
 
 
-def mxnet_runner(folder: Path, shape: tuple):
+def mxnet_runner(folder: Path, shape: tuple[int, ...]):
     # The graph is fused in the file, or not at all.
     os.environ["MXNET_SUBGRAPH_BACKEND"] = "NONE"
     import mxnet as mx
@@ -132,72 +151,81 @@ def mxnet_runner(folder: Path, shape: tuple):
     return run
 
 
-def measure(way: str, scratch: Path, threads: int, shape: tuple, seconds: float):
-    """Seconds of each call, and the first logits; None where the runtime is not installed."""
+def measure(
+    way: str, model: str, scratch: Path, threads: int, shape: tuple[int, ...], seconds: float
+) -> tuple[float, np.ndarray]:
+    """Images per second, and the first outputs."""
     import gluon_resnetv2  # noqa: F401  # prepares MXNet
 
     images = np.random.RandomState(0).normal(size=shape).astype("float32")
-    try:
-        run = runner(way, scratch, threads, shape)
-    except ImportError:
-        return None
-    for _ in range(2):  # the first call plans its memory and lays out the weights
-        logits = run(images)[:CHECKED].copy()
-    times, end = [], time.perf_counter() + seconds
-    while len(times) < LEAST or time.perf_counter() < end:
-        started = time.perf_counter()
-        run(images)
-        times.append(time.perf_counter() - started)
-    return times, logits
+    run = runner(way, model, scratch, threads, shape)
+    outputs = run(images)[:CHECKED].copy()
+    return shape[0] / rounds.median_seconds(lambda: run(images), seconds, WARM_UP), outputs
 
 
-def row(way: str, batch_size: int, runs: list, plain: list) -> None:
-    """Prints a line of the table; the ways' runs are lists of what `measure` returned."""
-    if None in runs:
-        print(f"{way:<22}  not installed")
-        return
-    times = np.concatenate([times for times, _ in runs])
-    low, median, high = np.percentile(times, [10, 50, 90])
-    expected = plain[0][1]
-    difference = np.abs(runs[0][1] - expected).max() / np.abs(expected).max()
-    ratio = np.median(np.concatenate([times for times, _ in plain])) / median
-    print(
-        f"{way:<22}{len(times):>6}{1e3 * median:>10.2f}{f'{1e3 * low:.2f}-{1e3 * high:.2f}':>18}"
-        f"{batch_size / median:>11.0f}{ratio:>8.2f}{difference:>13.1e}"
-    )
+def differences(outputs: dict[str, np.ndarray]) -> dict[str, float]:
+    """How far each way that has our weights is from our float32, where that is there."""
+    if PLAIN not in outputs:
+        return {}
+    expected = outputs[PLAIN]
+    return {
+        way: float(np.abs(found - expected).max() / np.abs(expected).max())
+        for way, found in outputs.items()
+        if way in EXPORTS
+    }
+
+
+def cases(
+    models: Sequence[str],
+    ways: Sequence[str],
+    count: int,
+    seconds: float,
+    batch_sizes: Sequence[int],
+    threads: int,
+    image_size: int | None = None,
+) -> Iterator[dict]:
+    """Measures each model with each size of batch, in `count` rounds."""
+    for model in models:
+        size = image_size or rounds.usual_size(model)
+        image_shape = (named(model).in_channels, size, size)
+        with tempfile.TemporaryDirectory() as folder:
+            scratch = Path(folder)
+            kinds = dict.fromkeys(EXPORTS[way] for way in ways if way in EXPORTS)
+            _, unwritten = rounds.alternate(
+                kinds,
+                1,
+                lambda kind, job=(model, image_shape), to=scratch: in_a_fresh_process(
+                    write, kind, *job, to / kind
+                ),
+            )
+            failed = {way: unwritten[EXPORTS[way]] for way in ways if EXPORTS.get(way) in unwritten}
+            for batch_size in batch_sizes:
+                job = model, scratch, threads, (batch_size, *image_shape), seconds
+                found, left_out = rounds.alternate(
+                    [way for way in ways if way not in failed],
+                    count,
+                    lambda way, job=job: in_a_fresh_process(measure, way, *job),
+                )
+                speeds = {way: [speed for speed, _ in values] for way, values in found.items()}
+                outputs = {way: values[0][1] for way, values in found.items()}
+                yield rounds.case(
+                    f"{model}, inference, {size}x{size}, batch {batch_size}",
+                    "images/s",
+                    speeds,
+                    BASES,
+                    {**failed, **left_out},
+                    differences(outputs),
+                )
 
 
 def main() -> None:
-    parser = cli.Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="preact20", help="as in train/cifar.py")
-    parser.add_argument("--batch-size", type=int, default=64, help="images at once")
+    parser = rounds.parser(__doc__, WAYS, models=("preact20", "preact110", "preact164"))
+    parser.add_argument("--batch-sizes", nargs="+", type=rounds.at_least_1, default=[64, 1])
+    parser.add_argument("--image-size", type=rounds.at_least_1, help="default: 32 or 224")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=3, help="processes of each way")
-    parser.add_argument("--threads", type=int, default=cpus(), help="that each way may use")
     args = parser.parse_args()
-
-    os.environ["OMP_NUM_THREADS"] = str(args.threads)  # the processes inherit it
-    spec = named(args.model)
-    size = 32 if spec.stem == "cifar" else 224
-    image_shape = (spec.in_channels, size, size)
-    with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        with_onnx = in_a_fresh_process(write, args.model, image_shape, scratch)
-        for batch_size in (args.batch_size, 1):
-            runs = {way: [] for way in WAYS}
-            for _ in range(args.rounds):
-                for way, found in runs.items():
-                    job = way, scratch, args.threads, (batch_size, *image_shape), args.seconds
-                    known = with_onnx or way.startswith("MXNet")
-                    found.append(in_a_fresh_process(measure, *job) if known else None)
-            print(f"{args.model} at {size}x{size}, batch {batch_size}, {args.threads} threads")
-            print(
-                f"{'':<22}{'n':>6}{'ms':>10}{'spread':>18}{'images/s':>11}{'ratio':>8}"
-                f"{'difference':>13}"
-            )
-            for way, found in runs.items():
-                row(way, batch_size, found, runs[PLAIN])
-            print(flush=True)
+    sizes = args.batch_sizes, args.threads, args.image_size
+    rounds.compare(__doc__, args, cases(args.models, args.ways, args.rounds, args.seconds, *sizes))
 
 
 if __name__ == "__main__":

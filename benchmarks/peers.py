@@ -30,21 +30,28 @@ def gluoncv_network(spec: Spec):
     return net
 
 
-def module_step(spec: Spec, images: np.ndarray, labels: np.ndarray):
-    """A step of `mx.mod.Module`, which MXNet's symbolic example trains with, on our symbol."""
+def _module(spec: Spec, shape: tuple[int, ...], **binding):
+    """`mx.mod.Module`, which MXNet's symbolic example uses, on our symbol."""
     import mxnet as mx
 
     from symbols.resnetv2 import get_symbol
 
-    shape = images.shape
     symbol = get_symbol(
         num_classes=spec.classes,
         num_layers=spec.depth,
         image_shape=",".join(map(str, shape[1:])),
     )
     module = mx.mod.Module(symbol, context=mx.cpu())
-    module.bind([("data", shape)], [("softmax_label", (len(images),))])
+    module.bind([("data", shape)], [("softmax_label", shape[:1])], **binding)
     module.init_params(mx.init.Xavier())
+    return module
+
+
+def module_step(spec: Spec, images: np.ndarray, labels: np.ndarray):
+    """A training step of `mx.mod.Module`."""
+    import mxnet as mx
+
+    module = _module(spec, images.shape)
     settings = {"learning_rate": 0.01, "momentum": 0.9, "wd": 1e-4}
     module.init_optimizer(optimizer="sgd", optimizer_params=settings)
     batch = mx.io.DataBatch([mx.nd.array(images)], [mx.nd.array(labels)])
@@ -55,6 +62,28 @@ def module_step(spec: Spec, images: np.ndarray, labels: np.ndarray):
         mx.nd.waitall()
 
     return step
+
+
+def module_inference(spec: Spec, shape: tuple[int, ...]):
+    """`mx.mod.Module` as a function from images to probabilities."""
+    import mxnet as mx
+
+    module = _module(spec, shape, for_training=False)
+
+    def run(images):
+        module.forward(mx.io.DataBatch([mx.nd.array(images)]), is_train=False)
+        return module.get_outputs()[0].asnumpy()
+
+    return run
+
+
+def gluoncv_inference(spec: Spec):
+    """GluonCV's network, hybridized, as a function from images to logits."""
+    import mxnet as mx
+
+    net = gluoncv_network(spec)
+    net.hybridize(static_alloc=True, static_shape=True)
+    return lambda images: net(mx.nd.array(images)).asnumpy()
 
 
 def torch_network(spec: Spec):
@@ -111,9 +140,9 @@ def torch_step(spec: Spec, way: str, images: np.ndarray, labels: np.ndarray):
     import torch
     from torch.nn import functional as F
 
-    net, images, autocast = torch_prepared(spec, way, images)
+    net, prepared, autocast = torch_prepared(spec, way)
     net.train()
-    labels = torch.from_numpy(labels).long()
+    images, labels = prepared(images), torch.from_numpy(labels).long()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
 
     def step():
@@ -126,15 +155,36 @@ def torch_step(spec: Spec, way: str, images: np.ndarray, labels: np.ndarray):
     return step
 
 
-def torch_prepared(spec: Spec, way: str, images: np.ndarray):
-    """The network, the images and the context of a way."""
+def torch_inference(spec: Spec, way: str):
+    """PyTorch as a function from images to logits; `way` as for `torch_step`."""
     import torch
 
-    net, images = torch_network(spec), torch.from_numpy(images)
+    net, prepared, autocast = torch_prepared(spec, way)
+    net.eval()
+
+    def run(images):
+        with torch.inference_mode(), autocast():
+            return net(prepared(images)).float().numpy()
+
+    return run
+
+
+def torch_prepared(spec: Spec, way: str):
+    """The network of a way, what makes its input of NumPy images, and its context."""
+    import torch
+
+    net, layout = torch_network(spec), torch.contiguous_format
     if "channels_last" in way or "compiled" in way:
-        net = net.to(memory_format=torch.channels_last)
-        images = images.to(memory_format=torch.channels_last)
+        layout = torch.channels_last
+        net = net.to(memory_format=layout)
     if "compiled" in way:
         net = torch.compile(net)
-    autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16, enabled="bf16" in way)
-    return net, images, autocast
+
+    def prepared(images):
+        return torch.from_numpy(images).to(memory_format=layout)
+
+    return (
+        net,
+        prepared,
+        partial(torch.autocast, "cpu", dtype=torch.bfloat16, enabled="bf16" in way),
+    )

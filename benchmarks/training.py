@@ -5,33 +5,27 @@ python benchmarks/training.py --models preact110 preact164 --rounds 5 --output t
 
 The ways take turns, each time in a fresh process, all with the same number of threads, on the same
 images: forward, backward, an update with momentum and weight decay. A round's figure is the median
-of its steps; the table has the median of the rounds and their range, and the ratio to GluonCV's.
-With --output NAME the same as NAME.json and NAME.png.
+of its steps; the table has the median of the rounds and their range, and so for the ratios, which
+are taken within each round. Above 1 is better.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import statistics
 import sys
-import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, installed or not
 
-from benchmarks import in_a_fresh_process
+from benchmarks import in_a_fresh_process, rounds
 from benchmarks.peers import gluoncv_network, module_step, torch_step
 from gluon_resnetv2 import cli
-from gluon_resnetv2.runtime import cpus
 from gluon_resnetv2.spec import named
 
-BASE = "GluonCV"
 WAYS = (
-    BASE,
+    "GluonCV",
     "MXNet Module",
     "PyTorch eager",
     "PyTorch channels_last",
@@ -43,7 +37,8 @@ WAYS = (
     "ours native float32",
     "ours native bfloat16",
 )
-WARM_UP = 3  # steps: the first ones compile, and lay out weights
+BASES = "GluonCV", "PyTorch eager"
+WARM_UP = 3  # steps
 
 
 def gluon_step(net, images, labels):
@@ -91,10 +86,15 @@ def our_step(spec, way, images, labels):
     return step
 
 
-def step_of(way: str, model: str, images: np.ndarray, labels: np.ndarray):
+def step_of(way: str, model: str, batch_size: int, size: int):
     """A function that makes one training step, and returns when it is done."""
+    import gluon_resnetv2  # noqa: F401  # prepares MXNet
+
     spec = named(model)
-    if way == BASE:
+    rng = np.random.RandomState(0)
+    images = rng.normal(size=(batch_size, spec.in_channels, size, size)).astype("float32")
+    labels = rng.randint(0, spec.classes, batch_size).astype("int32")
+    if way == "GluonCV":
         return gluon_step(gluoncv_network(spec), images, labels)
     if way == "MXNet Module":
         return module_step(spec, images, labels)
@@ -103,107 +103,40 @@ def step_of(way: str, model: str, images: np.ndarray, labels: np.ndarray):
     return our_step(spec, way, images, labels)
 
 
-def measure(way: str, model: str, batch_size: int, size: int, seconds: float) -> list[float] | None:
-    """Seconds of each step; None where what it needs is not installed."""
-    import gluon_resnetv2  # noqa: F401  # prepares MXNet
-
-    rng = np.random.RandomState(0)
-    images = rng.normal(size=(batch_size, 3, size, size)).astype("float32")
-    labels = rng.randint(0, named(model).classes, batch_size).astype("int32")
-    try:
-        step = step_of(way, model, images, labels)
-    except ImportError:
-        return None
-    for _ in range(WARM_UP):
-        step()
-    times, end = [], time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < end:
-        began = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - began)
-    return times
+def measure(way: str, model: str, batch_size: int, size: int, seconds: float) -> float:
+    """Images per second."""
+    step = step_of(way, model, batch_size, size)
+    return batch_size / rounds.median_seconds(step, seconds, WARM_UP)
 
 
-def summary(batch_size: int, rounds: dict[str, list]) -> dict[str, dict]:
-    """{way: images/s, its range over the rounds, and the ratio to `BASE` with its own}."""
-    found = {}
-    for way, times in rounds.items():
-        if None in times:
-            continue
-        speeds = [batch_size / statistics.median(one) for one in times]
-        found[way] = {"images_per_second": statistics.median(speeds), "range": _range(speeds)}
-        if None not in rounds.get(BASE, [None]):
-            pairs = zip(speeds, (batch_size / statistics.median(one) for one in rounds[BASE]))
-            ratios = [speed / base for speed, base in pairs]  # of one round: neighbours in time
-            found[way].update(ratio=statistics.median(ratios), ratio_range=_range(ratios))
-    return found
-
-
-def _range(values):
-    return [min(values), max(values)]
-
-
-def table(found: dict[str, dict]) -> str:
-    lines = [("", "images/s", "range", f"of {BASE}", "range")]
-    for way, values in found.items():
-        low, high = values["range"]
-        line = [way, f"{values['images_per_second']:.4g}", f"{low:.4g}-{high:.4g}", "", ""]
-        if "ratio" in values:
-            low, high = values["ratio_range"]
-            line[3:] = f"{values['ratio']:.2f}", f"{low:.2f}-{high:.2f}"
-        lines.append(line)
-    return cli.aligned(lines, range(1, 5))
-
-
-def draw(results: dict[str, dict], path: Path) -> None:
-    """Ratios to `BASE`, a panel for each model."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 0.6 + 2.4 * len(results)), layout="constrained")
-    panels = figure.subplots(len(results), 1, squeeze=False, sharex=True)[:, 0]
-    for axes, (model, found) in zip(panels, results.items()):
-        ways = [way for way in found if "ratio" in found[way]][::-1]
-        ratios = [found[way]["ratio"] for way in ways]
-        ends = np.array([found[way]["ratio_range"] for way in ways]).T.reshape(2, -1)
-        colors = ["#d55e00" if way.startswith("ours") else "#7f7f7f" for way in ways]
-        axes.barh(ways, ratios, color=colors, xerr=np.abs(ends - ratios), error_kw={"linewidth": 1})
-        axes.axvline(1, color="black", linewidth=0.8)
-        axes.set_title(f"{model}, training", fontsize=10, loc="left")
-    panels[-1].set_xlabel(f"speed / {BASE}'s; lines from the least to the most of the rounds")
-    figure.savefig(path, dpi=120)
+def cases(
+    models: Sequence[str],
+    ways: Sequence[str],
+    count: int,
+    seconds: float,
+    batch_size: int,
+    image_size: int | None = None,
+) -> Iterator[dict]:
+    """Measures each model, in `count` rounds."""
+    for model in models:
+        size = image_size or rounds.usual_size(model)
+        job = model, batch_size, size, seconds
+        found, failed = rounds.alternate(
+            ways, count, lambda way, job=job: in_a_fresh_process(measure, way, *job)
+        )
+        title = f"{model}, training, {size}x{size}, batch {batch_size}"
+        yield rounds.case(title, "images/s", found, BASES, failed)
 
 
 def main() -> None:
-    parser = cli.Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["preact20", "preact110", "preact164"])
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY")
-    parser.add_argument("--batch-size", type=int, default=64, help="images of a step")
-    parser.add_argument("--image-size", type=int, help="in pixels; default: 32 or 224")
+    parser = rounds.parser(__doc__, WAYS, models=("preact20", "preact110", "preact164"))
+    parser.add_argument("--batch-size", type=rounds.at_least_1, default=64, help="of a step")
+    parser.add_argument("--image-size", type=rounds.at_least_1, help="default: 32 or 224")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=5, help="processes of each way")
-    parser.add_argument("--threads", type=int, default=cpus(), help="that each way may use")
-    parser.add_argument("--output", metavar="NAME", help="writes NAME.json and NAME.png")
     args = parser.parse_args()
-
-    os.environ["OMP_NUM_THREADS"] = str(args.threads)  # the processes inherit it
-    results = {}
-    for model in args.models:
-        size = args.image_size or (32 if named(model).stem == "cifar" else 224)
-        rounds = {way: [] for way in args.ways}
-        for _ in range(args.rounds):
-            for way, times in rounds.items():
-                job = way, model, args.batch_size, size, args.seconds
-                times.append(in_a_fresh_process(measure, *job))
-        results[model] = summary(args.batch_size, rounds)
-        print(
-            f"{model} at {size}x{size}, batch {args.batch_size}, {args.threads} threads, ", end=""
-        )
-        print(f"n = {args.rounds}\n{table(results[model])}\n", flush=True)
-    if args.output:
-        about = {"machine": platform.platform(), "threads": args.threads, "rounds": args.rounds}
-        about.update(batch_size=args.batch_size, results=results)
-        Path(f"{args.output}.json").write_text(json.dumps(about, indent=1) + "\n")
-        draw(results, Path(f"{args.output}.png"))
+    sizes = args.batch_size, args.image_size
+    found = cases(args.models, args.ways, args.rounds, args.seconds, *sizes)
+    rounds.compare(__doc__, args, found)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,112 @@
+"""The comparisons' arithmetic and their page, from rounds written by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import rounds
+from benchmarks.__main__ import report
+from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.files import write_json
+
+SPEEDS = {"base": [10.0, 20.0, 40.0], "ours": [30.0, 50.0, 44.0], "other": [5.0, 5.0, 5.0]}
+
+
+def test_more_is_better():
+    found = rounds.case("a case", "images/s", SPEEDS, ["base", "other", "absent"], {})
+    ours = found["ways"]["ours"]
+    assert ours["rounds"] == [30, 50, 44]
+    assert (ours["median"], ours["range"]) == (44, [30, 50])
+    # 30 / 10, 50 / 20, 44 / 40: not the ratio of the medians, which is 2.2.
+    assert ours["ratios"]["base"] == {"median": 2.5, "range": [1.1, 3.0]}
+    assert ours["ratios"]["other"] == {"median": 8.8, "range": [6.0, 10.0]}
+    assert found["ways"]["base"]["ratios"]["base"] == {"median": 1.0, "range": [1.0, 1.0]}
+    assert list(ours["ratios"]) == ["base", "other"]
+
+
+@pytest.mark.parametrize("unit", ["s", "MB", "ms"])
+def test_less_is_better(unit):
+    ours = rounds.case("a case", unit, SPEEDS, ["base"], {})["ways"]["ours"]
+    # 10 / 30, 20 / 50, 40 / 44.
+    assert ours["ratios"]["base"]["median"] == pytest.approx(0.4)
+    assert ours["ratios"]["base"]["range"] == pytest.approx([1 / 3, 10 / 11])
+
+
+def test_ways_take_turns_and_one_that_fails_is_left_out():
+    calls = []
+
+    def measure(way):
+        calls.append(way)
+        if way == "absent":
+            raise ModuleNotFoundError("No module named 'absent'")
+        if calls.count("breaks") == 2 and way == "breaks":
+            raise RuntimeError("out of\nmemory")
+        return len(calls)
+
+    found, left_out = rounds.alternate(["a", "absent", "breaks", "b"], 3, measure)
+    assert calls == ["a", "absent", "breaks", "b", "a", "breaks", "b", "a", "b"]
+    assert found == {"a": [1, 5, 8], "b": [4, 7, 9]}
+    assert left_out == {
+        "absent": "ModuleNotFoundError: No module named 'absent'",
+        "breaks": "RuntimeError: memory",
+    }
+
+
+def test_a_median_of_calls():
+    calls = []
+    seconds = rounds.median_seconds(
+        lambda: calls.append("call"), 0, 2, before=lambda: calls.append("before")
+    )
+    assert calls == ["before", "call"] * 5  # 2 that warm up, and 3 at least
+    assert 0 <= seconds < 0.1
+
+
+def document(**changed):
+    left_out = {"absent": "ModuleNotFoundError: No module named 'absent'"}
+    one = rounds.case("preact20", "s", SPEEDS, ["base"], left_out, {"ours": 0.0025})
+    about = {"title": "Start-up.", "method": "How.", "machine": "A processor, 2 CPUs; mxnet 1.9.1"}
+    return {**about, "threads": 2, "rounds": 3, "load": 0.25, "cases": [one], **changed}
+
+
+def test_the_page_has_what_the_json_says(tmp_path):
+    write_json(tmp_path / "startup.json", document())
+    write_json(tmp_path / "updates.json", document(title="Updates", machine="Another", rounds=1))
+    report(tmp_path)
+    page = (tmp_path / "README.md").read_text()
+    for line in (
+        "- startup: A processor, 2 CPUs; mxnet 1.9.1",
+        "- updates: Another",
+        "## Start-up",
+        "Threads: 2; n = 3; load 0.2 before it began.",
+        "Threads: 2; n = 1; load 0.2 before it began.",
+        "![startup](startup.png)",
+        "|  | s | range | ratio to base | difference |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| base | 20 | 10-40 | 1.00 (1.00-1.00) |  |",
+        "| ours | 44 | 30-50 | 0.40 (0.33-0.91) | 2.5e-03 |",
+        "| other | 5 | 5-5 | 4.00 (2.00-8.00) |  |",
+        "left out: absent (ModuleNotFoundError: No module named 'absent')",
+    ):
+        assert line in page.splitlines()
+    assert page.index("## Start-up") < page.index("## Updates")
+    for name in ("startup", "updates"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_table_of_nothing_but_failures(tmp_path):
+    nothing = rounds.case("a case", "s", {}, ["base"], {"base": "OSError: no"})
+    assert rounds.text(nothing).splitlines()[-1] == "left out: base (OSError: no)"
+    rounds.draw([nothing], tmp_path / "a.png")
+    assert (tmp_path / "a.png").is_file()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"title": "Start-up"}'])
+def test_a_page_of_something_else(tmp_path, content):
+    (tmp_path / "startup.json").write_text(content)
+    with pytest.raises(UserError, match=r"startup\.json is no comparison of ours"):
+        report(tmp_path)
+
+
+def test_a_page_of_an_empty_folder(tmp_path):
+    with pytest.raises(UserError, match=r"has none of training\.json, inference\.json"):
+        report(tmp_path)
