@@ -95,7 +95,25 @@ def report(folder: Path) -> None:
     lines = [f"- {', '.join(names)}: {machine}" for machine, names in machines.items()]
     head = ["# Benchmarks", "Written by `python -m benchmarks`.", "\n".join(lines)]
     with whole_file(folder / "README.md") as temporary:
-        temporary.write_text("\n\n".join([*head, *sections]) + "\n", encoding="utf-8")
+        pieces = [*head, summary(folder), *sections]
+        temporary.write_text("\n\n".join(pieces) + "\n", encoding="utf-8")
+
+
+def summary(folder: Path) -> str:
+    """The best of ours beside each of the others, as a table for a page: training and inference."""
+    bases = inference.BASES
+    rows = [["", *bases], ["---", *["---:"] * len(bases)]]
+    for name in ("training", "inference"):
+        path = folder / f"{name}.json"
+        for one in json.loads(path.read_text(encoding="utf-8"))["cases"] if path.is_file() else ():
+            ours = {way: v for way, v in one["ways"].items() if way.startswith("ours")}
+            best = max(ours, key=lambda way: ours[way]["median"])
+            ways = [best, "ours native float32"] if name == "training" else [best]
+            for way in dict.fromkeys(ways):
+                ratios = ours[way]["ratios"]
+                cells = [f"{ratios[b]['median']:.2f}" if b in ratios else "" for b in bases]
+                rows.append([f"{one['title']}, {way.removeprefix('ours ')}", *cells])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def section(name: str, document: dict) -> str:

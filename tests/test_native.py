@@ -22,7 +22,7 @@ from gluon_resnetv2.profiling.verbose import parse
 from gluon_resnetv2.spec import ORDER, named
 from gluon_resnetv2.training.precision import cpu_has_bfloat16
 from gluon_resnetv2.training.recipe import Recipe
-from tests.common import randomise, relative, skip_unless_installed
+from tests.common import randomise, relative, skip_unless_installed, use_moving_statistics
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORTCUTS = (
@@ -106,7 +106,7 @@ def test_batches_of_other_sizes_may_come():
 def test_two_passes_may_go_forward_before_the_first_goes_back():
     net = get_model("preact8", unit="basic")
     randomise(net)
-    images = [mx.nd.random.normal(shape=(2, 3, 8, 8)) for _ in range(2)]
+    images = [mx.nd.random.normal(shape=(count, 3, 8, 8)) for count in (2, 3)]
 
     def gradients(block):
         with autograd.record():
@@ -206,7 +206,8 @@ def test_no_order_and_no_shortcut_meets_a_reference_kernel(dtype):
         text=True,
         check=True,
     )
-    found = [one for one in parse(done.stdout) if "avx512" in one.kernel or one.slow]
+    lines = [line for line in done.stdout.splitlines() if line.startswith("onednn_verbose")]
+    found = parse("\n".join(lines))  # without those of MXNet's own, which computes the classifier
     assert len(found) > 1000
     assert {(one.what, one.kernel) for one in found if one.slow} == set()
 
@@ -270,6 +271,10 @@ def test_what_has_no_instruction_is_named():
     layer = gluon.nn.Conv2D(4, 3, dilation=2, in_channels=3, prefix="wide_")
     with pytest.raises(UserError, match="no Convolution like that of wide_fwd"):
         Program(layer(mx.sym.var("data")), 3)
+    net = get_model("preact8", unit="basic")
+    net.apply(use_moving_statistics)
+    with pytest.raises(UserError, match="no BatchNorm like that of bn0_fwd"):
+        Program(net(mx.sym.var("data")), 3)
     symbol = mx.sym.LeakyReLU(mx.sym.var("data"), name="leaky")
     with pytest.raises(UserError, match="no LeakyReLU like that of leaky; use --engine mxnet"):
         Program(symbol, 3)
@@ -329,3 +334,16 @@ def test_a_training_reports_what_is_missing_in_one_line(monkeypatch):
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: --engine native needs a C++ compiler")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_that_are_no_numbers_show(dtype):
+    """A training that diverges has to see it in its loss: no ReLU may turn it into zero."""
+    if dtype == "bfloat16" and not cpu_has_bfloat16():
+        pytest.skip("this CPU has no bfloat16")
+    net = get_model("preact8", unit="basic")
+    net.initialize()
+    net.units[0].body[0].weight.set_data(mx.nd.full((16, 16, 3, 3), np.nan))
+    with autograd.record():
+        logits = native_block(net, dtype)(mx.nd.ones((2, 3, 8, 8)))
+    assert np.isnan(logits.asnumpy()).any()

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -67,6 +68,7 @@ def library() -> Path:
     digest = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
     path = cache_folder() / f"native-{digest}.so"
     if not path.is_file():
+        print("compiling the native engine, once for this machine", file=sys.stderr)
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as temporary:
             done = subprocess.run(

@@ -50,10 +50,10 @@ class Program:
 
     def __init__(self, symbol: mx.sym.Symbol, in_channels: int):
         self._nodes = json.loads(symbol.tojson())["nodes"]
-        self._readers: list[list[dict]] = [[] for _ in self._nodes]
-        for node in self._nodes:
+        self._readers: list[list[int]] = [[] for _ in self._nodes]
+        for index, node in enumerate(self._nodes):
             for source, *_ in node["inputs"]:
-                self._readers[source].append(node)
+                self._readers[source].append(index)
         self._lines: list[str] = []
         self._computed: dict[int, Activation | Widened | Zeros] = {}  # by the node's index
         self.inputs: list[str] = []
@@ -75,7 +75,7 @@ class Program:
         if op == "amp_cast":  # the operator's own type takes the place of the graph's
             self._computed[index] = self._computed[given[0]]
         elif op == "zeros_like":
-            self._computed[index] = Zeros(self._channels(given[0]))
+            self._computed[index] = Zeros(self._computed[given[0]].channels)
         elif op in ("slice", "Concat", "slice_axis"):
             self._computed[index] = self._widened(op, attrs, given, node)
         elif op == "elemwise_add" and self._adds_while_it_convolves(*given):
@@ -88,7 +88,7 @@ class Program:
             self._computed[index] = activation
             if op == "BatchNorm" and words[-1]:
                 (relu,) = self._readers[index]
-                self._computed[self._nodes.index(relu)] = activation
+                self._computed[relu] = activation
             self.features = channels if op == "mean" else 0
 
     def _instruction(self, op, attrs, given, index, node):
@@ -99,8 +99,9 @@ class Program:
             channels = attrs["num_filter"]
             square = attrs["kernel"][0], attrs["stride"][0], attrs["pad"][0]
             return ("conv", x.number, weight, *(bias or [-1]), channels, *square, -1), channels
-        if op == "BatchNorm" and attrs.get("axis", 1) == 1:
-            relu = [reader["op"] for reader in self._readers[index]] == ["Activation"]
+        if op == "BatchNorm" and attrs["axis"] == 1 and not attrs.get("use_global_stats"):
+            readers = [self._nodes[reader] for reader in self._readers[index]]
+            relu = [one.get("attrs", {}).get("act_type") for one in readers] == ["relu"]
             statistics = map(self._input, given[1:])
             numbers = attrs["eps"], attrs["momentum"], int(attrs["fix_gamma"]), int(relu)
             return ("bn", x.number, *statistics, *numbers), x.channels
@@ -148,6 +149,7 @@ class Program:
         return False
 
     def _operand(self, index: int) -> Activation:
+        """What a node has computed, as something that instructions can read."""
         found = self._computed[index]
         if isinstance(found, Widened):
             source, stride, channels = found
@@ -155,9 +157,6 @@ class Program:
             self._lines.append(f"widen {number} {source.number} {channels} {stride}")
             found = self._computed[index] = Activation(number, channels)
         return found
-
-    def _channels(self, index: int) -> int:
-        return self._computed[index].channels
 
     def _input(self, index: int) -> int:
         """The number of the operator's input that a variable of the graph becomes."""
