@@ -95,12 +95,12 @@ def report(folder: Path) -> None:
     lines = [f"- {', '.join(names)}: {machine}" for machine, names in machines.items()]
     head = ["# Benchmarks", "Written by `python -m benchmarks`.", "\n".join(lines)]
     with whole_file(folder / "README.md") as temporary:
-        pieces = [*head, summary(folder), *sections]
+        pieces = filter(None, [*head, summary(folder), *sections])
         temporary.write_text("\n\n".join(pieces) + "\n", encoding="utf-8")
 
 
 def summary(folder: Path) -> str:
-    """The best of ours beside each of the others, as a table for a page: training and inference."""
+    """A table of how many times as fast as others our best way is; in training, and our float32."""
     bases = inference.BASES
     rows = [["", *bases], ["---", *["---:"] * len(bases)]]
     for name in ("training", "inference"):
@@ -113,7 +113,7 @@ def summary(folder: Path) -> str:
                 ratios = ours[way]["ratios"]
                 cells = [f"{ratios[b]['median']:.2f}" if b in ratios else "" for b in bases]
                 rows.append([f"{one['title']}, {way.removeprefix('ours ')}", *cells])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) if rows[2:] else ""
 
 
 def section(name: str, document: dict) -> str:

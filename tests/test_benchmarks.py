@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from benchmarks import rounds
-from benchmarks.__main__ import report
+from benchmarks.__main__ import report, summary
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import write_json
 
+ROOT = Path(__file__).resolve().parents[1]
 SPEEDS = {"base": [10.0, 20.0, 40.0], "ours": [30.0, 50.0, 44.0], "other": [5.0, 5.0, 5.0]}
 
 
@@ -91,6 +94,29 @@ def test_the_page_has_what_the_json_says(tmp_path):
     assert page.index("## Start-up") < page.index("## Updates")
     for name in ("startup", "updates"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_summary_has_our_best_way_and_in_training_our_float32(tmp_path):
+    speeds = {
+        "GluonCV": [10.0, 20.0, 30.0],
+        "PyTorch eager": [5.0, 5.0, 5.0],
+        "ours native float32": [15.0, 25.0, 36.0],
+        "ours native bfloat16": [30.0, 50.0, 60.0],
+    }
+    for name in ("training", "inference"):
+        one = rounds.case("preact20", "images/s", speeds, ["GluonCV", "PyTorch eager"], {})
+        write_json(tmp_path / f"{name}.json", document(cases=[one]))
+    best = "| preact20, native bfloat16 | 2.50 | 10.00 |  |  |"
+    assert summary(tmp_path).splitlines()[2:] == [
+        *(best, "| preact20, native float32 | 1.25 | 5.00 |  |  |"),
+        best,
+    ]
+
+
+def test_the_readme_says_what_was_measured():
+    table = summary(ROOT / "docs" / "benchmarks")
+    assert len(table.splitlines()) > 8
+    assert table in (ROOT / "README.md").read_text()
 
 
 def test_a_table_of_nothing_but_failures(tmp_path):
