@@ -9,6 +9,7 @@ from gluon_resnetv2 import cli
 from gluon_resnetv2.deploy import server
 from gluon_resnetv2.distributed import launch as launch_module
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.native import ENGINES
 from gluon_resnetv2.profiling import options as profiling_options
 from gluon_resnetv2.spec import IMAGE_SIZE_MAX
 from gluon_resnetv2.study import options as study_options
@@ -139,14 +140,14 @@ def verify(options) -> int:
     from gluon_resnetv2.deploy.verify import report
 
     artifact = load(options.export)
-    return 0 if report(artifact, options.shape) else 1
+    return 0 if report(artifact, options.shape, options.engine) else 1
 
 
 def predict(options) -> None:
     from gluon_resnetv2.deploy.artifact import load
     from gluon_resnetv2.deploy.predictor import Predictor
 
-    predictor = Predictor(load(options.export))
+    predictor = Predictor(load(options.export), engine=options.engine)
     for path in options.images:
         (classes,) = predictor.top(predictor.read(path)[None])
         print(path)
@@ -266,9 +267,15 @@ def main() -> int:
     options.add_argument(
         "--shape", type=cli.shape, help="C,H,W of an image, for a pair without manifest"
     )
+    options.add_argument(
+        "--engine", choices=ENGINES, default=ENGINES[0], help="native: try our operator as well"
+    )
     options = verb(predict, "the likeliest five classes of image files")
     options.add_argument("export", help="folder of an export or run")
     options.add_argument("images", nargs="+", metavar="image", help="PNG, JPEG or other image file")
+    options.add_argument(
+        "--engine", choices=ENGINES, default=ENGINES[0], help="native: try our operator as well"
+    )
     options = verb(serve, "answer requests over HTTP, by the Open Inference Protocol v2")
     server.add_options(options)
     options = verb(profile, "where the time of a training step or an inference goes")

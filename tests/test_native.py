@@ -224,8 +224,9 @@ def masked(seed, ratio=0.5, side=64):
         features = mx.nd.resnetv2_trunk(
             mx.nd.ones((1, 1, side, side)),
             weight,
-            program=f"conv 1 0 1 -1 2 1 1 0 -1;dropout 2 1 {ratio};mean 3 2",
+            program=f"conv 1 0 1 -1 2 1 1 0 -1 0;dropout 2 1 {ratio};mean 3 2",
             dtype="float32",
+            training=1,
             inputs=2,
             features=2,
         )
@@ -256,11 +257,11 @@ def test_the_program_of_a_unit_is_as_written_by_hand():
     net = get_model("preact8", unit="basic")
     lines = Program(net(mx.sym.var("data")), 3).text.split(";")
     assert lines[:6] == [
-        "conv 1 0 1 -1 16 3 1 1 -1",
+        "conv 1 0 1 -1 16 3 1 1 -1 0",
         "bn 2 1 2 3 4 5 1e-05 0.9 0 1",  # with the ReLU, which the first unit shares
-        "conv 3 2 6 -1 16 3 1 1 -1",
+        "conv 3 2 6 -1 16 3 1 1 -1 0",
         "bn 4 3 7 8 9 10 1e-05 0.9 0 1",
-        "conv 5 4 11 -1 16 3 1 1 2",  # and the shortcut
+        "conv 5 4 11 -1 16 3 1 1 2 0",  # and the shortcut
         "bn 6 5 12 13 14 15 1e-05 0.9 0 1",
     ]
     assert "widen 10 5 32 2" in lines
@@ -283,7 +284,12 @@ def test_what_has_no_instruction_is_named():
 def test_an_error_inside_the_operator_is_raised():
     with pytest.raises(mx.MXNetError):
         mx.nd.resnetv2_trunk(
-            mx.nd.ones((1, 1, 4, 4)), program="nonsense 1 0", dtype="float32", inputs=1, features=1
+            mx.nd.ones((1, 1, 4, 4)),
+            program="nonsense 1 0",
+            dtype="float32",
+            training=1,
+            inputs=1,
+            features=1,
         ).wait_to_read()
 
 

@@ -23,6 +23,7 @@ from gluon_resnetv2.deploy.reference import (
 )
 from gluon_resnetv2.deploy.scores import likeliest, log, softmax
 from gluon_resnetv2.errors import UserError, last_line
+from gluon_resnetv2.native.block import native_symbol
 
 FUSED = ("_sg_mkldnn", "_contrib_quantize")  # how operators of fused graphs are called
 WITHOUT_MANIFEST = {"input": None, "precision": "float32", "fused": False}
@@ -34,24 +35,35 @@ TRIALS = 3  # times each, to find the fastest form
 class Predictor:
     """Runs a pair in the fastest form that computes what it should; threads may share it.
 
-    The forms are the graph as it is and what MXNet's fusing backend makes of it. Each is held
-    against the outputs that the manifest has of the network itself (for a pair without manifest:
-    against the graph as it is), here and now: what was right on another machine proves nothing.
+    The forms are the graph as it is, what MXNet's fusing backend makes of it, and, where it is
+    asked for, the graph on the native operator. Each is held against the outputs that the manifest
+    has of the network itself (for a pair without manifest: against the graph as it is), here and
+    now: what was right on another machine proves nothing.
 
     Args:
         artifact: an export, or any pair that takes images and gives a row of logits for each.
         max_batch: so many images are computed at once; more are split.
         shape: (C, H, W) of an image, for a pair without manifest; by default a usual one that fits.
+        engine: "native" tries the native operator as well, for graphs that are not fused, in
+            float32 or bfloat16.
 
     Attributes:
         form: what runs, as in "float32, fused".
         rejected: a line for each form that was found wrong.
 
     Raises:
-        UserError: the pair is damaged or can't be read, or no form computes what it should.
+        UserError: the pair is damaged or can't be read, no form computes what it should, or the
+            native operator is not installed or has no instruction for something in the graph.
     """
 
-    def __init__(self, artifact: Artifact, *, max_batch: int = 64, shape: tuple | None = None):
+    def __init__(
+        self,
+        artifact: Artifact,
+        *,
+        max_batch: int = 64,
+        shape: tuple | None = None,
+        engine: str = "mxnet",
+    ):
         if max_batch < 1:
             raise UserError(f"the largest batch must have at least 1 image, not {max_batch}")
         pair = artifact.read(shape)
@@ -60,7 +72,10 @@ class Predictor:
         arguments, statistics = pair.arrays()
         arrays, symbol = {**arguments, **statistics}, pair.symbol()
         plain, fused = (kind(pair, symbol, arrays, max_batch) for kind in (_Plain, _Fused))
+        forms = [plain, fused]
         manifest = artifact.manifest or {**WITHOUT_MANIFEST, "output": _output(pair)}
+        if engine == "native":
+            forms.append(_Native(pair, symbol, arrays, max_batch, manifest["precision"]))
         self.output, self._input = manifest["output"], manifest["input"]
         if artifact.manifest:
             inputs, outputs, tolerance = recorded(artifact)
@@ -71,9 +86,7 @@ class Predictor:
             if self.output == "probabilities":
                 outputs = log(outputs)
             self.classes = [str(index) for index in range(outputs.shape[1])]
-        checks = {
-            form: _check(form, inputs, outputs, tolerance, self.output) for form in (plain, fused)
-        }
+        checks = {form: _check(form, inputs, outputs, tolerance, self.output) for form in forms}
         self.rejected = [str(check) for check in checks.values() if not check.passed]
         right = [form for form, check in checks.items() if check.passed]
         if not right:
@@ -199,6 +212,15 @@ class _Plain(_Form):
         flags.update(data_indices=changing, param_indices=kept)
         graph, arrays = mx.nd.CachedOp(self._symbol, flags.items()), [given[n] for n in names]
         return lambda: graph(*arrays)
+
+
+class _Native(_Plain):
+    name = "native"
+
+    def __init__(self, pair, symbol, arrays, max_batch, precision):
+        symbol = native_symbol(symbol, pair.shape[0], precision)
+        arrays = {name: mx.nd.amp_cast(array, dtype="float32") for name, array in arrays.items()}
+        super().__init__(pair, symbol, arrays, max_batch)
 
 
 class _Fused(_Form):

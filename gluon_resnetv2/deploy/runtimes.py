@@ -102,6 +102,21 @@ def predictor(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
     return Predictor(load(symbol), max_batch=len(images), shape=shape).run(images)
 
 
+def native_engine(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
+    """What `predict` and the server run with --engine native.
+
+    Raises:
+        ValueError: they run something else, because it is faster or right.
+    """
+    from gluon_resnetv2.deploy.artifact import load
+    from gluon_resnetv2.deploy.predictor import Predictor
+
+    served = Predictor(load(symbol), max_batch=len(images), shape=images.shape[1:], engine="native")
+    if "native" not in served.form:
+        raise ValueError("; ".join(served.rejected) or f"{served.form} is faster here")
+    return served.run(images)
+
+
 def onnx_runtime(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
     """ONNX Runtime, on the model beside the pair."""
     from gluon_resnetv2.deploy.artifact import load
@@ -137,6 +152,7 @@ WAYS = {
     "simple_bind": simple_bind,
     "C predict API": c_predict,
     "Predictor": predictor,
+    "native engine": native_engine,
     "ONNX Runtime": onnx_runtime,
 }
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from gluon_resnetv2 import cli, runtime
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.native import ENGINES
 
 MEGABYTE = 2**20
 MAX_BATCH = 4096
@@ -34,6 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every one")
     add("--port", type=int, default=8080, help="0: any that is free")
     add("--max-batch", type=int, default=64, help="images in one request, or computed at once")
+    add("--engine", choices=ENGINES, default=ENGINES[0], help="native: try our operator as well")
     add("--shape", type=cli.shape, help="C,H,W of an image, for a pair without manifest")
     add("--queue", type=int, default=1024, help="images that wait for a model")
     add("--body-limit", type=float, default=64, help="MB of one body")
@@ -80,7 +82,9 @@ def _serve(options, listener, threads):
         raise UserError(f"{next(iter(artifacts))} says its own shape; leave --shape out")
     for name, artifact in artifacts.items():
         try:
-            predictor = Predictor(artifact, max_batch=options.max_batch, shape=options.shape)
+            predictor = Predictor(
+                artifact, max_batch=options.max_batch, shape=options.shape, engine=options.engine
+            )
         except mx.MXNetError as error:
             if "Failed to allocate" not in str(error):
                 raise

@@ -41,13 +41,16 @@ RUNTIMES = [
     ("C predict API", PLAIN),
     ("Predictor", None),  # chooses its form itself
 ]
+NATIVE = ("native engine", None)  # where it is asked for
 ONNX = ("ONNX Runtime", None)  # where there is a NAME.onnx
 FUSING = {"Module", "simple_bind", "C predict API"}
 AT_EXPORT = "logits recorded at export"  # compared beside the runtimes
 PATIENCE = 900  # seconds for one runtime
 
 
-def verify(artifacts: Sequence[Artifact], shape: tuple | None = None) -> list[list[Check]]:
+def verify(
+    artifacts: Sequence[Artifact], shape: tuple | None = None, engine: str = "mxnet"
+) -> list[list[Check]]:
     """Holds what each artifact computes in every runtime against what was trained.
 
     float32 is held against the training graph: the network that the manifest's spec describes, run
@@ -59,6 +62,7 @@ def verify(artifacts: Sequence[Artifact], shape: tuple | None = None) -> list[li
     Args:
         shape: (channels, height, width) for artifacts without a manifest; by default a usual one
             that fits.
+        engine: "native" has the native operator checked as well.
 
     Returns:
         A list of checks for each artifact.
@@ -78,7 +82,8 @@ def verify(artifacts: Sequence[Artifact], shape: tuple | None = None) -> list[li
             np.save(images, known[-1][0] if known[-1] else reference_images(pair.shape))
             paths = {"symbol": artifact.symbol, "params": artifact.params, "images": images}
             jobs.append({name: str(path) for name, path in paths.items()})
-        runtimes = [*RUNTIMES, *([ONNX] if any(a.onnx for a in artifacts) else [])]
+        native = [NATIVE] if engine == "native" else []
+        runtimes = [*RUNTIMES, *native, *([ONNX] if any(a.onnx for a in artifacts) else [])]
         folders = [Path(folder) / str(index) for index in range(len(runtimes))]
         with ThreadPoolExecutor(max_workers=2) as pool:  # starting up takes them most of the time
             answers = pool.map(lambda runtime, to: _run(runtime, jobs, to), runtimes, folders)
@@ -135,13 +140,13 @@ def record(artifact: Artifact, checks: Sequence[Check]) -> None:
     write_json(artifact.folder / "manifest.json", {**artifact.manifest, "verification": entries})
 
 
-def report(artifact: Artifact, shape: tuple | None = None) -> bool:
+def report(artifact: Artifact, shape: tuple | None = None, engine: str = "mxnet") -> bool:
     """Verifies, prints what came of it, records it in the manifest; returns whether all passed.
 
     Raises:
         UserError: as `verify`.
     """
-    (checks,) = verify([artifact], shape)
+    (checks,) = verify([artifact], shape, engine)
     print(f"{artifact.symbol} against {_against(artifact)}:")
     for check in checks:
         print(f"  {check}")

@@ -1,4 +1,4 @@
-"""The training pass of a network on the native operator, as a block of Gluon's."""
+"""Networks that compute on the native operator: as a graph, and as a block of Gluon's to train."""
 
 from __future__ import annotations
 
@@ -11,33 +11,62 @@ from gluon_resnetv2.native.program import Program
 from gluon_resnetv2.net import ResNetV2
 
 
-def native_block(net: ResNetV2, dtype: str = "float32", adds: bool = False) -> gluon.SymbolBlock:
-    """What computes the same as `net` in training, by the native operator, with its parameters.
+def native_symbol(
+    symbol: mx.sym.Symbol,
+    in_channels: int,
+    dtype: str = "float32",
+    training: bool = False,
+    adds: bool = False,
+) -> mx.sym.Symbol:
+    """The graph that computes what `symbol` does, with the native operator up to the features.
 
-    It is for `autograd.record()` alone; evaluate and export `net`.
+    Its inputs are float32 and have the names that they have in `symbol`.
 
     Args:
+        symbol: a network that reads images (N, in_channels, H, W).
         dtype: of the activations: "float32" or "bfloat16".
-        adds: whether gradients are added to what is there (grad_req "add").
+        training: whether it is for training passes alone, or for inference alone, where parameters
+            are taken as they are in the first pass.
+        adds: in training, whether gradients are added to what is there (grad_req "add").
 
     Raises:
         UserError: the operator has no instruction for something in the network, or can't be used
             here.
     """
     library.load()
-    program = Program(net(mx.sym.var("data")), net.spec.in_channels)
-    images = mx.sym.var(program.inputs[0], dtype="float32")
-    parameters = [mx.sym.var(name) for name in program.inputs[1:]]
+    program = Program(symbol, in_channels, training)
+    images, *names = program.inputs
+    inputs = [mx.sym.var(images, dtype="float32"), *map(mx.sym.var, names)]
     if adds:  # the operator writes, as MXNet does not tell it what to do: its neighbours can add
-        parameters = [one if is_statistic(one.name) else mx.sym.identity(one) for one in parameters]
+        inputs = [
+            one if name == images or is_statistic(name) else mx.sym.identity(one)
+            for name, one in zip(program.inputs, inputs)
+        ]
     features = mx.sym.resnetv2_trunk(
-        images,
-        *parameters,
+        *inputs,
         program=program.text,
         dtype=dtype,
-        inputs=len(program.inputs),
+        training=int(training),
+        inputs=len(inputs),
         features=program.features,
     )
-    block = gluon.SymbolBlock(net.output(features), [images], params=net.collect_params())
+    return program.head(features)
+
+
+def native_block(net: ResNetV2, dtype: str = "float32", adds: bool = False) -> gluon.SymbolBlock:
+    """What computes the same as `net` in training, by the native operator, with its parameters.
+
+    It is for `autograd.record()` alone; evaluate and export `net`.
+
+    Args:
+        dtype, adds: as `native_symbol`.
+
+    Raises:
+        UserError: as `native_symbol`.
+    """
+    traced = net(mx.sym.var("data"))
+    symbol = native_symbol(traced, net.spec.in_channels, dtype, training=True, adds=adds)
+    images = mx.sym.var("data", dtype="float32")
+    block = gluon.SymbolBlock(symbol, [images], params=net.collect_params())
     block.hybridize(static_alloc=True, static_shape=True)
     return block

@@ -10,6 +10,9 @@ import mxnet as mx
 
 from gluon_resnetv2.errors import UserError
 
+# Words of a convolution's line: what is added, and whether a ReLU follows.
+MORE, RELU = 9, 10
+
 
 class Activation(NamedTuple):
     """What an instruction computes: its number, and how many channels it has."""
@@ -38,6 +41,7 @@ class Program:
     Args:
         symbol: the network, traced; its head is the mean over the pixels and a classifier.
         in_channels: of the images.
+        training: whether batches are normalised by their own statistics, and activations dropped.
 
     Attributes:
         text: the instructions.
@@ -48,13 +52,14 @@ class Program:
         UserError: the operator has no instruction for something in the network.
     """
 
-    def __init__(self, symbol: mx.sym.Symbol, in_channels: int):
+    def __init__(self, symbol: mx.sym.Symbol, in_channels: int, training: bool = True):
+        self._training = training
         self._nodes = json.loads(symbol.tojson())["nodes"]
         self._readers: list[list[int]] = [[] for _ in self._nodes]
         for index, node in enumerate(self._nodes):
             for source, *_ in node["inputs"]:
                 self._readers[source].append(index)
-        self._lines: list[str] = []
+        self._lines: list[list] = []  # the words of each
         self._computed: dict[int, Activation | Widened | Zeros] = {}  # by the node's index
         self.inputs: list[str] = []
         self.features = 0
@@ -66,14 +71,28 @@ class Program:
                 self._input(first)
                 self._computed[first] = Activation(0, in_channels)
             self._add(index, node)
-        self.text = ";".join(self._lines)
+        self.text = ";".join(" ".join(map(str, line)) for line in self._lines)
+
+    def head(self, features: mx.sym.Symbol) -> mx.sym.Symbol:
+        """What the network makes of its features, by MXNet's own operators."""
+        made = {self._last: features}
+        for index, node in enumerate(self._nodes[self._last + 1 :], self._last + 1):
+            if node["op"] == "null":
+                made[index] = mx.sym.var(node["name"])
+            elif node["op"] == "amp_cast":  # the features are float32
+                made[index] = made[node["inputs"][0][0]]
+            else:
+                given = [made[source] for source, *_ in node["inputs"]]
+                operator = getattr(mx.sym, node["op"])
+                made[index] = operator(*given, name=node["name"], **node.get("attrs", {}))
+        return made[len(self._nodes) - 1]
 
     def _add(self, index: int, node: dict) -> None:
         """Computes what one node of the graph does."""
         op, attrs = node["op"], {k: _value(v) for k, v in node.get("attrs", {}).items()}
         given = [source for source, *_ in node["inputs"]]
-        if op == "amp_cast":  # the operator's own type takes the place of the graph's
-            self._computed[index] = self._computed[given[0]]
+        if op == "amp_cast" or (op == "Dropout" and not self._training):
+            self._computed[index] = self._computed[given[0]]  # in the operator's own type
         elif op == "zeros_like":
             self._computed[index] = Zeros(self._computed[given[0]].channels)
         elif op in ("slice", "Concat", "slice_axis"):
@@ -82,14 +101,23 @@ class Program:
             self._computed[index] = self._computed[given[0]]
         elif index not in self._computed:  # a ReLU may be part of the instruction before it
             words, channels = self._instruction(op, attrs, given, index, node)
-            name, *words = words
-            self._lines.append(" ".join(map(str, (name, len(self._lines) + 1, *words))))
-            activation = Activation(len(self._lines), channels)
+            if op in ("BatchNorm", "Activation") and self._convolves_alone(given[0]):
+                activation = self._computed[given[0]]
+                line = self._lines[activation.number - 1]
+                line[RELU] = words[-1] if op == "BatchNorm" else 1
+                if op == "BatchNorm":
+                    *_, gamma, beta, mean, variance, eps, _momentum, fixed, _relu = words
+                    line += [gamma, beta, mean, variance, eps, fixed]
+            else:
+                name, *numbers = words
+                activation = Activation(len(self._lines) + 1, channels)
+                self._lines.append([name, activation.number, *numbers])
             self._computed[index] = activation
             if op == "BatchNorm" and words[-1]:
                 (relu,) = self._readers[index]
                 self._computed[relu] = activation
-            self.features = channels if op == "mean" else 0
+            if op == "mean":
+                self.features, self._last = channels, index
 
     def _instruction(self, op, attrs, given, index, node):
         """Its name and all its numbers but `out`, and how many channels it computes."""
@@ -98,8 +126,8 @@ class Program:
             weight, *bias = map(self._input, given[1:])
             channels = attrs["num_filter"]
             square = attrs["kernel"][0], attrs["stride"][0], attrs["pad"][0]
-            return ("conv", x.number, weight, *(bias or [-1]), channels, *square, -1), channels
-        if op == "BatchNorm" and attrs["axis"] == 1 and not attrs.get("use_global_stats"):
+            return ("conv", x.number, weight, *(bias or [-1]), channels, *square, -1, 0), channels
+        if op == "BatchNorm" and attrs.get("axis", 1) == 1 and self._knows_statistics(attrs):
             readers = [self._nodes[reader] for reader in self._readers[index]]
             relu = [one.get("attrs", {}).get("act_type") for one in readers] == ["relu"]
             statistics = map(self._input, given[1:])
@@ -142,11 +170,19 @@ class Program:
     def _adds_while_it_convolves(self, residual: int, shortcut: int) -> bool:
         """Has a convolution that nothing else reads add what is there already, if it is one."""
         number, more = self._operand(residual).number, self._operand(shortcut).number
-        convolves = self._lines[number - 1].startswith("conv") and number > more
-        if convolves and len(self._readers[residual]) == 1:
-            self._lines[number - 1] = self._lines[number - 1].removesuffix("-1") + str(more)
+        convolves = number > more and self._lines[number - 1][0] == "conv"
+        if convolves and self._lines[number - 1][MORE] < 0 and len(self._readers[residual]) == 1:
+            self._lines[number - 1][MORE] = more
             return True
         return False
+
+    def _knows_statistics(self, attrs) -> bool:
+        return not (self._training and attrs.get("use_global_stats"))
+
+    def _convolves_alone(self, index: int) -> bool:
+        """Whether, in inference, a node is a convolution that one other reads: it can be folded."""
+        convolves = self._nodes[index]["op"] == "Convolution"
+        return convolves and not self._training and len(self._readers[index]) == 1
 
     def _operand(self, index: int) -> Activation:
         """What a node has computed, as something that instructions can read."""
@@ -154,7 +190,7 @@ class Program:
         if isinstance(found, Widened):
             source, stride, channels = found
             number = len(self._lines) + 1
-            self._lines.append(f"widen {number} {source.number} {channels} {stride}")
+            self._lines.append(["widen", number, source.number, channels, stride])
             found = self._computed[index] = Activation(number, channels)
         return found
 

@@ -1,12 +1,14 @@
-// A residual network up to its pooled features, forward and backward, as one operator of MXNet's.
+// A residual network up to its pooled features, as one operator of MXNet's: forward and backward, or
+// forward alone, for inference, where normalisation is by the moving statistics.
 //
 // MXNet 1.9.1 computes on a oneDNN of 2021. This operator computes on the current one, keeps every
 // activation channels-last and in one type, float32 or bfloat16, from the images to the features,
 // and plans once, for the first batch, what each later batch repeats. What it computes is a
 // program, which `program.py` writes; an instruction is a line of numbers:
 //
-//   conv    out in weight bias channels kernel stride pad more
-//           (bias -1: none; more: an activation that is added to what is computed, or -1)
+//   conv    out in weight bias channels kernel stride pad more relu
+//           (bias -1: none; more: an activation that is added to the rest, or -1); and in
+//           inference gamma beta mean var eps fixed of a normalisation that the weights take in
 //   bn      out in gamma beta mean var eps momentum fixed relu
 //   relu    out in
 //   add     out in in          mul   out in in
@@ -139,6 +141,13 @@ struct Instruction {
   std::vector<double> numbers;
 
   int operator[](size_t i) const { return int(numbers.at(i)); }
+
+  // The activations that it reads.
+  std::vector<int> reads() const {
+    if (name == "add" || name == "mul") return {(*this)[1], (*this)[2]};
+    if (name == "conv" && (*this)[8] >= 0) return {(*this)[1], (*this)[8]};
+    return {(*this)[1]};
+  }
 };
 
 std::vector<Instruction> parse(const std::string& text) {
@@ -156,19 +165,32 @@ std::vector<Instruction> parse(const std::string& text) {
 
 class Trunk {
  public:
-  Trunk(const std::string& program, Type type, const std::vector<MXTensor>& inputs)
-      : engine_(engine::kind::cpu, 0), stream_(engine_), pool_(engine_), type_(type) {
+  Trunk(const std::string& program, Type type, bool training, const std::vector<MXTensor>& inputs)
+      : engine_(engine::kind::cpu, 0),
+        stream_(engine_),
+        pool_(engine_),
+        type_(type),
+        training_(training) {
     auto instructions = parse(program);
     shapes_ = shapes(inputs);
     values_.resize(instructions.size() + 1);
     gradients_.resize(instructions.size() + 1);
-    auto images = input(0, Tag::nchw);
-    values_[0] = pool_.keep(activation(shapes_[0]));
-    run(forward_, reorder(images, values_[0]), {{DNNL_ARG_FROM, images}, {DNNL_ARG_TO, values_[0]}});
+    auto images = input(0, Tag::nchw), first = compute(0, shapes_[0]);
+    run(forward_, reorder(images, first), {{DNNL_ARG_FROM, images}, {DNNL_ARG_TO, first}});
+    std::map<int, size_t> last;  // that reads an activation
+    for (size_t k = 0; k < instructions.size(); ++k)
+      for (int value : instructions[k].reads()) last[value] = k;
     std::vector<std::function<void()>> plans;  // of the backward pass, in the order of the forward
-    for (auto& i : instructions) plans.push_back(plan(i));
-    for (auto p = plans.rbegin(); p != plans.rend(); ++p) (*p)();
+    for (size_t k = 0; k < instructions.size(); ++k) {
+      plans.push_back(plan(instructions[k]));
+      if (!training_)  // the way back would read them again
+        for (int value : instructions[k].reads())
+          if (last[value] == k) values_[value].reset();
+    }
+    if (training_)
+      for (auto p = plans.rbegin(); p != plans.rend(); ++p) (*p)();
     gradients_.clear();
+    values_.clear();
   }
 
   static std::vector<std::vector<int64_t>> shapes(const std::vector<MXTensor>& inputs) {
@@ -185,6 +207,8 @@ class Trunk {
     for (auto& [pointer, index] : statistics_) *pointer = inputs[index].data<float>();
     features_ = features;
     seed_ = seed;
+    for (auto& step : once_) step();
+    once_.clear();
     for (auto& step : forward_) step();
     stream_.wait();
   }
@@ -219,28 +243,32 @@ class Trunk {
   }
 
   std::function<void()> conv(const Instruction& i) {
-    auto x = values_[i[1]];
+    auto x = *values_[i[1]];
     auto shape = x.get_desc().get_dims();
     memory::dims kernel = {i[4], shape[1], i[5], i[5]}, strides = {i[6], i[6]}, pad = {i[7], i[7]};
     memory::dims out = {shape[0], i[4], size(shape[2], i), size(shape[3], i)}, wide = {i[4]};
     memory::desc weights(kernel, type_, Tag::any), diff_weights(kernel, Type::f32, Tag::any);
-    memory::desc bias = i[3] < 0 ? memory::desc() : memory::desc(wide, Type::f32, Tag::a);
+    const bool folds = i.numbers.size() > 10;
+    memory::desc bias = i[3] < 0 && !folds ? memory::desc() : memory::desc(wide, Type::f32, Tag::a);
     const auto direct = algorithm::convolution_direct;
-    primitive_attr sum;
-    if (i[8] >= 0) {
-      post_ops after;
-      after.append_binary(algorithm::binary_add, activation(out));
-      sum.set_post_ops(after);
-    }
-    convolution_forward::primitive_desc pd(engine_, prop_kind::forward_training, direct,
-                                           x.get_desc(), weights, bias, activation(out), strides,
-                                           pad, pad, sum);
-    auto y = values_[i[0]] = pool_.keep(activation(out));
-    auto given = input(i[2], Tag::oihw);
-    auto w = converted(forward_, given, pd.weights_desc());
-    Arguments arguments = {{DNNL_ARG_SRC, x}, {DNNL_ARG_WEIGHTS, w}, {DNNL_ARG_DST, y}};
-    if (i[3] >= 0) arguments[DNNL_ARG_BIAS] = input(i[3], Tag::a);
-    if (i[8] >= 0) arguments[DNNL_ARG_ATTR_MULTIPLE_POST_OP(0) | DNNL_ARG_SRC_1] = values_[i[8]];
+    primitive_attr attributes;
+    post_ops after;
+    if (i[9]) after.append_eltwise(algorithm::eltwise_relu, 0, 0);
+    if (i[8] >= 0) after.append_binary(algorithm::binary_add, activation(out));
+    attributes.set_post_ops(after);
+    convolution_forward::primitive_desc pd(engine_, kind(), direct, x.get_desc(), weights, bias,
+                                           activation(out), strides, pad, pad, attributes);
+    auto y = compute(i[0], out);
+    auto given = folds ? pool_.keep({kernel, Type::f32, Tag::oihw}) : input(i[2], Tag::oihw);
+    Arguments arguments = {{DNNL_ARG_SRC, x}, {DNNL_ARG_DST, y}};
+    if (folds)
+      arguments[DNNL_ARG_BIAS] = folded(i, given);
+    else if (i[3] >= 0)
+      arguments[DNNL_ARG_BIAS] = input(i[3], Tag::a);
+    auto w = converted(training_ ? forward_ : once_, given, pd.weights_desc());
+    arguments[DNNL_ARG_WEIGHTS] = w;
+    if (i[8] >= 0)
+      arguments[DNNL_ARG_ATTR_MULTIPLE_POST_OP(after.len() - 1) | DNNL_ARG_SRC_1] = *values_[i[8]];
     run(forward_, convolution_forward(pd), arguments);
 
     return [=] {
@@ -271,24 +299,48 @@ class Trunk {
     };
   }
 
+  // Fills the weights that do a convolution and the normalisation of what it computes in one;
+  // returns the bias that goes with them.
+  memory folded(const Instruction& i, const memory& weights) {
+    auto own = input(i[2], Tag::oihw), gamma = input(i[10], Tag::a), beta = input(i[11], Tag::a);
+    auto mean = input(i[12], Tag::a), variance = input(i[13], Tag::a);
+    auto before = i[3] < 0 ? memory() : input(i[3], Tag::a);
+    auto bias = pool_.keep(mean.get_desc());
+    const float eps = i.numbers[14];
+    const bool fixed = i[15], has_bias = i[3] >= 0;
+    const size_t channels = i[4], size = elements(weights) / channels;
+    once_.push_back([=] {
+      for (size_t c = 0; c < channels; ++c) {
+        const float scale = (fixed ? 1 : data(gamma)[c]) / std::sqrt(data(variance)[c] + eps);
+        for (size_t k = c * size; k < (c + 1) * size; ++k) data(weights)[k] = data(own)[k] * scale;
+        data(bias)[c] = data(beta)[c] + ((has_bias ? data(before)[c] : 0) - data(mean)[c]) * scale;
+      }
+    });
+    return bias;
+  }
+
   std::function<void()> bn(const Instruction& i) {
-    auto x = values_[i[1]], y = values_[i[0]] = like(x);
+    auto x = *values_[i[1]], y = compute(i[0], x.get_desc().get_dims());
     const bool fixed = i[8];
     const float eps = i.numbers[6], momentum = i.numbers[7];
     auto flags = normalization_flags::use_scale | normalization_flags::use_shift;
     if (i[9]) flags |= normalization_flags::fuse_norm_relu;
-    batch_normalization_forward::primitive_desc pd(engine_, prop_kind::forward_training,
-                                                   x.get_desc(), y.get_desc(), eps, flags);
-    auto mean = pool_.keep(pd.mean_desc()), variance = pool_.keep(pd.variance_desc());
+    if (!training_) flags |= normalization_flags::use_global_stats;
+    batch_normalization_forward::primitive_desc pd(engine_, kind(), x.get_desc(), y.get_desc(), eps,
+                                                   flags);
+    auto mean = training_ ? pool_.keep(pd.mean_desc()) : input(i[4], Tag::a);
+    auto variance = training_ ? pool_.keep(pd.variance_desc()) : input(i[5], Tag::a);
     memory gamma = fixed ? pool_.keep(pd.mean_desc()) : input(i[2], Tag::a);
     const int channels = x.get_desc().get_dims()[1];
-    if (fixed) std::fill_n(static_cast<float*>(gamma.get_data_handle()), channels, 1.f);
+    if (fixed) std::fill_n(data(gamma), channels, 1.f);
     memory marks;  // where the ReLU was open
     Arguments arguments = {{DNNL_ARG_SRC, x},           {DNNL_ARG_DST, y},
                            {DNNL_ARG_MEAN, mean},       {DNNL_ARG_VARIANCE, variance},
                            {DNNL_ARG_SCALE, gamma},     {DNNL_ARG_SHIFT, input(i[3], Tag::a)}};
-    if (i[9]) marks = arguments[DNNL_ARG_WORKSPACE] = pool_.keep(pd.workspace_desc());
+    if (i[9] && training_)
+      marks = arguments[DNNL_ARG_WORKSPACE] = pool_.keep(pd.workspace_desc());
     run(forward_, batch_normalization_forward(pd), arguments);
+    if (!training_) return {};
     for (auto& [index, batch] : {std::pair{i[4], mean}, std::pair{i[5], variance}}) {
       auto moving = std::make_shared<float*>();
       statistics_.emplace_back(moving, index);
@@ -325,7 +377,7 @@ class Trunk {
   }
 
   std::function<void()> relu(const Instruction& i) {
-    auto x = values_[i[1]], y = values_[i[0]] = like(x);
+    auto x = *values_[i[1]], y = compute(i[0], x.get_desc().get_dims());
     forward_.push_back([=] { map([](float a) { return a > 0 ? a : 0; }, y, x); });
     return [=] {
       auto dy = take(i[0]);
@@ -337,7 +389,7 @@ class Trunk {
   }
 
   std::function<void()> add(const Instruction& i) {
-    auto a = values_[i[1]], b = values_[i[2]], y = values_[i[0]] = like(a);
+    auto a = *values_[i[1]], b = *values_[i[2]], y = compute(i[0], a.get_desc().get_dims());
     forward_.push_back([=] { map([](float s, float t) { return s + t; }, y, a, b); });
     return [=] {
       auto dy = take(i[0]);
@@ -346,7 +398,7 @@ class Trunk {
   }
 
   std::function<void()> mul(const Instruction& i) {
-    auto a = values_[i[1]], b = values_[i[2]], y = values_[i[0]] = like(a);
+    auto a = *values_[i[1]], b = *values_[i[2]], y = compute(i[0], a.get_desc().get_dims());
     forward_.push_back([=] { map([](float s, float t) { return s * t; }, y, a, b); });
     return [=] {
       auto dy = take(i[0]);
@@ -359,7 +411,7 @@ class Trunk {
   }
 
   std::function<void()> sigmoid(const Instruction& i) {
-    auto x = values_[i[1]], y = values_[i[0]] = like(x);
+    auto x = *values_[i[1]], y = compute(i[0], x.get_desc().get_dims());
     forward_.push_back([=] { map([](float a) { return 1 / (1 + std::exp(-a)); }, y, x); });
     return [=] {
       auto dy = take(i[0]);
@@ -371,7 +423,7 @@ class Trunk {
   }
 
   std::function<void()> affine(const Instruction& i) {
-    auto x = values_[i[1]], y = values_[i[0]] = like(x);
+    auto x = *values_[i[1]], y = compute(i[0], x.get_desc().get_dims());
     const float scale = i.numbers[2], shift = i.numbers[3];
     forward_.push_back([=] { map([=](float a) { return scale * a + shift; }, y, x); });
     return [=] {
@@ -383,12 +435,12 @@ class Trunk {
   }
 
   std::function<void()> widen(const Instruction& i) {
-    auto x = values_[i[1]];
+    auto x = *values_[i[1]];
     auto from = x.get_desc().get_dims();
     const int channels = i[2], stride = i[3];
     memory::dims to = {from[0], channels, (from[2] + stride - 1) / stride,
                        (from[3] + stride - 1) / stride};
-    auto y = values_[i[0]] = pool_.keep(activation(to));
+    auto y = compute(i[0], to);
     forward_.push_back([=] {
       typed(
           [=](auto* narrow, auto* wide) {
@@ -417,7 +469,7 @@ class Trunk {
   }
 
   std::function<void()> dropout(const Instruction& i) {
-    auto x = values_[i[1]], y = values_[i[0]] = like(x);
+    auto x = *values_[i[1]], y = compute(i[0], x.get_desc().get_dims());
     const float ratio = i.numbers[2], rescale = ratio < 1 ? 1 / (1 - ratio) : 0;
     const auto threshold = uint64_t(ratio * 4294967296.0);
     const uint64_t place = i[0];
@@ -456,18 +508,19 @@ class Trunk {
   }
 
   std::function<void()> maxpool(const Instruction& i) {
-    auto x = values_[i[1]];
+    auto x = *values_[i[1]];
     auto shape = x.get_desc().get_dims();
     auto pooled = [&](int n) { return (n + 2 * i[4] - i[2]) / i[3] + 1; };
     memory::dims out = {shape[0], shape[1], pooled(shape[2]), pooled(shape[3])};
     memory::dims strides = {i[3], i[3]}, kernel = {i[2], i[2]}, pad = {i[4], i[4]}, dense = {0, 0};
     const auto max = algorithm::pooling_max;
-    pooling_forward::primitive_desc pd(engine_, prop_kind::forward_training, max, x.get_desc(),
-                                       activation(out), strides, kernel, dense, pad, pad);
-    auto y = values_[i[0]] = pool_.keep(activation(out));
-    auto winners = pool_.keep(pd.workspace_desc());
-    run(forward_, pooling_forward(pd),
-        {{DNNL_ARG_SRC, x}, {DNNL_ARG_DST, y}, {DNNL_ARG_WORKSPACE, winners}});
+    pooling_forward::primitive_desc pd(engine_, kind(), max, x.get_desc(), activation(out), strides,
+                                       kernel, dense, pad, pad);
+    auto y = compute(i[0], out);
+    Arguments arguments = {{DNNL_ARG_SRC, x}, {DNNL_ARG_DST, y}};
+    memory winners;
+    if (training_) winners = arguments[DNNL_ARG_WORKSPACE] = pool_.keep(pd.workspace_desc());
+    run(forward_, pooling_forward(pd), arguments);
     return [=] {
       auto dy = take(i[0]);
       pooling_backward::primitive_desc back_pd(engine_, max, x.get_desc(), activation(out), strides,
@@ -480,7 +533,7 @@ class Trunk {
   }
 
   std::function<void()> mean(const Instruction& i) {
-    auto x = values_[i[1]];
+    auto x = *values_[i[1]];
     auto shape = x.get_desc().get_dims();
     const ptrdiff_t n = shape[0], channels = shape[1], area = shape[2] * shape[3];
     forward_.push_back([=] {
@@ -527,12 +580,21 @@ class Trunk {
     }
   }
 
+  prop_kind kind() const {
+    return training_ ? prop_kind::forward_training : prop_kind::forward_inference;
+  }
+
   static int64_t size(int64_t before, const Instruction& conv) {
     return (before + 2 * conv[7] - conv[5]) / conv[6] + 1;
   }
 
   memory::desc activation(const memory::dims& shape) const { return {shape, type_, Tag::nhwc}; }
-  memory like(const memory& m) { return pool_.keep(m.get_desc()); }
+
+  // The memory of the activation with this number.
+  memory compute(int number, const memory::dims& shape) {
+    return *(values_[number] = pool_.lend(activation(shape)));
+  }
+
   static float* data(const memory& m) { return static_cast<float*>(m.get_data_handle()); }
 
   // The operator's input or gradient with this number, which is somewhere else in every call.
@@ -565,7 +627,7 @@ class Trunk {
   // Adds to the gradient of an activation what `write` plans to be written.
   template <class F>
   void give(int value, F write) {
-    auto fresh = pool_.lend(values_[value].get_desc());
+    auto fresh = pool_.lend(values_[value]->get_desc());
     write(*fresh);
     if (auto before = gradients_[value])
       backward_.push_back([a = *fresh, b = *before] {
@@ -581,7 +643,7 @@ class Trunk {
       gradients_[value] = gradient;
       return;
     }
-    auto fresh = pool_.lend(values_[value].get_desc());
+    auto fresh = pool_.lend(values_[value]->get_desc());
     backward_.push_back([a = *gradients_[value], b = *gradient, sum = *fresh] {
       map([](float s, float t) { return s + t; }, sum, a, b);
     });
@@ -592,14 +654,15 @@ class Trunk {
   stream stream_;
   Pool pool_;
   Type type_;
+  const bool training_;
   std::vector<std::vector<int64_t>> shapes_;
-  std::vector<memory> values_;
-  std::vector<Buffer> gradients_;  // while the backward pass is being planned
+  std::vector<Buffer> values_;     // while the plan is being made, as the gradients
+  std::vector<Buffer> gradients_;
   std::vector<std::pair<memory, int>> inputs_, outputs_;
   std::vector<std::pair<std::shared_ptr<float*>, int>> statistics_;
   float *features_, *gradient_;
   uint32_t seed_;
-  Steps forward_, backward_;
+  Steps once_, forward_, backward_;  // `once_`: what parameters that do not change are made into
 };
 
 // -- The operator ---------------------------------------------------------------------------------
@@ -608,14 +671,15 @@ class Operator : public mxnet::ext::CustomStatefulOp {
  public:
   explicit Operator(const Attributes& attributes)
       : program_(attributes.at("program")),
-        type_(attributes.at("dtype") == "bfloat16" ? Type::bf16 : Type::f32) {}
+        type_(attributes.at("dtype") == "bfloat16" ? Type::bf16 : Type::f32),
+        training_(attributes.at("training") == "1") {}
 
   mxnet::ext::MXReturnValue Forward(std::vector<MXTensor>* inputs, std::vector<MXTensor>* outputs,
                                     const mxnet::ext::OpResource& resource) override {
     return guarded([&] {
       if (!trunk_ || !trunk_->fits(*inputs)) {
         trunk_.reset();  // before its successor needs the memory
-        trunk_ = std::make_unique<Trunk>(program_, type_, *inputs);
+        trunk_ = std::make_unique<Trunk>(program_, type_, training_, *inputs);
       }
       // MXNet's own generator, which `mx.random.seed` sets.
       uint32_t seed = (*resource.get_cpu_rand_states())();
@@ -642,6 +706,7 @@ class Operator : public mxnet::ext::CustomStatefulOp {
 
   std::string program_;
   Type type_;
+  bool training_;
   std::unique_ptr<Trunk> trunk_;
 };
 
@@ -668,7 +733,7 @@ mxnet::ext::MXReturnValue infer_shape(const Attributes& attributes,
 
 mxnet::ext::MXReturnValue mutate_inputs(const Attributes& attributes, std::vector<int>* indices) {
   for (auto& i : parse(attributes.at("program")))
-    if (i.name == "bn") indices->insert(indices->end(), {i[4], i[5]});
+    if (i.name == "bn" && attributes.at("training") == "1") indices->insert(indices->end(), {i[4], i[5]});
   return mxnet::ext::MX_SUCCESS;
 }
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from gluon_resnetv2.data import NAMES
 from gluon_resnetv2.distributed.workers import DISTRIBUTED
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.native import ENGINES
 from gluon_resnetv2.spec import (
     FAMILIES,
     IMAGE_SIZE_MAX,
@@ -145,7 +146,7 @@ class Recipe:
     engine: str = _option(
         "mxnet",
         "what computes training steps: MXNet's operators, or ours (extra `native`; CPUs)",
-        choices=("mxnet", "native"),
+        choices=ENGINES,
         machine=True,
     )
     recompute: str | int = _option(
