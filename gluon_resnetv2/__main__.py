@@ -242,6 +242,7 @@ def main() -> int:
         help="that it computes in; 16 and 8 bits are held against float32 on training images",
     )
     options.add_argument("--calibration-images", type=int, default=256, help="how many of them")
+    options.add_argument("--data-dir", help="folder that has them; default: the run's")
     options.add_argument(
         "--fused", action="store_true", help="write the graph as MXNet's oneDNN backend fuses it"
     )
@@ -268,13 +269,19 @@ def main() -> int:
         "--shape", type=cli.shape, help="C,H,W of an image, for a pair without manifest"
     )
     options.add_argument(
-        "--engine", choices=ENGINES, default=ENGINES[0], help="native: try our operator as well"
+        "--engine",
+        choices=ENGINES,
+        default=ENGINES[0],
+        help="native: by our operator (extra `native`)",
     )
     options = verb(predict, "the likeliest five classes of image files")
     options.add_argument("export", help="folder of an export or run")
     options.add_argument("images", nargs="+", metavar="image", help="PNG, JPEG or other image file")
     options.add_argument(
-        "--engine", choices=ENGINES, default=ENGINES[0], help="native: try our operator as well"
+        "--engine",
+        choices=ENGINES,
+        default=ENGINES[0],
+        help="native: by our operator (extra `native`)",
     )
     options = verb(serve, "answer requests over HTTP, by the Open Inference Protocol v2")
     server.add_options(options)

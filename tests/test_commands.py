@@ -93,6 +93,15 @@ def test_export_verify_and_predict(trained, command):
     assert printed.count(" %  class") == 10
 
 
+def test_export_in_another_precision_calibrates_on_training_images(trained, command, tmp_path):
+    folder, _ = trained
+    words = ("--precision", "bfloat16", "--calibration-images", 8)
+    status, _, errors = command("gluon_resnetv2", "export", folder, *words, "--output", "other")
+    assert status == 0, errors
+    manifest = json.loads((tmp_path / "other" / "manifest.json").read_text())
+    assert manifest["precision"] == "bfloat16"
+
+
 def test_recipes_say_what_to_expect(command):
     status, printed, _ = command("gluon_resnetv2", "recipes")
     assert status == 0

@@ -35,17 +35,17 @@ TRIALS = 3  # times each, to find the fastest form
 class Predictor:
     """Runs a pair in the fastest form that computes what it should; threads may share it.
 
-    The forms are the graph as it is, what MXNet's fusing backend makes of it, and, where it is
-    asked for, the graph on the native operator. Each is held against the outputs that the manifest
-    has of the network itself (for a pair without manifest: against the graph as it is), here and
-    now: what was right on another machine proves nothing.
+    The forms are the graph as it is and what MXNet's fusing backend makes of it; or, where it is
+    asked for, the graph on the native operator alone. Each is held against the outputs that the
+    manifest has of the network itself (for a pair without manifest: against the graph as it is),
+    here and now: what was right on another machine proves nothing.
 
     Args:
         artifact: an export, or any pair that takes images and gives a row of logits for each.
         max_batch: so many images are computed at once; more are split.
         shape: (C, H, W) of an image, for a pair without manifest; by default a usual one that fits.
-        engine: "native" tries the native operator as well, for graphs that are not fused, in
-            float32 or bfloat16.
+        engine: "native" for the native operator, which takes graphs that are not fused, in float32
+            or bfloat16.
 
     Attributes:
         form: what runs, as in "float32, fused".
@@ -72,10 +72,10 @@ class Predictor:
         arguments, statistics = pair.arrays()
         arrays, symbol = {**arguments, **statistics}, pair.symbol()
         plain, fused = (kind(pair, symbol, arrays, max_batch) for kind in (_Plain, _Fused))
-        forms = [plain, fused]
         manifest = artifact.manifest or {**WITHOUT_MANIFEST, "output": _output(pair)}
+        forms = [plain, fused]
         if engine == "native":
-            forms.append(_Native(pair, symbol, arrays, max_batch, manifest["precision"]))
+            forms = [_Native(pair, symbol, arrays, max_batch, manifest["precision"])]
         self.output, self._input = manifest["output"], manifest["input"]
         if artifact.manifest:
             inputs, outputs, tolerance = recorded(artifact)
@@ -91,7 +91,7 @@ class Predictor:
         right = [form for form, check in checks.items() if check.passed]
         if not right:
             raise UserError(
-                f"{artifact.folder} does not compute here what was exported: {checks[plain]}"
+                f"{artifact.folder} does not compute here what was exported: {checks[forms[0]]}"
             )
         self._form = _fastest(right, self.shape)
         name = "fused" if manifest["fused"] else self._form.name

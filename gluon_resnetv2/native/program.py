@@ -131,6 +131,7 @@ class Program:
             readers = [self._nodes[reader] for reader in self._readers[index]]
             relu = [one.get("attrs", {}).get("act_type") for one in readers] == ["relu"]
             statistics = map(self._input, given[1:])
+            attrs = {"eps": 1e-3, "momentum": 0.9, "fix_gamma": True, **attrs}  # MXNet's defaults
             numbers = attrs["eps"], attrs["momentum"], int(attrs["fix_gamma"]), int(relu)
             return ("bn", x.number, *statistics, *numbers), x.channels
         if op == "Activation" and attrs["act_type"] == "relu":
