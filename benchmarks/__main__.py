@@ -30,7 +30,7 @@ OUTPUT, QUICK_OUTPUT = "docs/benchmarks", "runs/benchmarks"
 MAIN = ("GluonCV", "PyTorch eager", "ours float32", "ours native float32", "ours native bfloat16")
 SERVING = (
     *("GluonCV", "PyTorch eager", "PyTorch bf16 compiled", "ONNX Runtime", "OpenVINO bfloat16"),
-    *("ours float32 fused", "ours bfloat16", "ours int8"),
+    *("ours bfloat16", "ours int8", "ours native float32", "ours native bfloat16"),
 )
 
 

@@ -35,6 +35,8 @@ OURS = {
     "ours float32 fused": ("float32", True),
     "ours bfloat16": ("bfloat16", True),
     "ours int8": ("int8", True),
+    "ours native float32": ("float32", False),
+    "ours native bfloat16": ("bfloat16", False),
 }
 # What OpenVINO is to compute in.
 OPENVINO = {"OpenVINO float32": "f32", "OpenVINO bfloat16": "bf16"}
@@ -102,6 +104,8 @@ def runner(way: str, model: str, scratch: Path, threads: int, shape: tuple[int, 
         return module_inference(spec, shape)
     if way.startswith("PyTorch"):
         return torch_inference(spec, way)
+    if "native" in way:
+        return native_runner(scratch / EXPORTS[way], shape)
     if way in OURS:
         return mxnet_runner(scratch / EXPORTS[way], shape)
     (path,) = (scratch / EXPORTS[way]).glob("*.onnx")
@@ -127,6 +131,13 @@ def runner(way: str, model: str, scratch: Path, threads: int, shape: tuple[int, 
         },
     )
     return lambda images: compiled(images)[0]
+
+
+def native_runner(folder: Path, shape: tuple[int, ...]):
+    from gluon_resnetv2.deploy.artifact import load
+    from gluon_resnetv2.deploy.predictor import Predictor
+
+    return Predictor(load(folder), max_batch=shape[0], engine="native").run
 
 
 def mxnet_runner(folder: Path, shape: tuple[int, ...]):

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from gluon_resnetv2.training.recipes import RECIPES
+from tests.common import skip_unless_installed
 from tests.imagenet_tree import corrupt, make_tree
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,6 +101,29 @@ def test_export_in_another_precision_calibrates_on_training_images(trained, comm
     assert status == 0, errors
     manifest = json.loads((tmp_path / "other" / "manifest.json").read_text())
     assert manifest["precision"] == "bfloat16"
+
+
+def test_the_native_engine_verifies_and_predicts(trained, command, tmp_path):
+    skip_unless_installed()
+    folder, _ = trained
+    status, printed, _ = command("gluon_resnetv2", "verify", folder, "--engine", "native")
+    assert status == 0
+    assert "ok      native engine " in printed
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    words = ("gluon_resnetv2", "predict", folder, tmp_path / "red.png")
+    assert command(*words)[1] == command(*words, "--engine", "native")[1]
+
+
+def test_the_native_engine_takes_no_fused_graph(trained, command):
+    skip_unless_installed()
+    folder, _ = trained
+    command("gluon_resnetv2", "export", folder, "--fused", "--output", "fused")
+    status, _, errors = command("gluon_resnetv2", "verify", "fused", "--engine", "native")
+    assert status == 1
+    status, _, errors = command("gluon_resnetv2", "predict", "fused", "a.png", "--engine", "native")
+    assert status == 2
+    assert errors.startswith("error: the native engine has no _sg_mkldnn_conv")
+    assert len(errors.splitlines()) == 1
 
 
 def test_recipes_say_what_to_expect(command):

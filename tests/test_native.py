@@ -15,7 +15,7 @@ from mxnet import autograd, gluon
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.layers import is_statistic
 from gluon_resnetv2.native import library
-from gluon_resnetv2.native.block import native_block
+from gluon_resnetv2.native.block import native_block, native_symbol
 from gluon_resnetv2.native.program import Program
 from gluon_resnetv2.net import ResNetV2, get_model
 from gluon_resnetv2.profiling.verbose import parse
@@ -210,6 +210,69 @@ def test_no_order_and_no_shortcut_meets_a_reference_kernel(dtype):
     found = parse("\n".join(lines))  # without those of MXNet's own, which computes the classifier
     assert len(found) > 1000
     assert {(one.what, one.kernel) for one in found if one.slow} == set()
+
+
+# -- Inference -------------------------------------------------------------------------------------
+
+
+def inferred(net, images, dtype="float32"):
+    """Logits by the native operator."""
+    symbol = native_symbol(net(mx.sym.var("data")), images.shape[1], dtype)
+    values = {name: p.data().astype("float32") for name, p in net.collect_params().items()}
+    graph = mx.nd.CachedOp(symbol, {"static_alloc": True, "static_shape": True}.items())
+    arrays = [values.get(name, images) for name in symbol.list_inputs()]
+    first = graph(*arrays).asnumpy()
+    assert (graph(*arrays).asnumpy() == first).all()
+    return first
+
+
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
+@pytest.mark.parametrize("order", ORDER)
+def test_every_order_and_shortcut_infers_as_float64_in_mxnet(order, shortcut):
+    net = get_model("preact8", unit="basic", order=order, shortcut=shortcut)
+    randomise(net, dtype="float64")
+    images = mx.nd.random.normal(shape=(3, 3, 16, 16))
+    assert relative(inferred(net, images), net(images.astype("float64")).asnumpy()) < 2e-6
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {"name": "preact11", "unit": "bottleneck", "biases": True},
+        {"name": "resnet8", "unit": "basic", "biases": True, "input_bn": "plain"},
+        {"name": "preact8", "unit": "basic", "widening": "C", "input_bn": "shift"},
+        {"name": "preact8", "unit": "basic", "shortcut": "dropout:0.5"},
+        {"name": "preact50"},
+        {"name": "resnet18"},
+    ],
+    ids=str,
+)
+def test_other_networks_infer_as_float64_in_mxnet(switches):
+    net = get_model(**switches)
+    randomise(net, dtype="float64")
+    size = 64 if net.spec.stem == "imagenet" else 16
+    images = mx.nd.random.normal(shape=(2, 3, size, size))
+    assert relative(inferred(net, images), net(images.astype("float64")).asnumpy()) < 5e-6
+
+
+@pytest.mark.skipif(not cpu_has_bfloat16(), reason="this CPU has no bfloat16")
+def test_bfloat16_infers_nearly_the_same():
+    net = get_model("preact8", unit="basic")
+    randomise(net)
+    images = mx.nd.random.normal(shape=(3, 3, 16, 16))
+    expected = net(images).asnumpy()
+    assert 1e-4 < relative(inferred(net, images, "bfloat16"), expected) < 0.03
+
+
+def test_convolutions_take_normalisations_in():
+    net = get_model("preact8", unit="basic")
+    lines = Program(net(mx.sym.var("data")), 3, training=False).text.split(";")
+    assert lines[:3] == [
+        "conv 1 0 1 -1 16 3 1 1 -1 1 2 3 4 5 1e-05 0",  # with the BN and the ReLU after the stem
+        "conv 2 1 6 -1 16 3 1 1 -1 1 7 8 9 10 1e-05 0",
+        "conv 3 2 11 -1 16 3 1 1 1 0",  # and the shortcut
+    ]
+    assert lines[3] == "bn 4 3 12 13 14 15 1e-05 0.9 0 1"  # of a sum, which others read too
 
 
 # -- Dropout ---------------------------------------------------------------------------------------
