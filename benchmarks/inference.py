@@ -24,7 +24,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, installed or not
 
 from benchmarks import in_a_fresh_process, rounds
-from benchmarks.peers import gluoncv_inference, module_inference, torch_inference
+from benchmarks.peers import PEERS, gluoncv_inference, module_inference, torch_inference
 from gluon_resnetv2 import cli
 from gluon_resnetv2.spec import named
 
@@ -42,16 +42,7 @@ OURS = {
 OPENVINO = {"OpenVINO float32": "f32", "OpenVINO bfloat16": "bf16"}
 # What each way that has our weights reads: an export of its own, or the one as ONNX.
 EXPORTS = {**dict.fromkeys(("ONNX Runtime", *OPENVINO), "ONNX"), **{way: way for way in OURS}}
-WAYS = (
-    "GluonCV",
-    "MXNet Module",
-    "PyTorch eager",
-    "PyTorch channels_last",
-    "PyTorch compiled",
-    "PyTorch bf16 channels_last",
-    "PyTorch bf16 compiled",
-    *EXPORTS,
-)
+WAYS = (*PEERS, *EXPORTS)
 BASES = "GluonCV", "PyTorch eager", "PyTorch bf16 compiled", "ONNX Runtime"
 CALIBRATION = 32  # images
 CHECKED = 4  # images whose logits are compared

@@ -12,6 +12,17 @@ import numpy as np
 
 from gluon_resnetv2.spec import Spec
 
+# The ways that both train and infer.
+PEERS = (
+    "GluonCV",
+    "MXNet Module",
+    "PyTorch eager",
+    "PyTorch channels_last",
+    "PyTorch compiled",
+    "PyTorch bf16 channels_last",
+    "PyTorch bf16 compiled",
+)
+
 
 def gluoncv_network(spec: Spec):
     """GluonCV's CIFAR or ImageNet network of the same depth; bottlenecks on CIFAR in its style."""

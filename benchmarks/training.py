@@ -20,18 +20,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, installed or not
 
 from benchmarks import in_a_fresh_process, rounds
-from benchmarks.peers import gluoncv_network, module_step, torch_step
+from benchmarks.peers import PEERS, gluoncv_network, module_step, torch_step
 from gluon_resnetv2 import cli
 from gluon_resnetv2.spec import named
 
 WAYS = (
-    "GluonCV",
-    "MXNet Module",
-    "PyTorch eager",
-    "PyTorch channels_last",
-    "PyTorch compiled",
-    "PyTorch bf16 channels_last",
-    "PyTorch bf16 compiled",
+    *PEERS,
     "ours float32",
     "ours bfloat16",
     "ours native float32",

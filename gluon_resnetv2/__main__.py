@@ -9,7 +9,7 @@ from gluon_resnetv2 import cli
 from gluon_resnetv2.deploy import server
 from gluon_resnetv2.distributed import launch as launch_module
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.native import ENGINES
+from gluon_resnetv2.native import add_engine
 from gluon_resnetv2.profiling import options as profiling_options
 from gluon_resnetv2.spec import IMAGE_SIZE_MAX
 from gluon_resnetv2.study import options as study_options
@@ -268,21 +268,11 @@ def main() -> int:
     options.add_argument(
         "--shape", type=cli.shape, help="C,H,W of an image, for a pair without manifest"
     )
-    options.add_argument(
-        "--engine",
-        choices=ENGINES,
-        default=ENGINES[0],
-        help="native: by our operator (extra `native`)",
-    )
+    add_engine(options)
     options = verb(predict, "the likeliest five classes of image files")
     options.add_argument("export", help="folder of an export or run")
     options.add_argument("images", nargs="+", metavar="image", help="PNG, JPEG or other image file")
-    options.add_argument(
-        "--engine",
-        choices=ENGINES,
-        default=ENGINES[0],
-        help="native: by our operator (extra `native`)",
-    )
+    add_engine(options)
     options = verb(serve, "answer requests over HTTP, by the Open Inference Protocol v2")
     server.add_options(options)
     options = verb(profile, "where the time of a training step or an inference goes")

@@ -71,11 +71,12 @@ class Predictor:
         self._lock = threading.Lock()
         arguments, statistics = pair.arrays()
         arrays, symbol = {**arguments, **statistics}, pair.symbol()
-        plain, fused = (kind(pair, symbol, arrays, max_batch) for kind in (_Plain, _Fused))
+        plain = _Plain(pair, symbol, arrays, max_batch)
         manifest = artifact.manifest or {**WITHOUT_MANIFEST, "output": _output(pair)}
-        forms = [plain, fused]
         if engine == "native":
             forms = [_Native(pair, symbol, arrays, max_batch, manifest["precision"])]
+        else:
+            forms = [plain, _Fused(pair, symbol, arrays, max_batch)]
         self.output, self._input = manifest["output"], manifest["input"]
         if artifact.manifest:
             inputs, outputs, tolerance = recorded(artifact)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gluon_resnetv2 import cli, runtime
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.native import ENGINES
+from gluon_resnetv2.native import add_engine
 
 MEGABYTE = 2**20
 MAX_BATCH = 4096
@@ -35,12 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every one")
     add("--port", type=int, default=8080, help="0: any that is free")
     add("--max-batch", type=int, default=64, help="images in one request, or computed at once")
-    add(
-        "--engine",
-        choices=ENGINES,
-        default=ENGINES[0],
-        help="native: by our operator (extra `native`)",
-    )
+    add_engine(parser)
     add("--shape", type=cli.shape, help="C,H,W of an image, for a pair without manifest")
     add("--queue", type=int, default=1024, help="images that wait for a model")
     add("--body-limit", type=float, default=64, help="MB of one body")

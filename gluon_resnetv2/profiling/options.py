@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from gluon_resnetv2.native import ENGINES
+from gluon_resnetv2.native import add_engine
 from gluon_resnetv2.spec import ORDER, SHORTCUT_HELP, UNIT
 
 
@@ -16,7 +16,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, default=64, help="images of a step")
     add("--image-size", type=int, help="in pixels; default: 32 or 224, by the model")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the units")
-    add("--engine", choices=ENGINES, default=ENGINES[0], help="as in train/")
+    add_engine(parser)
     add("--steps", type=int, default=5, help="that are counted, after two that warm up")
     add("--order", choices=tuple(ORDER), help="default: the model's")
     add("--shortcut", help=f"{SHORTCUT_HELP}; default: the model's")
