@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -116,20 +118,23 @@ def test_the_report_accounts_for_all_that_onednn_did(profiled):
     assert sum(map(float, sum(stages, ()))) == pytest.approx(inside, abs=0.1)
 
 
-def profile(*words):
+def profile(*words, cwd=ROOT, **variables):
     return subprocess.run(
         [sys.executable, "-W", "error", "-m", "gluon_resnetv2", "profile", *words],
-        cwd=ROOT, capture_output=True, text=True,
+        cwd=cwd, env={**os.environ, **variables}, capture_output=True, text=True,
     )  # fmt: skip
 
 
-def test_the_command_profiles_inference():
+def test_the_command_profiles_inference_and_leaves_nothing_behind(tmp_path):
     words = ("--inference", "--batch-size", "2", "--image-size", "8", "--steps", "1")
-    done = profile("preact8", *words, "--shortcut", "gate:-6")
+    places = {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = profile("preact8", *words, "--shortcut", "gate:-6", cwd=tmp_path, **places)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("preact8 gate:-6, inference: 2 images of 8x8, float32, ")
     assert "stage1_unit1_conv1" in done.stdout
     assert "backward data" not in done.stdout
+    assert not list(tmp_path.iterdir())
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)  # MXNet had replaced it by its trace, as root
 
 
 @pytest.mark.parametrize(

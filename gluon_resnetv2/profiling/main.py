@@ -9,6 +9,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -67,12 +68,16 @@ def run(job: dict) -> tuple[list[list[Primitive]], dict]:
     Raises:
         UserError: it fails, or executes nothing by oneDNN.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", "gluon_resnetv2.profiling.child", json.dumps(job)],
-        env={**os.environ, "DNNL_VERBOSE": "1"},
-        capture_output=True,
-        text=True,
-    )
+    # At its exit MXNet removes the file that its profiler was given, whatever it is, and writes a
+    # trace that nobody asked for.
+    with tempfile.TemporaryDirectory() as scratch:
+        job = {**job, "trace": os.path.join(scratch, "trace.json")}
+        done = subprocess.run(
+            [sys.executable, "-m", "gluon_resnetv2.profiling.child", json.dumps(job)],
+            env={**os.environ, "DNNL_VERBOSE": "1"},
+            capture_output=True,
+            text=True,
+        )
     if done.returncode:
         raise UserError(f"the profiled process failed: {last_line(RuntimeError(done.stderr))}")
     counted, _, _ = done.stdout.partition(child.END)
