@@ -13,6 +13,12 @@ from gluon_resnetv2.layers import BatchNorm
 from gluon_resnetv2.native import library
 from gluon_resnetv2.net import ResNetV2
 
+# One of each kind, dropout as one that drops nothing, so that it can be compared.
+SHORTCUTS = (
+    *("identity", "plain", "scale:0.5,0.5", "gate:-2", "exclusive-gate:-2", "conv1x1"),
+    "dropout:0",
+)
+
 
 def randomise(net: ResNetV2, seed: int = 0, dtype: str = "float32") -> dict[str, np.ndarray]:
     """Gives every parameter of `net` random values, statistics and gammas too; returns them."""

@@ -18,13 +18,9 @@ from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.memory import Recomputed, best_starts, even_starts, peak, unit_sizes
 from gluon_resnetv2.net import get_model
 from gluon_resnetv2.spec import ORDER, named
-from tests.common import randomise, relative
+from tests.common import SHORTCUTS, randomise, relative
 
 ROOT = Path(__file__).resolve().parents[1]
-SHORTCUTS = (
-    *("identity", "plain", "scale:0.5,0.5", "gate:-2", "exclusive-gate:-2", "conv1x1"),
-    "dropout:0",
-)
 ONE = (mx.cpu(0),)
 TWO = (mx.cpu(0), mx.cpu(1))
 

@@ -22,13 +22,15 @@ from gluon_resnetv2.profiling.verbose import parse
 from gluon_resnetv2.spec import ORDER, named
 from gluon_resnetv2.training.precision import cpu_has_bfloat16
 from gluon_resnetv2.training.recipe import Recipe
-from tests.common import randomise, relative, skip_unless_installed, use_moving_statistics
+from tests.common import (
+    SHORTCUTS,
+    randomise,
+    relative,
+    skip_unless_installed,
+    use_moving_statistics,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
-SHORTCUTS = (
-    *("identity", "plain", "scale:0.5,0.5", "gate:-2", "exclusive-gate:-2", "conv1x1"),
-    "dropout:0",
-)
 
 
 @pytest.fixture(scope="module", autouse=True)
