@@ -32,6 +32,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TRAINING = (sys.executable, str(ROOT / "tests" / "distributed_training.py"))
 PATIENCE = 120  # seconds for anything to happen on a machine that does a lot else
 BOUND = 60  # seconds in which a job has to end after a death
+# Where the variable is set, `print` writes a line in pieces, which mix with another process's.
+WHOLE_LINES = {"PYTHONUNBUFFERED": ""}
 
 # In place of MXNet: says that it is there, and waits as ps-lite does, where no Python runs.
 WAITS = """
@@ -97,7 +99,7 @@ class Launched:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "gluon_resnetv2", "launch", *map(str, words)],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
+            env={**os.environ, **WHOLE_LINES, "PYTHONPATH": str(ROOT), **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -123,7 +125,11 @@ class Launched:
             found = [line for lines in self.lines.values() for line in lines if words in line]
             if len(found) >= count:
                 return found
-            assert self._news.get(timeout=PATIENCE), f"ended without {words}: {self.lines}"
+            try:
+                news = self._news.get(timeout=PATIENCE)
+            except queue.Empty:
+                pytest.fail(f"waited for {words!r} in vain: {self.lines}")
+            assert news, f"ended without {words}: {self.lines}"
 
     def children(self):
         """Role and process id of everything that was started."""
