@@ -32,8 +32,6 @@ ROOT = Path(__file__).resolve().parents[1]
 TRAINING = (sys.executable, str(ROOT / "tests" / "distributed_training.py"))
 PATIENCE = 120  # seconds for anything to happen on a machine that does a lot else
 BOUND = 60  # seconds in which a job has to end after a death
-# Where the variable is set, `print` writes a line in pieces, which mix with another process's.
-WHOLE_LINES = {"PYTHONUNBUFFERED": ""}
 
 # In place of MXNet: says that it is there, and waits as ps-lite does, where no Python runs.
 WAITS = """
@@ -99,7 +97,8 @@ class Launched:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "gluon_resnetv2", "launch", *map(str, words)],
             cwd=ROOT,
-            env={**os.environ, **WHOLE_LINES, "PYTHONPATH": str(ROOT), **variables},
+            # Unbuffered, `print` writes a line in pieces, which mix with another process's.
+            env={**os.environ, "PYTHONUNBUFFERED": "", "PYTHONPATH": str(ROOT), **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -70,7 +70,7 @@ def difference(found, expected):
     return max((relative(found[name], expected[name], 0.1), name) for name in expected)
 
 
-def check(net, tolerance=2e-5, **kwargs):
+def check(net, **kwargs):
     """Within rounding of float64, with at least one of three seeds.
 
     Of many thousand activations one may be so near to zero that its ReLU is open in one type and
@@ -79,7 +79,7 @@ def check(net, tolerance=2e-5, **kwargs):
     for seed in range(3):
         expected = trained(ResNetV2(net.spec), seed=seed, **kwargs)
         found = trained(ResNetV2(net.spec), native_block, "float32", seed=seed, **kwargs)
-        if difference(found, expected) < (tolerance,):
+        if difference(found, expected) < (2e-5,):
             return
     raise AssertionError(difference(found, expected))
 
@@ -105,10 +105,8 @@ def test_every_order_and_shortcut_trains_as_float64_in_mxnet(order, shortcut):
 )
 def test_other_networks_train_as_float64_in_mxnet(switches):
     net = get_model(**switches)
-    if net.spec.stem == "imagenet":  # so many activations that a ReLU or two differ in any seed
-        check(net, tolerance=0.05, size=64)
-    else:
-        check(net)
+    # At 64 pixels a ReLU differs in most seeds; at 48 in one of three at most.
+    check(net, size=48 if net.spec.stem == "imagenet" else 16)
 
 
 def test_batches_of_other_sizes_may_come():
