@@ -43,7 +43,13 @@ OPENVINO = {"OpenVINO float32": "f32", "OpenVINO bfloat16": "bf16"}
 # What each way that has our weights reads: an export of its own, or the one as ONNX.
 EXPORTS = {**dict.fromkeys(("ONNX Runtime", *OPENVINO), "ONNX"), **{way: way for way in OURS}}
 WAYS = (*PEERS, *EXPORTS)
-BASES = "GluonCV", "PyTorch eager", "PyTorch bf16 compiled", "ONNX Runtime"
+BASES = (
+    "GluonCV",
+    "PyTorch eager",
+    "PyTorch bf16 compiled",
+    "ONNX Runtime",
+    "OpenVINO bfloat16",
+)
 CALIBRATION = 32  # images
 CHECKED = 4  # images whose logits are compared
 WARM_UP = 3  # calls

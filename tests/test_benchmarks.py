@@ -100,15 +100,17 @@ def test_the_summary_has_our_best_way_and_in_training_our_float32(tmp_path):
     speeds = {
         "GluonCV": [10.0, 20.0, 30.0],
         "PyTorch eager": [5.0, 5.0, 5.0],
+        "OpenVINO bfloat16": [60.0, 60.0, 60.0],
         "ours native float32": [15.0, 25.0, 36.0],
         "ours native bfloat16": [30.0, 50.0, 60.0],
     }
     for name in ("training", "inference"):
-        one = rounds.case("preact20", "images/s", speeds, ["GluonCV", "PyTorch eager"], {})
+        bases = ["GluonCV", "PyTorch eager", "OpenVINO bfloat16"]
+        one = rounds.case("preact20", "images/s", speeds, bases, {})
         write_json(tmp_path / f"{name}.json", document(cases=[one]))
-    best = "| preact20, native bfloat16 | 2.50 | 10.00 |  |  |"
+    best = "| preact20, native bfloat16 | 2.50 | 10.00 |  |  | 0.83 |"
     assert summary(tmp_path).splitlines()[2:] == [
-        *(best, "| preact20, native float32 | 1.25 | 5.00 |  |  |"),
+        *(best, "| preact20, native float32 | 1.25 | 5.00 |  |  | 0.42 |"),
         best,
     ]
 
