@@ -1,0 +1,47 @@
+"""Files that version 0.1 wrote go on being read. `fixtures/v0.1` is a run of it on the digits."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mxnet as mx
+import numpy as np
+import pytest
+
+from gluon_resnetv2.deploy.artifact import load
+from gluon_resnetv2.deploy.predictor import Predictor
+from gluon_resnetv2.training.options import run_recipe
+
+ROOT = Path(__file__).parent.parent
+OLD = ROOT / "tests/fixtures/v0.1"
+
+
+@pytest.mark.parametrize("name", ["run", "pixels", "softmax", "fused"])
+def test_predictor_takes_an_old_export(name):
+    # It holds the pair against the logits that version 0.1 recorded, and raises if they differ.
+    assert "float32" in Predictor(load(OLD / name)).form
+
+
+def test_the_manifest_of_an_old_int8_export_is_read():
+    assert load(OLD / "int8").precision == "int8"
+
+
+def test_an_old_recipe_means_what_it_meant():
+    recipe = run_recipe(OLD / "run")
+    assert (recipe.model, recipe.num_epochs, recipe.lr_step_epochs) == ("preact8", 15, (9.0, 13.0))
+
+
+def test_an_old_checkpoint_goes_on_to_what_version_0_1_ended_with(tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(OLD / "run", run)
+    expected = mx.nd.load(str(OLD / "run/export/preact8-0000.params"))
+    shutil.rmtree(run / "export")
+    command = [sys.executable, str(ROOT / "train/cifar.py"), "--resume", str(run)]
+    subprocess.run(command, check=True, capture_output=True)
+    found = mx.nd.load(str(run / "export/preact8-0000.params"))
+    assert set(found) == set(expected)
+    for name in expected:
+        np.testing.assert_allclose(
+            found[name].asnumpy(), expected[name].asnumpy(), rtol=2e-3, atol=2e-4
+        )
