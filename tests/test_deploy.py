@@ -290,6 +290,20 @@ def test_an_edited_manifest_is_refused(small, where, value):
         load(small.folder)
 
 
+@pytest.mark.parametrize(("change", "right"), [(3e-5, True), (3e-4, False)])
+def test_a_form_is_held_to_ten_times_the_tolerance(small, change, right):
+    manifest = json.loads((small.folder / "manifest.json").read_text())
+    logits = np.array(manifest["reference"]["logits"])
+    assert manifest["tolerance"] == {"difference": 1e-5}
+    manifest["reference"]["logits"] = (logits + change * abs(logits).max()).tolist()
+    (small.folder / "manifest.json").write_text(json.dumps(manifest))
+    if right:
+        Predictor(load(small.folder))
+    else:
+        with pytest.raises(UserError, match="does not compute here"):
+            Predictor(load(small.folder))
+
+
 def test_a_shape_is_not_taken_where_the_manifest_has_one(small):
     with pytest.raises(UserError, match="--shape"):
         verify([small], (3, 32, 32))

@@ -15,6 +15,7 @@ from gluon_resnetv2 import imagenet
 from gluon_resnetv2.data import num_batches, prefetch
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.imagenet import iterator
+from gluon_resnetv2.imagenet.augment import _aspect_box
 from tests.imagenet_tree import write_rec
 
 WIDTH, HEIGHT = 160, 120
@@ -219,6 +220,15 @@ def test_scale_augmentation(ramps):
     assert is_uniform(left / (WIDTH - width), 0, 1, slack=0.05)
     assert is_uniform(top / (HEIGHT - height), 0, 1, slack=0.1)
     assert 0.35 < mirrored.mean() < 0.65
+
+
+def test_boxes_are_as_often_high_as_wide():
+    rng = np.random.default_rng(0)
+    boxes = np.array([_aspect_box(1000, 1000, rng) for _ in range(4000)])
+    ratios = np.log((boxes[:, 2] - boxes[:, 0]) / (boxes[:, 3] - boxes[:, 1]))
+    # A ratio that is uniform from 3/4 to 4/3 has a mean logarithm of 0.027 (standard error 0.003);
+    # one whose sides are swapped in half of the cases has 0.
+    assert abs(ratios.mean()) < 0.012
 
 
 def test_scale_and_aspect_augmentation(ramps):

@@ -406,7 +406,14 @@ def test_the_last_layer_of_every_unit_starts_at_zero(order, last):
     assert all(np.linalg.norm(found[name]) > 1e-4 for name in zeros)
 
 
-@pytest.mark.parametrize("switch", [{"order": "relu_before_add"}, {"shortcut": "plain"}])
-def test_units_that_would_never_learn_are_refused(switch):
+@pytest.mark.parametrize(
+    "net",
+    [
+        get_model("preact20", order="relu_before_add"),
+        get_model("preact20", shortcut="plain"),  # F ends in a convolution
+        get_model("plain20"),  # and in a batch normalisation
+    ],
+)
+def test_units_that_would_never_learn_are_refused(net):
     with pytest.raises(UserError, match="leave out zero_last"):
-        get_model("preact20", **switch).initialize(zero_last=True)
+        net.initialize(zero_last=True)

@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -784,6 +785,10 @@ def test_a_second_signal_acts_as_usual(tmp_path, in_peace):
 
     def interrupt(patch):
         os.kill(os.getpid(), signal.SIGTERM)
+        while (
+            signal.getsignal(signal.SIGINT) != handlers[1]
+        ):  # two at once may come in either order
+            time.sleep(0.001)
         os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):

@@ -98,6 +98,12 @@ def test_parameters_of_basic_networks(depth):
     assert named(f"preact{depth}").parameter_count() == hand_count_basic(depth)
 
 
+@pytest.mark.parametrize(("input_bn", "learned"), [("off", 0), ("plain", 0), ("shift", 3)])
+def test_of_an_input_bn_only_a_shift_is_learned(input_bn, learned):
+    count = named("preact20", input_bn=input_bn).parameter_count()
+    assert count == hand_count_basic(20) + learned  # a beta for each colour
+
+
 @pytest.mark.parametrize(("depth", "millions"), [(164, 1.70), (1001, 10.33)])
 def test_parameters_of_bottleneck_networks(depth, millions):
     count = named(f"preact{depth}").parameter_count()

@@ -250,6 +250,20 @@ def test_recalibrated_statistics_are_those_of_the_batches(count):
             assert relative(found, expected) < 1e-5
 
 
+def test_a_last_batch_for_fewer_devices_counts_only_those():
+    devices = contexts(None, 2)
+    net = get_model("preact8", unit="basic", bn_momentum=0.8)
+    net.initialize(ctx=devices)
+    images = np.random.RandomState(0).normal(size=(12, 3, 8, 8)).astype("float32")
+    rounds = [split(images[:8], devices), split(images[8:], devices[:1])]
+    shares = [images[:4], images[4:8], images[8:]]
+    means = [net.features[0](mx.nd.array(x)).asnumpy().mean(axis=(0, 2, 3)) for x in shares]
+    statistics.recalibrate(net, rounds, partial(forward_backward, net))
+    found = net.collect_params()["bn0_moving_mean"].data(devices[0]).asnumpy()
+    # A round is the mean over its devices, and all rounds count alike.
+    assert relative(found, (means[0] + means[1]) / 4 + means[2] / 2) < 1e-5
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "tiny"

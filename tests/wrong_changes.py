@@ -1,0 +1,106 @@
+"""Puts wrong changes into a copy of the code, one at a time, and tells which ones the tests notice.
+
+    python tests/wrong_changes.py [WORD ...]
+
+runs those whose description has one of the words, or all. Each has survived the tests once, or is
+of the same kind: a wrong number without an error. Exits with 1 if one survives.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+
+
+class Change(NamedTuple):
+    """`old` becomes `new` in `file`; of the tests in `test`, those that match `only` have to fail."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    test: str
+    only: str
+
+
+CHANGES = (
+    Change(
+        "a served form that is 0.1 % off passes",
+        "deploy/reference.py", "ELSEWHERE = 10 ", "ELSEWHERE = 100 ",
+        "test_deploy.py", "ten_times_the_tolerance",
+    ),
+    Change(
+        "plain nets whose F ends in a BN start at zero",
+        "unit.py", "if self.has_shortcut and isinstance(block, BatchNorm)",
+        "if isinstance(block, BatchNorm)",
+        "test_precision.py", "never_learn",
+    ),
+    Change(
+        "the beta of an input BN that learns nothing counts",
+        "spec.py", 'self.in_channels * (self.input_bn == "shift")',
+        'self.in_channels * (self.input_bn != "off")',
+        "test_spec.py", "only_a_shift_is_learned",
+    ),
+    Change(
+        "a short last batch counts devices that had no share",
+        "training/statistics.py", "parameter.list_data()[: len(images)]", "parameter.list_data()",
+        "test_training.py", "fewer_devices",
+    ),
+    Change(
+        "the aspect ratio is never swapped",
+        "imagenet/augment.py", "            box.reverse()", "            pass",
+        "test_imagenet_training.py", "high_as_wide",
+    ),
+)  # fmt: skip
+
+
+def noticed(change: Change) -> bool:
+    """Whether the tests fail with the change."""
+    with tempfile.TemporaryDirectory() as copy:
+        tracked = subprocess.run(
+            ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
+        ).stdout
+        for name in tracked.split("\0")[:-1]:
+            if (ROOT / name).is_file():
+                target = Path(copy, name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, target)
+        path = Path(copy, "gluon_resnetv2", change.file)
+        text = path.read_text(encoding="utf-8")
+        if text.count(change.old) != 1:
+            raise SystemExit(f"{change.file} has not once: {change.old}")
+        path.write_text(text.replace(change.old, change.new), encoding="utf-8")
+        command = ["-m", "pytest", "-q", "-n", "0", "-x", f"tests/{change.test}", "-k", change.only]
+        done = subprocess.run(
+            [sys.executable, "-W", "error", *command],
+            cwd=copy,
+            env={**os.environ, "PYTHONPATH": copy},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode not in (0, 1):  # no test ran, or pytest broke
+            raise SystemExit(done.stdout + done.stderr)
+        return done.returncode == 1
+
+
+def main(words: list[str]) -> int:
+    """Runs the changes that match `words`; returns the exit status."""
+    chosen = [one for one in CHANGES if not words or any(word in one.what for word in words)]
+    survived = 0
+    for change in chosen:
+        told = noticed(change)
+        survived += not told
+        print(f"{'noticed ' if told else 'SURVIVED'} {change.what}", flush=True)
+    print(f"{len(chosen) - survived} of {len(chosen)} noticed")
+    return 1 if survived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
