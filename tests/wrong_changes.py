@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class Change(NamedTuple):
-    """`old` becomes `new` in `file`; of the tests in `test`, those that match `only` have to fail."""
+    """`old` becomes `new` in `file`; the tests in `test` that match `only` have to notice."""
 
     what: str
     file: str
