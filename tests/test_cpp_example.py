@@ -112,6 +112,14 @@ def picture(path, size, mode="RGB", **options):
     return path
 
 
+def clear(path, size):
+    """A picture that is more transparent from row to row."""
+    image = Image.open(picture(path, size))
+    image.putalpha(Image.linear_gradient("L").resize(size))
+    image.save(path)
+    return path
+
+
 @pytest.mark.parametrize("channels", [3, 1])
 def test_images_are_decoded_as_python_does(program, tmp_path, channels):
     artifact = exported(tmp_path / "export", channels=channels)
@@ -122,6 +130,7 @@ def test_images_are_decoded_as_python_does(program, tmp_path, channels):
         picture(tmp_path / "grey.png", size, mode="L"),
         picture(tmp_path / "palette.png", size, mode="P"),
         picture(tmp_path / "opaque.png", size, mode="RGBA"),
+        clear(tmp_path / "clear.png", size),
         picture(tmp_path / "colour.jpg", size),
         picture(tmp_path / "grey.jpg", size, mode="L"),
         picture(tmp_path / "progressive.jpg", size, progressive=True, subsampling=0),

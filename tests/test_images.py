@@ -134,7 +134,7 @@ def test_what_was_sent_is_a_jpeg_or_a_png(tmp_path):
         if name in ("a.jpg", "a.png"):
             assert (read_image(sent, (3, 8, 8)) == read_image(path, (3, 8, 8))).all()
             continue
-        with pytest.raises(UserError, match="its format is not known"):
+        with pytest.raises(UserError, match="is no image of a kind that is read: JPEG, PNG"):
             read_image(sent, (3, 8, 8))
 
 

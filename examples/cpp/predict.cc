@@ -179,23 +179,27 @@ Image scale_rows(const Image& image, double begin, double end, int width) {
   return result;
 }
 
+// The middle `width` pixels of every row, of what it has when it is scaled by `ratio`; transposed.
+Image scale_middle(const Image& image, double ratio, int width) {
+  const int64_t scaled = int64_t(std::nearbyint(image.width * ratio));
+  const double step = double(image.width) / scaled;
+  const int64_t first = (scaled - width) / 2;
+  return scale_rows(image, first * step, (first + width) * step, width);
+}
+
 // The centre of the image, scaled and cut to what the graph takes: channel after channel.
 std::vector<float> prepare(const Image& image, const Manifest& manifest) {
   const auto [channels, height, width] = manifest.shape;
   const int tall = int(std::nearbyint(height / manifest.crop));
   const int wide = int(std::nearbyint(width / manifest.crop));
-  const double ratio = double(wide) / tall;
-  const double used_width = std::min<double>(image.width, ratio * image.height);
-  const double used_height = std::min<double>(image.height, image.width / ratio);
-  const double left = (image.width - used_width) / 2, top = (image.height - used_height) / 2;
-  const Image turned = scale_rows(image, left, left + used_width, wide);
-  const Image scaled = scale_rows(turned, top, top + used_height, tall);
+  const double ratio = std::max(double(wide) / image.width, double(tall) / image.height);
+  const Image turned = scale_middle(image, ratio, width);
+  const Image scaled = scale_middle(turned, ratio, height);
   std::vector<float> values;
   for (int channel = 0; channel < channels; ++channel)
     for (int y = 0; y < height; ++y)
       for (int x = 0; x < width; ++x) {
-        const int row = (tall - height) / 2 + y, column = (wide - width) / 2 + x;
-        double value = scaled.pixels[(size_t(row) * wide + column) * channels + channel];
+        double value = scaled.pixels[(size_t(y) * width + x) * channels + channel];
         if (manifest.normalised) value = (value - manifest.mean[channel]) / manifest.std[channel];
         values.push_back(float(value));
       }

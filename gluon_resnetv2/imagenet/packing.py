@@ -18,9 +18,10 @@ from tqdm import tqdm
 from gluon_resnetv2 import runtime
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.imagenet.folder import Folder
-from gluon_resnetv2.imagenet.images import NoImage, decode, resize_shorter
+from gluon_resnetv2.imagenet.images import resize_shorter
 from gluon_resnetv2.imagenet.progress import in_turn, told
 from gluon_resnetv2.imagenet.records import Records
+from gluon_resnetv2.pixels import NoImage, decode
 
 QUALITY = 95  # of images that are encoded anew; im2rec's default
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import whole_file
-from gluon_resnetv2.imagenet.images import NoImage, decode
 from gluon_resnetv2.imagenet.progress import in_turn, told
+from gluon_resnetv2.pixels import NoImage, decode
 
 
 class Records:
