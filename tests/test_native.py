@@ -10,7 +10,7 @@ from pathlib import Path
 import mxnet as mx
 import numpy as np
 import pytest
-from mxnet import autograd, gluon
+from mxnet import autograd
 
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.layers import is_statistic
@@ -27,7 +27,6 @@ from tests.common import (
     randomise,
     relative,
     skip_unless_installed,
-    use_moving_statistics,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -323,6 +322,21 @@ def test_what_dropout_draws_is_mxnets_seeds():
     assert (one != other).all()
 
 
+def test_two_dropouts_of_a_step_drop_differently():
+    mx.random.seed(0)
+    features = mx.nd.resnetv2_trunk(
+        mx.nd.ones((1, 1, 64, 64)),
+        program="dropout 1 0 0.5;dropout 2 0 0.5;mul 3 1 2;mean 4 3",
+        dtype="float32",
+        training=1,
+        inputs=1,
+        features=1,
+    )
+    # Both are 2 in a quarter of the pixels; in one half if they share their mask. Six standard
+    # deviations of the mean of 64 * 64 such products.
+    assert features.asscalar() == pytest.approx(1, abs=6 * np.sqrt(3) / 64)
+
+
 # -- What it lacks ---------------------------------------------------------------------------------
 
 
@@ -341,17 +355,128 @@ def test_the_program_of_a_unit_is_as_written_by_hand():
     assert lines[-1] == f"mean {len(lines)} {len(lines) - 1}"
 
 
-def test_what_has_no_instruction_is_named():
-    layer = gluon.nn.Conv2D(4, 3, dilation=2, in_channels=3, prefix="wide_")
-    with pytest.raises(UserError, match="no Convolution like that of wide_fwd"):
-        Program(layer(mx.sym.var("data")), 3)
-    net = get_model("preact8", unit="basic")
-    net.apply(use_moving_statistics)
-    with pytest.raises(UserError, match="no BatchNorm like that of bn0_fwd"):
-        Program(net(mx.sym.var("data")), 3)
-    symbol = mx.sym.LeakyReLU(mx.sym.var("data"), name="leaky")
-    with pytest.raises(UserError, match="no LeakyReLU like that of leaky; use --engine mxnet"):
-        Program(symbol, 3)
+DATA = mx.sym.var("data")
+
+
+@pytest.mark.parametrize(
+    ("operator", "attributes", "refused"),
+    [
+        ("Convolution", {"kernel": (3, 1)}, "kernel"),
+        ("Convolution", {"stride": (2, 1)}, "stride"),
+        ("Convolution", {"pad": (1, 0)}, "pad"),
+        ("Convolution", {"dilate": (2, 2)}, "dilate"),
+        ("Convolution", {"num_group": 2}, "num_group"),
+        ("Convolution", {"layout": "NHWC"}, "layout"),
+        ("Pooling", {"kernel": (3, 2)}, "kernel"),
+        ("Pooling", {"stride": (2, 1)}, "stride"),
+        ("Pooling", {"pad": (1, 0)}, "pad"),
+        ("Pooling", {"pooling_convention": "full"}, "pooling_convention"),
+        ("Pooling", {"pool_type": "avg"}, "pool_type"),
+        ("Pooling", {"global_pool": True}, "global_pool"),
+        ("Pooling", {"layout": "NHWC"}, "layout"),
+        ("BatchNorm", {"axis": 2}, "axis"),
+        ("BatchNorm", {"use_global_stats": True}, "use_global_stats"),
+        ("BatchNorm", {"output_mean_var": True}, "output_mean_var"),
+        ("BatchNorm", {"min_calib_range": 0.0}, "min_calib_range"),
+        ("Activation", {"act_type": "tanh"}, "act_type"),
+        ("Dropout", {"axes": (2, 3)}, "axes"),
+        ("Dropout", {"mode": "always"}, "mode"),
+        ("mean", {"axis": (1, 2)}, "axis"),
+        ("mean", {"keepdims": True}, "keepdims"),
+        ("mean", {"exclude": True}, "exclude"),
+        ("slice", {"end": (None, None, 4, 4)}, "end"),
+        ("slice", {"begin": (None, None, 1, 1)}, "begin"),
+        ("slice", {"step": (1, 1, 2, 1)}, "step"),
+        ("slice", {"step": (1, 2, 2, 2)}, "step"),
+        ("slice", {"step": (1, 1, -1, -1)}, "step"),
+        ("slice_axis", {"axis": 2}, "axis"),
+        ("slice_axis", {"begin": 1}, "begin"),
+        ("slice_axis", {"end": -1}, "end"),
+        ("slice_axis", {"end": None}, "end"),
+    ],
+)
+def test_every_attribute_is_understood_or_refused_by_name(operator, attributes, refused):
+    whole = (None,) * 4
+    understood = {
+        "Convolution": {"kernel": (3, 3), "num_filter": 4},
+        "Pooling": {"kernel": (3, 3), "pool_type": "max"},
+        "Activation": {"act_type": "relu"},
+        "mean": {"axis": (2, 3)},
+        "slice": {"begin": whole, "end": whole, "step": (1, 1, 2, 2)},
+        "slice_axis": {"axis": 1, "begin": 0, "end": 2},
+    }.get(operator, {})
+
+    def program(**more):
+        made = getattr(mx.sym, operator)(DATA, name="one", **{**understood, **more})
+        return Program(made if operator == "mean" else mx.sym.mean(made[0], axis=(2, 3)), 3)
+
+    program()
+    with pytest.raises(UserError, match=f"no {operator} like that of one, with {refused} = "):
+        program(**attributes)
+
+
+@pytest.mark.parametrize(
+    ("graph", "named_"),
+    [
+        (mx.sym.LeakyReLU(DATA, name="one"), "LeakyReLU like that of one"),
+        (mx.sym.concat(DATA, DATA, dim=1, name="one"), "Concat like that of one"),
+        (mx.sym.concat(0 * DATA, DATA, dim=1, name="one"), "Concat like that of one"),
+        (mx.sym.concat(mx.sym.zeros_like(DATA), DATA, name="one"), "Concat like that of one"),
+        (mx.sym.slice_axis(DATA, axis=1, begin=0, end=9, name="one"), "slice_axis like that"),
+        (mx.sym.sigmoid(mx.sym.zeros_like(DATA, name="one")), "zeros_like like that of one"),
+        (mx.sym.elemwise_add(DATA, mx.sym.var("one")), "variable like that of one"),
+        (
+            mx.sym.concat(
+                mx.sym.slice_axis(DATA, axis=1, begin=0, end=1), mx.sym.zeros_like(DATA),
+                dim=1, name="one",
+            ),
+            "Concat like that of one",
+        ),
+        (
+            mx.sym.Convolution(
+                DATA, mx.sym.sigmoid(DATA, name="one"), kernel=(1, 1), num_filter=4,
+                no_bias=True,
+            ),
+            "sigmoid like that of one",
+        ),
+    ],
+)  # fmt: skip
+def test_what_has_no_instruction_is_named(graph, named_):
+    with pytest.raises(UserError, match=f"no {named_}.*; use --engine mxnet"):
+        Program(mx.sym.mean(graph, axis=(2, 3)), 3)
+
+
+def test_attributes_that_a_graph_leaves_out_are_mxnets_own():
+    conv = mx.sym.Convolution(DATA, kernel=(3, 3), num_filter=4, no_bias=True)
+    pooled = mx.sym.Pooling(mx.sym.BatchNorm(conv), kernel=(2, 2))
+    assert Program(mx.sym.mean(pooled, axis=(2, 3)), 3).text.split(";") == [
+        "conv 1 0 1 -1 4 3 1 0 -1 0",
+        "bn 2 1 2 3 4 5 0.001 0.9 1 0",
+        "maxpool 3 2 2 1 0",
+        "mean 4 3",
+    ]
+
+
+def test_strides_multiply():
+    whole = (None,) * 4
+    twice = DATA
+    for stride in (2, 3):
+        twice = mx.sym.slice(twice, begin=whole, end=whole, step=(1, 1, stride, stride))
+    assert Program(mx.sym.mean(twice, axis=(2, 3)), 3).text == "widen 1 0 3 6;mean 2 1"
+
+
+@pytest.mark.parametrize("between", [False, True])
+def test_a_convolution_that_others_read_takes_no_addition_in(between):
+    conv = mx.sym.Convolution(DATA, kernel=(1, 1), num_filter=3, no_bias=True)
+    residual = mx.sym.Dropout(conv) if between else conv
+    total = mx.sym.elemwise_add(residual, DATA)
+    graph = mx.sym.mean(mx.sym.elemwise_mul(total, conv), axis=(2, 3))
+    assert Program(graph, 3, training=False).text.split(";") == [
+        "conv 1 0 1 -1 3 1 1 0 -1 0",
+        "add 2 1 0",
+        "mul 3 2 1",
+        "mean 4 3",
+    ]
 
 
 def test_an_error_inside_the_operator_is_raised():

@@ -14,6 +14,107 @@ from gluon_resnetv2.errors import UserError
 MORE, RELU = 9, 10
 
 
+def _anything(_value) -> bool:
+    return True
+
+
+def _one_of(*values):
+    return values.__contains__
+
+
+def _number(value) -> bool:
+    return isinstance(value, (int, float))
+
+
+def _square(value) -> bool:
+    """The same whole number for height and width."""
+    return (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and isinstance(value[0], int)
+        and value[0] == value[1]
+    )
+
+
+def _from_the_start(value) -> bool:
+    return isinstance(value, tuple) and not any(value)
+
+
+def _to_the_end(value) -> bool:
+    return isinstance(value, tuple) and set(value) <= {None}
+
+
+def _strides(value) -> bool:
+    """Of pixels alone, as `_square`."""
+    whole = isinstance(value, tuple) and value[:2] == (1, 1)
+    return whole and _square(value[2:]) and value[2] > 0
+
+
+# Of each operator, what its attributes are where the graph does not say, and may be. What stands
+# under no name here, or has another value, is refused.
+BOOLEAN, NO, IGNORED = _one_of(True, False), (False, _one_of(False)), (None, _anything)
+LAYOUT = (None, _one_of(None, "NCHW"))
+WINDOW = {
+    "kernel": (None, _square),
+    "stride": ((1, 1), _square),
+    "pad": ((0, 0), _square),
+    "layout": LAYOUT,
+    "cudnn_off": IGNORED,
+}
+SCALAR = {"scalar": (1, _number), "is_int": IGNORED}
+ATTRIBUTES = {
+    "Convolution": {
+        **WINDOW,
+        "dilate": ((1, 1), _one_of((1, 1))),
+        "num_filter": (None, _number),
+        "num_group": (1, _one_of(1)),
+        "no_bias": (False, BOOLEAN),
+        "workspace": IGNORED,
+        "cudnn_tune": IGNORED,
+    },
+    "BatchNorm": {
+        "axis": (1, _one_of(1)),
+        "eps": (1e-3, _number),
+        "momentum": (0.9, _number),
+        "fix_gamma": (True, BOOLEAN),
+        "use_global_stats": (False, BOOLEAN),
+        "output_mean_var": NO,
+        "cudnn_off": IGNORED,
+    },
+    "Activation": {"act_type": (None, _one_of("relu"))},
+    "Pooling": {
+        **WINDOW,
+        "pool_type": ("max", _one_of("max")),
+        "global_pool": NO,
+        "pooling_convention": ("valid", _one_of("valid")),
+        "count_include_pad": IGNORED,
+    },
+    "Dropout": {
+        "p": (0.5, _number),
+        "mode": ("training", _one_of("training")),
+        "axes": ((), _one_of(())),
+        "cudnn_off": IGNORED,
+    },
+    "mean": {"axis": (None, _one_of((2, 3))), "keepdims": NO, "exclude": NO},
+    "slice": {
+        "begin": ((), _from_the_start),
+        "end": ((), _to_the_end),
+        "step": (None, _strides),
+    },
+    "slice_axis": {
+        "axis": (None, _one_of(1)),
+        "begin": (None, _one_of(0)),
+        "end": (None, lambda end: isinstance(end, int) and end > 0),
+    },
+    "Concat": {"dim": (1, _one_of(1)), "num_args": IGNORED},
+    "amp_cast": {"dtype": IGNORED},
+    **dict.fromkeys(("_mul_scalar", "_rminus_scalar"), SCALAR),
+    **{op: {} for op in ("elemwise_add", "elemwise_mul", "sigmoid", "zeros_like")},
+}
+# In training, what differs from that.
+IN_TRAINING = {"BatchNorm": {"use_global_stats": NO}}
+
+
 class Activation(NamedTuple):
     """What an instruction computes: its number, and how many channels it has."""
 
@@ -89,18 +190,18 @@ class Program:
 
     def _add(self, index: int, node: dict) -> None:
         """Computes what one node of the graph does."""
-        op, attrs = node["op"], {k: _value(v) for k, v in node.get("attrs", {}).items()}
+        op, attrs = node["op"], self._attributes(node)
         given = [source for source, *_ in node["inputs"]]
-        if op == "amp_cast" or (op == "Dropout" and not self._training):
-            self._computed[index] = self._computed[given[0]]  # in the operator's own type
+        if self._passes_on(node):
+            self._computed[index] = self._found(given[0])  # in the operator's own type
         elif op == "zeros_like":
-            self._computed[index] = Zeros(self._computed[given[0]].channels)
+            self._computed[index] = Zeros(self._found(given[0]).channels)
         elif op in ("slice", "Concat", "slice_axis"):
             self._computed[index] = self._widened(op, attrs, given, node)
         elif op == "elemwise_add" and self._adds_while_it_convolves(*given):
             self._computed[index] = self._computed[given[0]]
         elif index not in self._computed:  # a ReLU may be part of the instruction before it
-            words, channels = self._instruction(op, attrs, given, index, node)
+            words, channels = self._instruction(op, attrs, given, index)
             if op in ("BatchNorm", "Activation") and self._convolves_alone(given[0]):
                 activation = self._computed[given[0]]
                 line = self._lines[activation.number - 1]
@@ -119,22 +220,38 @@ class Program:
             if op == "mean":
                 self.features, self._last = channels, index
 
-    def _instruction(self, op, attrs, given, index, node):
+    def _attributes(self, node) -> dict:
+        """The values of a node's attributes, all of which are understood."""
+        op = node["op"]
+        if op not in ATTRIBUTES:
+            raise _unsupported(node)
+        known = {**ATTRIBUTES[op], **(IN_TRAINING.get(op, {}) if self._training else {})}
+        said = {k: _value(v) for k, v in node.get("attrs", {}).items() if not k.startswith("__")}
+        values = {**{name: default for name, (default, _) in known.items()}, **said}
+        for name, value in values.items():
+            if name not in known or not known[name][1](value):
+                raise _unsupported(node, f", with {name} = {value}")
+        return values
+
+    def _passes_on(self, node) -> bool:
+        """Whether a node computes what it reads."""
+        return node["op"] == "amp_cast" or (node["op"] == "Dropout" and not self._training)
+
+    def _instruction(self, op, attrs, given, index):
         """Its name and all its numbers but `out`, and how many channels it computes."""
         x = self._operand(given[0])
-        if op == "Convolution" and _plain_convolution(attrs):
+        if op == "Convolution":
             weight, *bias = map(self._input, given[1:])
             channels = attrs["num_filter"]
             square = attrs["kernel"][0], attrs["stride"][0], attrs["pad"][0]
             return ("conv", x.number, weight, *(bias or [-1]), channels, *square, -1, 0), channels
-        if op == "BatchNorm" and attrs.get("axis", 1) == 1 and self._knows_statistics(attrs):
+        if op == "BatchNorm":
             readers = [self._nodes[reader] for reader in self._readers[index]]
             relu = [one.get("attrs", {}).get("act_type") for one in readers] == ["relu"]
             statistics = map(self._input, given[1:])
-            attrs = {"eps": 1e-3, "momentum": 0.9, "fix_gamma": True, **attrs}  # MXNet's defaults
             numbers = attrs["eps"], attrs["momentum"], int(attrs["fix_gamma"]), int(relu)
             return ("bn", x.number, *statistics, *numbers), x.channels
-        if op == "Activation" and attrs["act_type"] == "relu":
+        if op == "Activation":
             return ("relu", x.number), x.channels
         if op in ("elemwise_add", "elemwise_mul"):
             other = self._operand(given[1])
@@ -147,23 +264,24 @@ class Program:
             return ("affine", x.number, -1, attrs["scalar"]), x.channels
         if op == "Dropout":
             return ("dropout", x.number, attrs["p"]), x.channels
-        if op == "Pooling" and attrs["pool_type"] == "max" and not attrs.get("global_pool"):
+        if op == "Pooling":
             square = attrs["kernel"][0], attrs["stride"][0], attrs["pad"][0]
             return ("maxpool", x.number, *square), x.channels
-        if op == "mean" and attrs["axis"] == (2, 3):
-            return ("mean", x.number), x.channels
-        raise _unsupported(node)
+        assert op == "mean", op
+        return ("mean", x.number), x.channels
 
     def _widened(self, op, attrs, given, node) -> Widened:
         """What slices, zeros and concatenations come to; computed once something reads it."""
-        before = self._computed[given[0]]
+        before, *others = map(self._found, given)
         source = before if isinstance(before, Widened) else Widened(before, 1, before.channels)
-        if op == "slice" and attrs["step"][:2] == (1, 1) and not any(attrs["begin"]):
-            return source._replace(stride=attrs["step"][2])
-        if op == "slice_axis" and attrs["axis"] == 1 and attrs["begin"] == 0:
+        if isinstance(before, Zeros):
+            raise _unsupported(node)
+        if op == "slice":
+            return source._replace(stride=source.stride * attrs["step"][2])
+        if op == "slice_axis" and attrs["end"] <= source.channels:
             return source._replace(channels=attrs["end"])
-        others = [self._computed[index] for index in given[1:]]
-        if op == "Concat" and attrs["dim"] == 1 and all(isinstance(o, Zeros) for o in others):
+        cut = source.channels < source.source.channels  # what is cut off would come back
+        if op == "Concat" and not cut and all(isinstance(other, Zeros) for other in others):
             channels = source.channels + sum(other.channels for other in others)
             return source._replace(channels=channels)
         raise _unsupported(node)
@@ -172,13 +290,16 @@ class Program:
         """Has a convolution that nothing else reads add what is there already, if it is one."""
         number, more = self._operand(residual).number, self._operand(shortcut).number
         convolves = number > more and self._lines[number - 1][0] == "conv"
-        if convolves and self._lines[number - 1][MORE] < 0 and len(self._readers[residual]) == 1:
+        if convolves and self._lines[number - 1][MORE] < 0 and self._has_one_reader(residual):
             self._lines[number - 1][MORE] = more
             return True
         return False
 
-    def _knows_statistics(self, attrs) -> bool:
-        return not (self._training and attrs.get("use_global_stats"))
+    def _has_one_reader(self, index: int) -> bool:
+        """Whether one node alone reads what this one computes, here or before nodes between."""
+        node = self._nodes[index]
+        before = not self._passes_on(node) or self._has_one_reader(node["inputs"][0][0])
+        return before and len(self._readers[index]) == 1
 
     def _convolves_alone(self, index: int) -> bool:
         """Whether, in inference, a node is a convolution that one other reads: it can be folded."""
@@ -187,7 +308,9 @@ class Program:
 
     def _operand(self, index: int) -> Activation:
         """What a node has computed, as something that instructions can read."""
-        found = self._computed[index]
+        found = self._found(index)
+        if isinstance(found, Zeros):
+            raise _unsupported(self._nodes[index])
         if isinstance(found, Widened):
             source, stride, channels = found
             number = len(self._lines) + 1
@@ -195,8 +318,16 @@ class Program:
             found = self._computed[index] = Activation(number, channels)
         return found
 
+    def _found(self, index: int) -> Activation | Widened | Zeros:
+        """What a node has computed; no parameter, which instructions read as such alone."""
+        if index not in self._computed:
+            raise _unsupported(self._nodes[index])
+        return self._computed[index]
+
     def _input(self, index: int) -> int:
         """The number of the operator's input that a variable of the graph becomes."""
+        if self._nodes[index]["op"] != "null":
+            raise _unsupported(self._nodes[index])
         self.inputs.append(self._nodes[index]["name"])
         return len(self.inputs) - 1
 
@@ -208,12 +339,8 @@ def _value(text: str):
         return text
 
 
-def _plain_convolution(attrs) -> bool:
-    square = all(len(set(attrs[name])) == 1 for name in ("kernel", "stride", "pad"))
-    return square and attrs["num_group"] == 1 and set(attrs["dilate"]) == {1}
-
-
-def _unsupported(node) -> UserError:
+def _unsupported(node, why: str = "") -> UserError:
+    what = "variable" if node["op"] == "null" else node["op"]
     return UserError(
-        f"the native engine has no {node['op']} like that of {node['name']}; use --engine mxnet"
+        f"the native engine has no {what} like that of {node['name']}{why}; use --engine mxnet"
     )
