@@ -295,3 +295,19 @@ def test_a_pass_adds_half_of_the_memory():
         return int(done.stdout)
 
     assert growth(True) < 0.55 * growth(False)
+
+
+def test_each_segment_waits_for_the_one_behind_it(monkeypatch):
+    """Else MXNet may hold the activations of all of them at once."""
+    waited = []
+    wait = mx.nd.NDArray.wait_to_read
+
+    def noted(array):
+        waited.append(array.shape)
+        wait(array)
+
+    recomputed = Recomputed(build(devices=TWO), 3)
+    images, labels = batch(TWO)
+    monkeypatch.setattr(mx.nd.NDArray, "wait_to_read", noted)
+    recomputed.forward_backward(images, partial(losses_of, labels))
+    assert len(waited) == 2 * len(TWO)  # behind each segment but the first, on each device

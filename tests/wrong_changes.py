@@ -58,6 +58,42 @@ CHANGES = (
         "imagenet/augment.py", "            box.reverse()", "            pass",
         "test_imagenet_training.py", "high_as_wide",
     ),
+    Change(
+        "segments of a recomputed network do not wait for each other",
+        "memory.py", "                    gradient.wait_to_read()", "                    pass",
+        "test_memory.py", "segment_waits",
+    ),
+    Change(
+        "label smoothing sums over the classes",
+        "training/step.py", "smoothing * log_probability.mean(axis=1)",
+        "smoothing * log_probability.sum(axis=1)",
+        "test_step.py", "",
+    ),
+    Change(
+        "mixup weighs the two images the other way round",
+        "training/step.py", "weight * loss - (1 - weight) *", "(1 - weight) * loss - weight *",
+        "test_step.py", "",
+    ),
+    Change(
+        "the learning rate falls a step late",
+        "training/schedule.py", "step >= boundary for", "step > boundary for",
+        "test_recipe.py", "",
+    ),
+    Change(
+        "a gate lets through what it should hold back",
+        "unit.py", "shortcut * (1 - gate)", "shortcut * gate",
+        "test_oracle.py", "",
+    ),
+    Change(
+        "weights start with half of He's variance",
+        "net.py", "factor_type=fan, slope=0)", "factor_type=fan, slope=1)",
+        "test_net.py", "",
+    ),
+    Change(
+        "recalibrated statistics keep the momentum's part",
+        "training/statistics.py", " / (1 - momentum)", "",
+        "test_training.py", "recalibrated",
+    ),
 )  # fmt: skip
 
 
