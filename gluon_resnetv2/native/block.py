@@ -53,19 +53,21 @@ def native_symbol(
     return program.head(features)
 
 
-def native_block(net: ResNetV2, dtype: str = "float32", adds: bool = False) -> gluon.SymbolBlock:
-    """What computes the same as `net` in training, by the native operator, with its parameters.
+def native_block(
+    net: ResNetV2, dtype: str = "float32", adds: bool = False, training: bool = True
+) -> gluon.SymbolBlock:
+    """What computes the same as `net`, by the native operator, with its parameters.
 
-    It is for `autograd.record()` alone; evaluate and export `net`.
+    In training it is for `autograd.record()` alone; evaluate and export `net`.
 
     Args:
-        dtype, adds: as `native_symbol`.
+        dtype, adds, training: as `native_symbol`.
 
     Raises:
         UserError: as `native_symbol`.
     """
     traced = net(mx.sym.var("data"))
-    symbol = native_symbol(traced, net.spec.in_channels, dtype, training=True, adds=adds)
+    symbol = native_symbol(traced, net.spec.in_channels, dtype, training, adds)
     images = mx.sym.var("data", dtype="float32")
     block = gluon.SymbolBlock(symbol, [images], params=net.collect_params())
     block.hybridize(static_alloc=True, static_shape=True)

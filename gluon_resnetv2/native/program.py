@@ -148,6 +148,7 @@ class Program:
         text: the instructions.
         inputs: names of the operator's inputs, the images first.
         features: how many the last instruction computes of an image.
+        folded: names of the normalisations that convolutions take in.
 
     Raises:
         UserError: the operator has no instruction for something in the network.
@@ -163,6 +164,7 @@ class Program:
         self._lines: list[list] = []  # the words of each
         self._computed: dict[int, Activation | Widened | Zeros] = {}  # by the node's index
         self.inputs: list[str] = []
+        self.folded: list[str] = []
         self.features = 0
         for index, node in enumerate(self._nodes):
             if node["op"] == "null" or self.features:
@@ -207,6 +209,7 @@ class Program:
                 line = self._lines[activation.number - 1]
                 line[RELU] = words[-1] if op == "BatchNorm" else 1
                 if op == "BatchNorm":
+                    self.folded.append(node["name"])
                     *_, gamma, beta, mean, variance, eps, _momentum, fixed, _relu = words
                     line += [gamma, beta, mean, variance, eps, fixed]
             else:

@@ -44,8 +44,6 @@ def main(options: argparse.Namespace) -> int:
                 f"--{name.replace('_', '-')} must be 1 to {IMAGE_SIZE_MAX}, not {value}"
             )
     if options.engine == "native":
-        if options.inference:
-            raise UserError("--engine native is for training; leave out --inference")
         library.load()  # here, where what it lacks can be told
     job = {
         "model": options.model,
