@@ -564,3 +564,19 @@ def test_a_damaged_recipe_is_told_in_a_line_where_it_is_the_runs_own():
     for words in (["--resume", "mine"], [*TINY, "--output", "mine", "--resume", "auto"]):
         with pytest.raises(UserError, match=r"^mine/recipe\.json can't be read as JSON"):
             parse(*words)
+
+
+CHOICES = [field.name for field in dataclasses.fields(Recipe) if field.metadata["choices"]]
+
+
+@pytest.mark.parametrize("field", CHOICES)
+@pytest.mark.parametrize("value", ["nonsense", ["nonsense"]])
+def test_the_class_itself_refuses_what_is_no_choice(field, value):
+    with pytest.raises(UserError, match=f"{flag(field)} is one of .*nonsense"):
+        Recipe(**{field: value})
+
+
+def test_a_choice_may_be_none_only_where_that_is_the_default():
+    assert Recipe(order=None).order is None
+    with pytest.raises(UserError, match="--optimizer is one of"):
+        Recipe(optimizer=None)

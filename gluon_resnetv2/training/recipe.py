@@ -163,10 +163,17 @@ class Recipe:
     output: str = _option(None, "the run's folder; default: a new one in runs/", machine=True)
 
     def __post_init__(self):
+        self._check_choices()
         self._check_numbers()
         self._fill_in()
         self._check_schedule()
         self._check_devices()
+
+    def _check_choices(self):
+        for field in dataclasses.fields(self):
+            value, choices = getattr(self, field.name), field.metadata["choices"]
+            if choices and value not in choices and not (value is None and field.default is None):
+                raise UserError(f"{flag(field.name)} is one of {', '.join(choices)}, not {value!r}")
 
     def _fill_in(self):
         """Puts numbers where None stands for a default that depends on other fields."""
