@@ -53,6 +53,7 @@ CIFAR100 = {
 SMALL = {
     "cifar10": {
         "labels": (("batches.meta.txt", 3),),
+        "names": (),
         "train": (("data_batch_1.bin", 2), ("data_batch_2.bin", 2)),
         "test": (("test_batch.bin", 1),),
     },
@@ -232,3 +233,29 @@ def test_a_missing_archive_without_network(tmp_path):
     assert "cifar-100-binary.tar.gz can't be downloaded" in one_line(raised)
     assert f"put cifar-100-binary.tar.gz into {tmp_path} by hand" in one_line(raised)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", sorted(CONTENT))
+def test_the_unpacked_folder_may_be_given_itself(tmp_path, name):
+    for file, data in CONTENT[name].items():
+        (tmp_path / file).write_bytes(data)
+    dataset = load(name, tmp_path)
+    count = len(dataset.train.labels)
+    np.testing.assert_array_equal(dataset.train.images, expected(range(count)))
+
+
+def test_gluons_cache_has_no_names_of_classes(monkeypatch, tmp_path):
+    names = ("airplane", "automobile", "bird")
+    source = dataclasses.replace(cifar.SOURCES["cifar10"], names=names)
+    monkeypatch.setitem(cifar.SOURCES, "cifar10", source)
+    for file in (*(f"data_batch_{i}.bin" for i in (1, 2)), "test_batch.bin"):
+        (tmp_path / file).write_bytes(CIFAR10[file])
+    (tmp_path / source.archive).write_bytes(b"Gluon's archive has another checksum")
+    dataset = load("cifar10", tmp_path)
+    assert dataset.classes == names
+    assert dataset.train.labels.tolist() == [0, 1, 1, 2]
+
+
+def test_the_names_that_stand_in_are_the_data_sets():
+    page = "airplane automobile bird cat deer dog frog horse ship truck"
+    assert PUBLISHED["cifar10"].names == tuple(page.split())

@@ -34,6 +34,7 @@ class Source:
         labels: a record's labels, one byte each, before the image: (file of the classes' names,
             number of classes).
         train, test: (file, number of records).
+        names: of the classes, where their file is missing, as in the cache of MXNet's Gluon.
     """
 
     url: str
@@ -42,6 +43,7 @@ class Source:
     labels: tuple[tuple[str, int], ...]
     train: tuple[tuple[str, int], ...]
     test: tuple[tuple[str, int], ...]
+    names: tuple[str, ...] = ()
 
     @property
     def archive(self) -> str:
@@ -57,6 +59,7 @@ SOURCES = {
         labels=(("batches.meta.txt", 10),),
         train=tuple((f"data_batch_{i}.bin", 10_000) for i in range(1, 6)),
         test=(("test_batch.bin", 10_000),),
+        names=tuple("airplane automobile bird cat deer dog frog horse ship truck".split()),
     ),
     "cifar100": Source(
         url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
@@ -73,8 +76,8 @@ def load_cifar10(data_dir: str | os.PathLike | None = None) -> Dataset:
     """CIFAR-10: 50000 training and 10000 test images, 32x32 pixels, 10 classes.
 
     Args:
-        data_dir: has the archive or its unpacked folder, or receives the download; the user's cache
-            by default.
+        data_dir: has the archive or its unpacked folder, is that folder, or receives the download;
+            the user's cache by default.
 
     Raises:
         UserError: it can't be downloaded, or what is there is damaged.
@@ -110,6 +113,8 @@ def _find(source: Source, data_dir: Path) -> Path:
     folder, archive = data_dir / source.folder, data_dir / source.archive
     if folder.is_dir():
         return folder
+    if (data_dir / source.train[0][0]).is_file():
+        return data_dir
     if not archive.exists():
         download(source.url, archive, source.md5)
     elif (found := md5(archive)) != source.md5:
@@ -142,6 +147,7 @@ def _read(source: Source, where: Path, label: int) -> tuple[tuple[str, ...], Spl
             if part.labels.max() >= count:
                 what = f"{name} has label {part.labels.max()}, but only {count} classes"
                 raise _damaged(where, what)
+    classes = classes or source.names
     missing = [*parts, *([] if classes else [names_file])]
     if missing:
         raise _damaged(where, f"{', '.join(missing)} missing")
