@@ -59,7 +59,10 @@ SOURCES = {
         labels=(("batches.meta.txt", 10),),
         train=tuple((f"data_batch_{i}.bin", 10_000) for i in range(1, 6)),
         test=(("test_batch.bin", 10_000),),
-        names=tuple("airplane automobile bird cat deer dog frog horse ship truck".split()),
+        names=(
+            *("airplane", "automobile", "bird", "cat", "deer"),
+            *("dog", "frog", "horse", "ship", "truck"),
+        ),
     ),
     "cifar100": Source(
         url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
