@@ -183,6 +183,17 @@ def test_a_named_recipe_is_a_whole_one(name):
     assert same <= {"model"}
 
 
+def test_momenta_are_corrected_where_a_recipes_source_is_in_torch():
+    corrected = {n for n, one in RECIPES.items() if Recipe(**one.fields).momentum_correction}
+    assert corrected == {"released-cifar10", "paper-imagenet-aspect"}
+
+
+def test_a_recipe_of_before_momentum_correction_has_none():
+    older = Recipe().to_dict()
+    del older["momentum_correction"]
+    assert Recipe.from_dict(older) == Recipe(momentum_correction=False)
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_json_gives_the_recipe_back(name):
     recipe = dataclasses.replace(Recipe(**RECIPES[name].fields), gpus=(0, 1), recompute=3)
@@ -242,6 +253,7 @@ OPTIONS = {
     "warmup_steps": ("11", 11),
     "warmup_epochs": ("1.5", 1.5),
     "mom": ("0.8", 0.8),
+    "momentum_correction": (None, True),
     "wd": ("5e-4", 5e-4),
     "wd_on": ("weights", "weights"),
     "accumulate": ("2", 2),
@@ -429,6 +441,10 @@ VALUE_MISTAKES = {
     "--lr inf": "--lr must",
     "--mom -0.1": "--mom must",
     "--mixup -1": "--mixup must",
+    "--momentum-correction --optimizer signum": "is for --optimizer sgd and nag, not signum",
+    "--momentum-correction --kv-store dist_async": "servers of --kv-store dist_async",
+    "--momentum-correction --warmup-lr 0": "none, --warmup-lr too, may be 0",
+    "--momentum-correction --lr 0 --warmup-steps 0": "none, --warmup-lr too, may be 0",
     "--label-smoothing 1": "--label-smoothing must",
     "--label-smoothing nan": "--label-smoothing must",
     "--accumulate 0": "--accumulate must",

@@ -204,6 +204,11 @@ CASES = {
     "dropout in parts": {"shortcut": "dropout:0.5", "accumulate": 2},
     "mixed images and smooth labels": {"mixup": 0.5, "label_smoothing": 0.1, "cpus": 2},
     "cosine": {"lr_schedule": "cosine", "warmup": "linear", "warmup_lr": 0.0},
+    "corrected momenta": {"momentum_correction": True, "warmup": "linear", "cpus": 2},
+    "corrected momenta where gradients meet": {
+        **{"momentum_correction": True, "update_on_kvstore": True, "cpus": 2},
+        **{"lr_schedule": "cosine", "optimizer": "nag", "accumulate": 2},
+    },
     "an end within an epoch": {"num_epochs": None, "num_steps": 6},
     "recomputed activations": {"recompute": 2},
     "recomputed dropout": {"recompute": 2, "shortcut": "dropout:0.5"},

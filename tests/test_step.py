@@ -12,7 +12,12 @@ import pytest
 from gluon_resnetv2.net import get_model
 from gluon_resnetv2.training.devices import contexts
 from gluon_resnetv2.training.evaluate import Meter
-from gluon_resnetv2.training.optimizer import make_trainer, optimizer_state, restore_optimizer
+from gluon_resnetv2.training.optimizer import (
+    make_trainer,
+    optimizer_state,
+    restore_optimizer,
+    set_learning_rate,
+)
 from gluon_resnetv2.training.recipe import OPTIMIZERS, Recipe
 from gluon_resnetv2.training.step import Step, cross_entropy
 from tests.common import randomise, relative, skip_unless_installed, use_moving_statistics
@@ -343,6 +348,43 @@ def test_an_optimizer_goes_on_with_its_arrays(name, before, after, on_kvstore):
         expected = net.collect_params()[key].list_data()[0].asnumpy()
         for copy in parameter.list_data():
             assert np.array_equal(copy.asnumpy(), expected), key
+
+
+@pytest.mark.parametrize(("cpus", "on_kvstore"), [(1, False), (2, False), (2, True)])
+@pytest.mark.parametrize("warmup", ["constant", "linear"])
+@pytest.mark.parametrize("name", ["sgd", "nag"])
+def test_corrected_momenta_are_torchs(name, warmup, cpus, on_kvstore):
+    """Over a warm-up and two drops; at the first drop a step is left out, as float16's may be."""
+    torch = pytest.importorskip("torch")
+    wd = 0.01 if name == "sgd" else 0.0  # MXNet's NAG decays by the updated weight
+    recipe = variant(
+        **{"optimizer": name, "momentum_correction": True, "wd": wd, "lr": 0.2, "cpus": cpus},
+        **{"num_epochs": 20, "lr_step_epochs": (10.0, 15.0), "update_on_kvstore": on_kvstore},
+        **{"warmup": warmup, "warmup_steps": 5, "warmup_lr": 0.01},
+    )
+    schedule = recipe.schedule(steps_per_epoch=1)
+    net, trainer = dense(recipe, cpus, seed=0)
+    ours = net.collect_params()
+    theirs = {
+        key: torch.tensor(p.list_data()[0].asnumpy().astype("float64")) for key, p in ours.items()
+    }
+    sgd = torch.optim.SGD(
+        theirs.values(), lr=1, momentum=0.9, weight_decay=wd, nesterov=name == "nag"
+    )
+    for step in range(20):
+        sgd.param_groups[0]["lr"] = set_learning_rate(trainer, recipe, schedule, step)
+        if step == 10:
+            continue
+        rng = np.random.RandomState(step)
+        gradients = {key: rng.normal(size=p.shape) for key, p in ours.items()}
+        set_gradients(net, gradients)
+        trainer.step(1)
+        for key, parameter in theirs.items():
+            parameter.grad = torch.tensor(gradients[key])
+        sgd.step()
+        for key, parameter in ours.items():
+            for copy in parameter.list_data():
+                assert relative(copy.asnumpy(), theirs[key].numpy()) < 1e-6, (step, key)
 
 
 # -- What it counts --------------------------------------------------------------------------------

@@ -185,6 +185,20 @@ def test_every_step_has_its_learning_rate(tmp_path, steps):
     assert [lr for _, _, lr in steps] == pytest.approx(expected)
 
 
+def test_momenta_are_corrected_from_the_first_change_of_the_rate_on(tmp_path):
+    weights = {}
+    for count in (3, 5):  # the rate rises at step 3
+        for corrects in (False, True):
+            changes = {"num_epochs": None, "num_steps": count, "momentum_correction": corrects}
+            changes |= {"lr_step_epochs": None, "lr_steps": (9,)}
+            recipe = dataclasses.replace(TINY, **changes)
+            weights[count, corrects] = train(tmp_path / f"{count}{corrects}", recipe)[
+                "conv0_weight"
+            ]
+    assert np.array_equal(weights[3, False], weights[3, True])
+    assert relative(weights[5, True], weights[5, False]) > 1e-3
+
+
 def test_the_seed_orders_the_images(tmp_path, steps):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(tmp_path / name, dataclasses.replace(TINY, seed=seed, num_epochs=1))

@@ -23,7 +23,12 @@ from gluon_resnetv2.training import statistics
 from gluon_resnetv2.training.curves import draw_curves
 from gluon_resnetv2.training.evaluate import Meter, evaluate
 from gluon_resnetv2.training.events import Events
-from gluon_resnetv2.training.optimizer import make_trainer, optimizer_state, restore_optimizer
+from gluon_resnetv2.training.optimizer import (
+    make_trainer,
+    optimizer_state,
+    restore_optimizer,
+    set_learning_rate,
+)
 from gluon_resnetv2.training.precision import all_finite
 from gluon_resnetv2.training.progress import Progress
 from gluon_resnetv2.training.recipe import Recipe
@@ -140,8 +145,7 @@ class Training:
         began, end = self.step, min(first + self.steps, self.steps_in_all)
         with closing(prefetch(batches)) as prepared:
             for images, labels in itertools.islice(prepared, end - self.step):
-                lr = self.lr_at(self.step)
-                self.trainer.set_learning_rate(lr)
+                lr = set_learning_rate(self.trainer, recipe, self.lr_at, self.step)
                 count = batch_images(
                     self.dataset.train_count,
                     recipe.batch_size,

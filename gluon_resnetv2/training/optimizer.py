@@ -45,6 +45,23 @@ def make_trainer(
     )
 
 
+def set_learning_rate(trainer: gluon.Trainer, recipe: Recipe, schedule, step: int) -> float:
+    """Gives the trainer `schedule(step)`, the learning rate of that update, and returns it.
+
+    MXNet's SGD and NAG hold the rate within their momenta. With --momentum-correction these are
+    scaled as it changes (arXiv:1706.02677, section 3), whether updates are left out or not.
+    """
+    lr = schedule(step)
+    trainer.set_learning_rate(lr)
+    last = schedule(step - 1) if recipe.momentum_correction and step else lr
+    if lr != last:
+        for updater in _updaters(trainer):
+            for state in updater.states.values():
+                for momentum in _named("", state).values():
+                    momentum *= lr / last
+    return lr
+
+
 def optimizer_state(trainer: gluon.Trainer) -> tuple[dict[str, mx.nd.NDArray], int]:
     """The optimiser's arrays by parameter, "NAME" or "NAME.0", and its count of updates.
 

@@ -30,6 +30,7 @@ OPTIMIZERS = (
     *("rmsprop", "ftrl", "ftml", "lamb"),
 )
 MOMENTUM = ("sgd", "nag", "signum")
+CORRECTED = ("sgd", "nag")  # those whose momentum holds the learning rate; Signum's does not
 
 FLOAT32_MAX = 3.4e38  # MXNet's optimisers take no larger number
 
@@ -118,6 +119,11 @@ class Recipe:
     warmup_steps: int = _option(None, "its steps; default: 400")
     warmup_epochs: float = _option(None, "the same in epochs")
     mom: float = _option(0.9, f"momentum ({', '.join(MOMENTUM)})")
+    momentum_correction: bool = _option(
+        False,
+        "scale momenta as the learning rate changes, as if it stood outside them, as in Torch",
+        flag=True,
+    )
     wd: float = _option(1e-4, "weight decay")
     wd_on: str = _option(
         "all", "what decays: all parameters, or weights only", choices=("all", "weights")
@@ -167,6 +173,7 @@ class Recipe:
         self._check_numbers()
         self._fill_in()
         self._check_schedule()
+        self._check_correction()
         self._check_devices()
 
     def _check_choices(self):
@@ -239,6 +246,19 @@ class Recipe:
             boundaries = list(getattr(self, name) or ())
             if not all(0 < n < math.inf for n in boundaries) or boundaries != sorted(boundaries):
                 raise UserError(f"{flag(name)} needs rising positive numbers, as in 82,123")
+
+    def _check_correction(self):
+        if not self.momentum_correction:
+            return
+        what = None
+        if self.optimizer not in CORRECTED:
+            what = f"is for --optimizer {' and '.join(CORRECTED)}, not {self.optimizer}"
+        elif self.kv_store == "dist_async":
+            what = "can't reach momenta on the servers of --kv-store dist_async; use dist_sync"
+        elif self.lr == 0 or (self.warmup_lr == 0 and (self.warmup_steps or self.warmup_epochs)):
+            what = "scales by the ratio of two learning rates; none, --warmup-lr too, may be 0"
+        if what:
+            raise UserError(f"--momentum-correction {what} (or --no-momentum-correction)")
 
     def _check_devices(self):
         gpus = self.gpus

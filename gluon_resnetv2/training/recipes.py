@@ -112,6 +112,7 @@ RECIPES = {
             "num_epochs": 200,
             "lr_step_epochs": (80.0, 121.0),
             "warmup_steps": 0,
+            "momentum_correction": True,
         },
         source=_RELEASED,
         cost="2 GPUs of 2016",
@@ -154,7 +155,7 @@ RECIPES = {
     ),
     "paper-imagenet-aspect": Named(
         "imagenet.py",
-        {**_PAPER_IMAGENET, "augmentation": "scale-aspect"},
+        {**_PAPER_IMAGENET, "augmentation": "scale-aspect", "momentum_correction": True},
         source=_PAPER,
         cost="about 3 weeks on 8 GPUs of 2016",
         expected="top-1 20.1, top-5 4.8 at --test-size 320",
