@@ -6,6 +6,7 @@ import asyncio
 import base64
 import concurrent.futures
 import contextlib
+import gzip
 import io
 import json
 import os
@@ -17,6 +18,8 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
+import zlib
 from pathlib import Path
 
 import mxnet as mx
@@ -280,6 +283,107 @@ def test_tritonclient_gets_classes_labels_and_its_id_back(port, net):
     np.testing.assert_allclose(everything.as_numpy("probabilities").sum(1), 1, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["image/jpeg", "image/jpg", "IMAGE/JPG; q=1"])
+def test_a_jpeg_by_any_of_its_names(port, name):
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(file, "JPEG")
+    assert infer(port, file.getvalue(), **{"Content-Type": name})[0] == 200
+    status, _, answer = infer(port, png(np.zeros(SHAPE, "uint8")), **{"Content-Type": name})
+    assert status == 400
+    assert "not image/jpeg" in answer["error"]
+
+
+def test_kserve_client_is_answered(port, net):
+    kserve = pytest.importorskip("kserve", exc_type=ImportError)
+    images = np.random.RandomState(0).normal(size=(2, *SHAPE)).astype("float32")
+
+    async def ask_for(binary):
+        tensor = kserve.InferInput("data", list(images.shape), "FP32")
+        tensor.set_data_from_numpy(images, binary_data=binary)
+        asking = kserve.InferRequest(model_name="net", infer_inputs=[tensor])
+        client = kserve.InferenceRESTClient(kserve.RESTConfig(protocol="v2", retries=0))
+        return await client.infer(f"http://127.0.0.1:{port}", asking, model_name="net")
+
+    for binary in (True, False):
+        logits = asyncio.run(ask_for(binary)).outputs[0].as_numpy()
+        assert difference(np.float32(logits), logits_of(net, images)) <= TOLERANCE
+
+
+def test_mlserver_types_are_taken_as_they_are_dumped(port):
+    types = pytest.importorskip("mlserver.types", exc_type=ImportError)
+    data = [0.0] * int(np.prod(SHAPE))
+    tensor = types.RequestInput(name="data", shape=[1, *SHAPE], datatype="FP32", data=data)
+    whole = types.InferenceRequest(inputs=[tensor])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLServer's documentation has the deprecated `dict`
+        with_null = json.dumps(whole.dict())
+    assert '"parameters": null' in with_null
+    for body in (whole.model_dump_json(), with_null):
+        assert infer(port, body.encode())[0] == 200
+
+
+@pytest.mark.parametrize("packed", ["gzip", "deflate"])
+def test_tritonclient_packs_what_it_sends(port, net, packed):
+    images = np.random.RandomState(0).normal(size=(32, *SHAPE)).astype("float32")
+    for binary in (True, False):
+        tensor = triton.InferInput("data", list(images.shape), "FP32")
+        tensor.set_data_from_numpy(images, binary_data=binary)
+        with triton_client(port) as client:
+            answer = client.infer(
+                "net",
+                [tensor],
+                request_compression_algorithm=packed,
+                response_compression_algorithm=packed,
+            )
+        assert difference(answer.as_numpy("logits"), logits_of(net, images)) <= TOLERANCE
+
+
+def test_tritonclient_asks_for_configuration_and_statistics():
+    with serving({"net": Gated(free=True)}) as (port, *_), triton_client(port) as client:
+        config = client.get_model_config("net")
+        assert config["max_batch_size"] == 4
+        assert config["input"] == [{"name": "data", "data_type": "TYPE_FP32", "dims": [*SHAPE]}]
+        assert [(each["name"], each["dims"]) for each in config["output"]] == [
+            ("logits", [len(CLASSES)]),
+            ("probabilities", [len(CLASSES)]),
+            ("label", [1]),
+        ]
+        triton_infer(client, np.zeros((3, *SHAPE), "float32"))
+        triton_infer(client, np.zeros((1, *SHAPE), "float32"))
+        assert infer(port, b"{}")[0] == 400
+        (stats,) = client.get_inference_statistics("net")["model_stats"]
+    assert (stats["inference_count"], stats["execution_count"]) == (4, 2)
+    assert stats["inference_stats"]["success"]["count"] == 2
+    assert stats["inference_stats"]["fail"]["count"] == 1
+    assert stats["inference_stats"]["success"]["ns"] > 0
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "status"),
+    [
+        ("gzip", gzip.compress(one()), 200),
+        ("X-GZip", gzip.compress(one()), 200),
+        ("deflate", zlib.compress(one()), 200),
+        ("identity", one(), 200),
+        ("br", one(), 415),
+        ("gzip, gzip", gzip.compress(one()), 415),
+        ("gzip", one(), 400),
+        ("gzip", gzip.compress(one())[:-1], 400),
+        ("gzip", gzip.compress(one()) + b"x", 400),
+        ("gzip", b"", 400),
+        ("deflate", gzip.compress(one()), 400),
+        ("gzip", gzip.compress(one() + b" " * (10**6 - len(one()))), 200),
+        ("gzip", gzip.compress(one() + b" " * (10**6 + 1 - len(one()))), 413),
+        ("gzip", gzip.compress(bytes(10**8)), 413),
+    ],
+)
+def test_packed_bodies_are_counted_while_they_are_unpacked(encoding, body, status):
+    with serving({"net": Gated(free=True)}, body=10**6, memory=2 * 10**6) as (port, service, _):
+        found, _, answer = infer(port, body, **{"Content-Encoding": encoding})
+        assert found == status, answer
+        assert service.infer._memory == 0
+
+
 def test_pixels_and_image_files_are_normalised_as_in_training(port, net):
     pixels = np.random.RandomState(0).randint(0, 256, (2, *SHAPE), dtype="uint8")
     mean, std = (np.reshape(each, (3, 1, 1)) for each in (MEAN, STD))
@@ -408,7 +512,9 @@ def test_ten_thousand_malformed_requests_leave_no_trace(served, net):
     ("method", "path", "status"),
     [
         ("GET", "/", 404),
-        ("GET", "/v2/", 404),
+        ("GET", "/v2/", 200),
+        ("GET", "/v2/models/other/config", 404),
+        ("GET", "/v2/models/net/versions/1/stats", 200),
         ("GET", "/v2/models/other", 404),
         ("GET", "/v2/models/net/versions/2", 404),
         ("GET", "/v2/models/net/versions/2/ready", 404),

@@ -4,8 +4,8 @@ https://github.com/kserve/open-inference-protocol, with Triton's binary tensors 
 https://github.com/triton-inference-server/server/tree/main/docs/protocol
 
 A request has one tensor. "data" is what the network takes, FP32 (n, C, H, W); "pixels" are 0 to
-255, UINT8 or FP32 (n, C, H, W); "image" are JPEG or PNG files, BYTES (n). An answer has "logits"
-and "probabilities", FP32 (n, classes), and "label", BYTES (n), the likeliest class.
+255, UINT8 or FP32 (n, C, H, W); "image" are JPEG or PNG files, BYTES (n) or (n, 1). An answer has
+"logits" and "probabilities", FP32 (n, classes), and "label", BYTES (n), the likeliest class.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from gluon_resnetv2.deploy.scores import likeliest, softmax
 VERSION = "1"  # of every model: an export does not count its predecessors
 DATATYPES = {"data": ("FP32",), "pixels": ("FP32", "UINT8"), "image": ("BYTES",)}
 NUMBERS = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
+_TYPES = {"FP32": "TYPE_FP32", "BYTES": "TYPE_STRING"}  # of a model's configuration
 IMAGE_TYPES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 FLOAT_MAX = float(np.finfo("float32").max)
 SPARE_VALUES = 10_000  # that a request may hold in JSON beside its tensor
@@ -53,6 +54,11 @@ class Interface:
     max_batch: int  # images in one request
 
     @property
+    def inputs(self) -> dict[str, tuple[str, list[int]]]:
+        """The datatype and shape, -1 for the batch, of the input that a graph takes."""
+        return {"data": ("FP32", [-1, *self.shape])}
+
+    @property
     def outputs(self) -> dict[str, tuple[str, list[int]]]:
         """The datatype and shape, -1 for the batch, of each output."""
         scores = ("logits", "probabilities") if self.output == "logits" else ("probabilities",)
@@ -61,19 +67,35 @@ class Interface:
 
     def metadata(self) -> dict:
         """The answer to GET v2/models/NAME."""
-        inputs = {"data": ("FP32", [-1, *self.shape])}
         return {
             "name": self.name,
             "versions": [VERSION],
             "platform": "mxnet",
-            "inputs": _described(inputs),
+            "inputs": _described(self.inputs),
             "outputs": _described(self.outputs),
+        }
+
+    def config(self) -> dict:
+        """The answer to GET v2/models/NAME/config, Triton's extension: dims are of one image."""
+        return {
+            "name": self.name,
+            "platform": "mxnet",
+            "max_batch_size": self.max_batch,
+            "input": _configured(self.inputs),
+            "output": _configured(self.outputs),
         }
 
 
 def _described(tensors):
     return [
         {"name": name, "datatype": datatype, "shape": shape}
+        for name, (datatype, shape) in tensors.items()
+    ]
+
+
+def _configured(tensors):
+    return [
+        {"name": name, "data_type": _TYPES[datatype], "dims": shape[1:] or [1]}
         for name, (datatype, shape) in tensors.items()
     ]
 
@@ -143,7 +165,7 @@ class _Head:
 
 def _head(text, interface):
     request = _json(text, SPARE_VALUES + 2 * interface.max_batch * math.prod(interface.shape))
-    _check_fields(request, "the request", ("inputs",), ("id", "outputs", "parameters"))
+    _check_fields(request, "the request", ("inputs",))
     name = request.get("id")
     if not isinstance(name, (str, type(None))):
         raise Refused(f"id must be a string, not {shown(name)}")
@@ -204,21 +226,20 @@ def shown(value) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
-def _check_fields(value, where, needed, optional):
+def _check_fields(value, where, needed):
+    """What else there is, is not ours: KServe's client sends model_name, others what is to come."""
     if not isinstance(value, dict):
         raise Refused(f"{where} must be a JSON object, not {shown(value)}")
     for name in needed:
         if name not in value:
             raise Refused(f"{where} lacks {name}")
-    for name in value:
-        if name not in needed and name not in optional:
-            known = ", ".join((*needed, *optional))
-            raise Refused(f"{where} has {shown(name)}, but only {known} are known")
 
 
 def _parameters(value, where):
     """The parameters of a request or tensor; those of other servers are let pass."""
-    parameters = value.get("parameters", {})
+    parameters = value.get("parameters")
+    if parameters is None:
+        return {}
     if not isinstance(parameters, dict):
         raise Refused(f"parameters of {where} must be a JSON object, not {shown(parameters)}")
     for name in parameters:
@@ -242,7 +263,7 @@ def _outputs(asked, all_binary, interface):
         raise Refused(f"outputs must be a list, not {shown(asked)}")
     found = {}
     for entry in asked:
-        _check_fields(entry, "an output", ("name",), ("parameters",))
+        _check_fields(entry, "an output", ("name",))
         name = entry["name"]
         if not isinstance(name, str) or name not in known:
             raise Refused(f"there is no output {shown(name)}, but {', '.join(known)}")
@@ -260,8 +281,7 @@ def _outputs(asked, all_binary, interface):
 
 def _tensor(tensor, interface):
     """The first fields of a head."""
-    optional = ("data", "parameters")
-    _check_fields(tensor, "the input", ("name", "datatype", "shape"), optional)
+    _check_fields(tensor, "the input", ("name", "datatype", "shape"))
     name, datatype = tensor["name"], tensor["datatype"]
     if not isinstance(name, str) or name not in DATATYPES:
         raise Refused(f"there is no input {shown(name)}, but {', '.join(DATATYPES)}")
@@ -270,7 +290,7 @@ def _tensor(tensor, interface):
         raise Refused(f"input {name} is {wanted}, not {shown(datatype)}")
     shape = _shape(tensor["shape"], name, interface)
     size = _parameters(tensor, f"input {name}").get("binary_data_size")
-    if (size is None) == ("data" not in tensor):
+    if (size is None) == (tensor.get("data") is None):
         raise Refused(f"input {name} needs either data or binary_data_size")
     if size is not None and (type(size) is not int or size < 0):
         raise Refused(f"binary_data_size can't be {shown(size)}")
@@ -308,7 +328,7 @@ def _shape(shape, name, interface):
     one = [] if name == "image" else list(interface.shape)
     if not isinstance(shape, list) or any(type(size) is not int for size in shape):
         raise Refused(f"shape of input {name} must be a list of whole numbers, not {shown(shape)}")
-    if not shape or shape[1:] != one:
+    if not shape or (shape[1:] != one and not (name == "image" and shape[1:] == [1])):
         wanted = shown(["n", *one]).replace('"', "")
         raise Refused(f"input {name} has shape {shown(shape)}; {interface.name} takes {wanted}")
     if not 1 <= shape[0] <= interface.max_batch:

@@ -14,6 +14,7 @@ import logging
 import re
 import time
 import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,9 @@ LARGE = 2**20  # bytes of a body: more would hold up the event loop
 INFER = re.compile("/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?/infer")
 FAILED = "internal error"  # which the log tells of
 DRAINING = "the server is shutting down"
+IMAGES = {b"image/jpeg": "image/jpeg", b"image/jpg": "image/jpeg", b"image/png": "image/png"}
+ENCODINGS = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}  # zlib's wbits
+PIECE = 2**18  # bytes that are unpacked at once: more would hold up the event loop
 JSON = (b"content-type", b"application/json")
 BINARY = (b"content-type", b"application/octet-stream")
 JSON_SIZE = b"inference-header-content-length"
@@ -100,6 +104,7 @@ class Model:
         self, name: str, predictor: Predictor, metrics: Metrics, queue: int, batching: bool = True
     ):
         self.predictor = predictor
+        self.answered = {"success": (0, 0.0), "fail": (0, 0.0)}  # how many, in how many seconds
         classes, shape = list(predictor.classes), tuple(predictor.shape)
         self.interface = Interface(name, classes, shape, predictor.output, predictor.max_batch)
         self.pool = ThreadPoolExecutor(runtime.cpus(), name)
@@ -212,7 +217,12 @@ class Infer:
             timer.cancel()
             self._memory -= self._held.pop(task)
         self._metrics.requests.labels(name, str(status)).inc()
-        self._metrics.seconds.labels(name).observe(time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        self._metrics.seconds.labels(name).observe(seconds)
+        if model:
+            outcome = "success" if status == 200 else "fail"
+            count, total = model.answered[outcome]
+            model.answered[outcome] = count + 1, total + seconds
         if status == 503:
             headers.append(RETRY)
         if rest or self.draining:
@@ -253,23 +263,30 @@ class Infer:
         size, more = int(headers.get(b"content-length", 0)), True
         if size > limit:
             raise Unread(f"the body has {size} bytes; {limit} are the most", 413)
+        encoding = headers.get(b"content-encoding", b"identity").strip().lower()
+        pieces_of = _Unpacker(encoding) if encoding != b"identity" else lambda part: (part,)
         parts, size = [], 0
         try:
             while more:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise Gone
-                part, more = message.get("body", b""), message.get("more_body", False)
-                size += len(part)
-                if size > limit:
-                    raise Unread(f"the body has more than {limit} bytes", 413)
-                self._held[task] += len(part)
-                self._memory += len(part)
-                if self._memory > self._limits.memory:
-                    raise Unread("the server has too many requests at hand", 503)
-                parts.append(part)
+                arrived, more = message.get("body", b""), message.get("more_body", False)
+                for part in pieces_of(arrived):
+                    size += len(part)
+                    if size > limit:
+                        raise Unread(f"the body has more than {limit} bytes", 413)
+                    self._held[task] += len(part)
+                    self._memory += len(part)
+                    if self._memory > self._limits.memory:
+                        raise Unread("the server has too many requests at hand", 503)
+                    parts.append(part)
+                    if len(part) == PIECE:
+                        await asyncio.sleep(0)  # others' turn
         except asyncio.CancelledError:
             raise self._late(Unread, "the body did not arrive", 408) from None
+        if encoding != b"identity" and not pieces_of.ended:
+            raise Refused(f"the body ends within its {encoding.decode()}")
         return b"".join(parts)
 
     def _late(self, kind, what, status):
@@ -278,14 +295,37 @@ class Infer:
         return kind(f"{what} within {self._limits.seconds:g} seconds", status)
 
 
+class _Unpacker:
+    """Unpacks a body as it arrives, in pieces that can be counted before there are too many."""
+
+    def __init__(self, encoding):
+        if encoding not in ENCODINGS:
+            raise Unread("Content-Encoding can only be gzip, deflate or identity", 415)
+        self._name, self._zlib = encoding.decode(), zlib.decompressobj(ENCODINGS[encoding])
+
+    @property
+    def ended(self):
+        return self._zlib.eof
+
+    def __call__(self, packed):
+        while True:
+            try:
+                piece = self._zlib.decompress(packed, PIECE)
+            except zlib.error:
+                raise Unread(f"the body is no valid {self._name}") from None
+            packed = self._zlib.unconsumed_tail
+            yield piece
+            if self._zlib.unused_data:
+                raise Unread(f"the body goes on after its {self._name}")
+            if not packed and len(piece) < PIECE:  # or zlib holds more, though it read all
+                return
+
+
 def _decode(headers, body, interface):
     """The request that a body of any of the content types is."""
-    encoding = headers.get(b"content-encoding", b"identity").strip().lower()
-    if encoding != b"identity":
-        raise Refused("Content-Encoding is not supported: send the body as it is", 415)
     media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-    if media_type in (b"image/jpeg", b"image/png"):
-        return protocol.decode_image(body, media_type.decode(), interface)
+    if media_type in IMAGES:
+        return protocol.decode_image(body, IMAGES[media_type], interface)
     if media_type not in (b"", b"application/json", b"application/octet-stream"):
         raise Refused(
             f"Content-Type {protocol.shown(media_type.decode('latin-1'))} is not known; send "
@@ -334,6 +374,7 @@ class Service:
         version = one + "/versions/{version}"
         routes = [
             Route("/v2", self._server),
+            Route("/v2/", self._server),
             Route("/v2/health/live", self._live),
             Route("/v2/health/ready", self._ready),
             Route("/v2/repository/index", self._index, methods=["POST"]),
@@ -343,6 +384,8 @@ class Service:
             # Callables that are no functions are ASGI applications to Starlette.
             routes.append(Route(f"{path}/infer", self.infer, methods=["POST"]))
             routes += [Route(path, self._model), Route(f"{path}/ready", self._model_ready)]
+            routes.append(Route(f"{path}/config", self._model_config))
+            routes.append(Route(f"{path}/stats", self._model_stats))
         if page:
             routes.append(Route("/", self._page))
         errors = {HTTPException: _http_error, Refused: _refused, Exception: _failed}
@@ -358,7 +401,7 @@ class Service:
             await self._routed(scope, receive, send)
 
     async def _server(self, request):
-        extensions = ["binary_tensor_data", "classification"]
+        extensions = ["binary_tensor_data", "classification", "model_configuration", "statistics"]
         about = {"name": "gluon_resnetv2", "version": __version__, "extensions": extensions}
         return JSONResponse(about)
 
@@ -402,6 +445,26 @@ class Service:
     async def _model_ready(self, request):
         model = self._find(request)
         return self._readiness({"name": model.interface.name}, [model])
+
+    async def _model_config(self, request):
+        return JSONResponse(self._find(request).interface.config())
+
+    async def _model_stats(self, request):
+        """Triton's statistics, of which only what is counted here is there."""
+        model = self._find(request)
+        name = model.interface.name
+        counted = self._registry.get_sample_value
+        stats = {
+            "name": name,
+            "version": VERSION,
+            "inference_count": int(counted("resnetv2_images_total", {"model": name}) or 0),
+            "execution_count": int(counted("resnetv2_batch_images_count", {"model": name}) or 0),
+            "inference_stats": {
+                outcome: {"count": count, "ns": int(seconds * 1e9)}
+                for outcome, (count, seconds) in model.answered.items()
+            },
+        }
+        return JSONResponse({"model_stats": [stats]})
 
     async def _metrics(self, request):
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
