@@ -293,22 +293,6 @@ def test_a_jpeg_by_any_of_its_names(port, name):
     assert "not image/jpeg" in answer["error"]
 
 
-def test_kserve_client_is_answered(port, net):
-    kserve = pytest.importorskip("kserve", exc_type=ImportError)
-    images = np.random.RandomState(0).normal(size=(2, *SHAPE)).astype("float32")
-
-    async def ask_for(binary):
-        tensor = kserve.InferInput("data", list(images.shape), "FP32")
-        tensor.set_data_from_numpy(images, binary_data=binary)
-        asking = kserve.InferRequest(model_name="net", infer_inputs=[tensor])
-        client = kserve.InferenceRESTClient(kserve.RESTConfig(protocol="v2", retries=0))
-        return await client.infer(f"http://127.0.0.1:{port}", asking, model_name="net")
-
-    for binary in (True, False):
-        logits = asyncio.run(ask_for(binary)).outputs[0].as_numpy()
-        assert difference(np.float32(logits), logits_of(net, images)) <= TOLERANCE
-
-
 def test_mlserver_types_are_taken_as_they_are_dumped(port):
     types = pytest.importorskip("mlserver.types", exc_type=ImportError)
     data = [0.0] * int(np.prod(SHAPE))
