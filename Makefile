@@ -28,10 +28,11 @@ test: $(VENV)/$(TEST_EXTRAS)
 test-slow: $(VENV)/$(TEST_EXTRAS)
 	$(RUN) -W error -m pytest -m slow
 
-# The tests on every other Python from 3.9 to 3.12 that is on PATH or that pyenv has, without
-# PyTorch, whose wheels for them may bring gigabytes of CUDA.
+# The tests on every other Python of MINORS that is on PATH or that pyenv has, without PyTorch,
+# whose wheels for them may bring gigabytes of CUDA.
+MINORS := 9 10 11 12
 test-pythons:
-	@for minor in 9 10 11 12; do \
+	@for minor in $(MINORS); do \
 		for python in python3.$$minor $$(pyenv root 2>/dev/null)/versions/3.$$minor.*/bin/python; do \
 			if $$python -c '$(WORKS)' 2>/dev/null; then \
 				test $$($(PYTHON) -c 'import sys; print(sys.version_info[1])') = $$minor && break; \
