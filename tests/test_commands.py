@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from gluon_resnetv2.training.precision import cpu_has_bfloat16
 from gluon_resnetv2.training.recipes import RECIPES
 from tests.common import skip_unless_installed
 from tests.imagenet_tree import corrupt, make_tree
@@ -94,6 +95,7 @@ def test_export_verify_and_predict(trained, command):
     assert printed.count(" %  class") == 10
 
 
+@pytest.mark.skipif(not cpu_has_bfloat16(), reason="this CPU has no bfloat16")
 def test_export_in_another_precision_calibrates_on_training_images(trained, command, tmp_path):
     folder, _ = trained
     words = ("--precision", "bfloat16", "--calibration-images", 8)

@@ -19,6 +19,7 @@ from gluon_resnetv2.deploy.verify import report, verify
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import named
+from gluon_resnetv2.training.precision import cpu_has_bfloat16
 from tests.common import randomise, with_new_sums
 
 MEAN, STD = (120.0, 110.0, 100.0), (60.0, 50.0, 40.0)
@@ -46,13 +47,14 @@ def expected(net):
     return net(mx.nd.array((PIXELS - mean) / std)).asnumpy()
 
 
+bfloat16 = pytest.mark.skipif(not cpu_has_bfloat16(), reason="this CPU has no bfloat16")
 FORMS = [
     Form(values="pixels"),
     Form(output="probabilities"),
     Form(fused=True),
     Form("pixels", "probabilities", "float32", True),
-    Form(precision="bfloat16"),
-    Form("pixels", "probabilities", "bfloat16", True),
+    pytest.param(Form(precision="bfloat16"), marks=bfloat16),
+    pytest.param(Form("pixels", "probabilities", "bfloat16", True), marks=bfloat16),
     Form(precision="int8"),
     Form("pixels", "probabilities", "int8"),
 ]
@@ -77,7 +79,7 @@ def test_a_form_takes_gives_and_computes_what_it_says(net, tmp_path, form):
     assert (found.argmax(1) == logits.argmax(1)).mean() >= 0.99
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=bfloat16), "int8"])
 def test_each_precision_is_verified_by_its_own_measure(net, tmp_path, monkeypatch, precision):
     monkeypatch.setattr(verification, "RUNTIMES", [("SymbolBlock", None)])
     artifact = write(net, tmp_path / "export", Form("pixels", precision=precision))

@@ -11,6 +11,7 @@ import pytest
 
 from gluon_resnetv2.deploy.artifact import load
 from gluon_resnetv2.deploy.predictor import Predictor
+from gluon_resnetv2.study import plan
 from gluon_resnetv2.training.options import run_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -45,3 +46,11 @@ def test_an_old_checkpoint_goes_on_to_what_version_0_1_ended_with(tmp_path):
         np.testing.assert_allclose(
             found[name].asnumpy(), expected[name].asnumpy(), rtol=2e-3, atol=2e-4
         )
+
+
+def test_a_study_finds_the_runs_of_version_0_1():
+    """Its folders are named by what is in their recipes, which has grown since."""
+    folders = list((ROOT / "docs/digits/runs").iterdir())
+    assert len(folders) > 50
+    for folder in folders:
+        assert plan._name(run_recipe(folder)) == folder.name

@@ -810,7 +810,8 @@ def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path, ever
     recipe = variant(lr=1e31, warmup_lr=0.01, warmup_steps=5, checkpoint_every=every, keep=9)
     with pytest.raises(UserError) as error:
         train(tmp_path / "run", recipe)
-    assert str(error.value) == (
+    # Whether it is nan or inf depends on the processor's kernels.
+    assert str(error.value).replace("loss is inf", "loss is nan") == (
         "the loss is nan at step 6 with learning rate 1e+30; try a smaller --lr; the last good "
         f"checkpoint is {tmp_path / 'run' / 'checkpoints' / f'step-{good:08d}'}"
     )

@@ -223,6 +223,7 @@ def _name(recipe):
         field.name: getattr(recipe, field.name)
         for field in dataclasses.fields(recipe)
         if not field.metadata["machine"]
+        and not (field.metadata["later"] and getattr(recipe, field.name) == field.default)
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:6]
     text = "-".join(re.sub(r"[^\w.,-]+", "", word) for word in _kind(recipe))

@@ -50,8 +50,9 @@ def _segments(text: str) -> str | int:
 _segments.__name__ = "auto, off or a number"
 
 
-def _option(default, help, *, type=None, choices=None, flag=False, machine=False):
+def _option(default, help, *, type=None, choices=None, flag=False, machine=False, later=False):
     details = {"help": help, "type": type, "choices": choices, "flag": flag, "machine": machine}
+    details["later"] = later
     return dataclasses.field(default=default, metadata=details)
 
 
@@ -60,7 +61,8 @@ class Recipe:
     """A run's definition. Defaults are the paper's CIFAR recipe (appendix).
 
     Fields with "machine" in their metadata say where and how it runs, not what it computes, but
-    for the order of its sums: they may differ when a run goes on.
+    for the order of its sums: they may differ when a run goes on. Those with "later" came after
+    0.1: at their defaults they do not change the folder that a study names after a recipe.
 
     Raises:
         UserError: a value is out of range, or two exclude each other.
@@ -123,6 +125,7 @@ class Recipe:
         False,
         "scale momenta as the learning rate changes, as if it stood outside them, as in Torch",
         flag=True,
+        later=True,
     )
     wd: float = _option(1e-4, "weight decay")
     wd_on: str = _option(
