@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import itertools
 
-import mxnet as mx
 import numpy as np
 import pytest
 from PIL import Image
 
 from gluon_resnetv2 import imagenet
 from gluon_resnetv2.data import num_batches, prefetch
-from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.imagenet import iterator
 from gluon_resnetv2.imagenet.augment import _aspect_box
 from tests.imagenet_tree import write_rec
 
@@ -68,9 +64,7 @@ def numbers(batches):
     return np.concatenate([labels for _, labels in batches]).tolist()
 
 
-@pytest.mark.parametrize("chunk", [256, 5])
-def test_every_image_once_and_reproducibly(numbered, chunk, monkeypatch):
-    monkeypatch.setattr(iterator, "CHUNK", chunk)
+def test_every_image_once_and_reproducibly(numbered):
     batches = run(numbered)
     assert [len(labels) for _, labels in batches] == [8, 8, 8, 2]
     assert all(images.shape == (len(labels), 3, 16, 16) for images, labels in batches)
@@ -86,28 +80,21 @@ def test_every_image_once_and_reproducibly(numbered, chunk, monkeypatch):
     assert [len(labels) for _, labels in run(numbered, devices=3)] == [8, 8, 10]
 
 
-def test_workers_with_folders_share_each_batch(tmp_path):
+def test_a_record_gives_the_bits_of_its_file(tmp_path):
+    """Transparent pixels too, which MXNet's own iterator shows as what lies below."""
     rng = np.random.default_rng(0)
-    images = [png(rng.integers(0, 256, (20, 24, 3))) for _ in range(COUNT)]
-    root = write(tmp_path / "data", "folder", images, range(COUNT))
-    whole, parts = run(root), [run(root, worker=worker, workers=3) for worker in range(3)]
+    images = [png(rng.integers(0, 256, (20, 24, 4))) for _ in range(COUNT)]
+    folder, rec = (write(tmp_path / kind, kind, images, range(COUNT)) for kind in ("folder", "rec"))
+    assert same(run(folder), run(rec))
+
+
+def test_workers_share_each_batch(numbered):
+    whole, parts = run(numbered), [run(numbered, worker=worker, workers=3) for worker in range(3)]
     # The last batch would leave a worker without an image, and so goes with the one before.
     assert ([len(batches) for batches in parts], len(whole)) == ([3, 3, 3], 4)
     for step in range(2):
         for whole_array, *arrays in zip(whole[step], *(batches[step] for batches in parts)):
             np.testing.assert_array_equal(whole_array, np.concatenate(arrays))
-
-
-def test_the_iterator_s_threads_change_nothing(tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
-    images = [png(rng.integers(0, 256, (20, 24, 3))) for _ in range(COUNT)]
-    root = write(tmp_path / "data", "rec", images, range(COUNT))
-    one = run(root, threads=1)
-    # MXNet takes half of the CPUs at most, unless it is told that there is no GPU: then all.
-    real = mx.io.ImageRecordIter
-    monkeypatch.setattr(mx.io, "ImageRecordIter", functools.partial(real, ctx="cpu"))
-    for _ in range(5):
-        assert same(one, run(root))
 
 
 def test_epochs_and_seeds_differ_in_order_and_pixels(numbered):
@@ -120,7 +107,7 @@ def test_epochs_and_seeds_differ_in_order_and_pixels(numbered):
     assert not np.array_equal(first[0], first[2])
 
 
-@pytest.mark.parametrize(("workers", "devices"), [(2, 1), (2, 2), (4, 1)])
+@pytest.mark.parametrize(("workers", "devices"), [(2, 1), (2, 2), (3, 1), (4, 1)])
 def test_workers_share_every_epoch(numbered, workers, devices):
     parts = [
         run(numbered, devices=devices, worker=worker, workers=workers) for worker in range(workers)
@@ -129,39 +116,6 @@ def test_workers_share_every_epoch(numbered, workers, devices):
     assert [len(part) for part in parts] == [steps] * workers
     assert all(len(labels) >= devices for part in parts for _, labels in part)
     assert sorted(itertools.chain(*map(numbers, parts))) == list(range(COUNT))
-
-
-def test_workers_must_divide_the_batch_of_records(numbered):
-    if (numbered / "train").exists():
-        assert run(numbered, worker=0, workers=3)
-    else:
-        with pytest.raises(UserError, match="8 can't be divided among 3 workers"):
-            run(numbered, worker=0, workers=3)
-
-
-def test_batch_ends_leave_nobody_waiting():
-    for count in range(1, 60):
-        for workers, devices, share in np.ndindex(4, 3, 6):
-            workers, devices = workers + 1, devices + 1
-            batch_size = workers * (share + 1)
-            if batch_size < devices * workers or count < devices * workers:
-                continue
-            steps = num_batches(count, batch_size, devices * workers)
-            options = (count, batch_size, steps, devices)
-            ends, refused = [], 0
-            for worker in range(workers):
-                try:
-                    ends.append(iterator.batch_ends(*options, worker, workers))
-                except UserError:
-                    refused += 1
-            assert refused in (0, workers), "all workers agree"
-            if not refused:
-                sizes = [np.diff(mine, prepend=0) for mine in ends]
-                assert {len(mine) for mine in sizes} == {steps}
-                assert min(mine.min() for mine in sizes) >= devices
-                assert sum(mine.sum() for mine in sizes) == count
-                if workers == 1:
-                    assert (sizes[0][:-1] == batch_size).all()
 
 
 @pytest.fixture(scope="module", params=["folder", "rec"])
@@ -256,7 +210,7 @@ def test_colour_augmentation(container, tmp_path):
     light = images[:, :, 0, 0] - 128
     assert (images == images[:, :, :1, :1]).all(), "the same light everywhere in an image"
     # The eigenvalues of Krizhevsky et al. in 0..255, a tenth of which is the deviation. Almost all
-    # of it brightens or darkens the three channels together. MXNet cuts off to whole levels.
+    # of it brightens or darkens the three channels together.
     values, vectors = np.linalg.eigh(np.cov(light.T))
     np.testing.assert_allclose(np.sqrt(values[-1]), 5.55, rtol=0.15)
     np.testing.assert_allclose(np.abs(vectors[:, -1]), [0.5675, 0.5808, 0.5836], atol=0.05)

@@ -1,4 +1,4 @@
-"""The training augmentations of [v1] and [v2], for one image and for MXNet's iterator."""
+"""The training augmentations of [v1] and [v2], for one image."""
 
 from __future__ import annotations
 
@@ -70,30 +70,6 @@ class Augmentation:
             pixels = pixels[:, ::-1]
         light = EIGENVECTORS @ (EIGENVALUES * rng.normal(0, COLOUR_STD, 3))
         return pixels, light if self.colour else np.zeros(3)
-
-    def iterator_options(self) -> dict:
-        """The same, in the words of `mx.io.ImageRecordIter`."""
-        options = {
-            "data_shape": (3, self.size, self.size),
-            "rand_mirror": True,
-            "pca_noise": COLOUR_STD if self.colour else 0,
-        }
-        if self.name == "scale":
-            return {
-                **options,
-                "resize": round(SHORTER[1] * self.size),
-                "min_random_scale": SHORTER[0] / SHORTER[1],
-                "max_random_scale": 1,
-                "rand_crop": True,
-            }
-        return {
-            **options,
-            "random_resized_crop": True,
-            "min_random_area": AREA[0],
-            "max_random_area": AREA[1],
-            "min_aspect_ratio": ASPECT[0],
-            "max_aspect_ratio": ASPECT[1],
-        }
 
 
 def _scale_box(width: int, height: int, rng: np.random.Generator) -> tuple:

@@ -17,7 +17,6 @@ from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.imagenet.augment import Augmentation
 from gluon_resnetv2.imagenet.folder import Folder
 from gluon_resnetv2.imagenet.images import centre_crop, read
-from gluon_resnetv2.imagenet.iterator import batch_ends, rebatch, training_chunks
 from gluon_resnetv2.imagenet.records import Records
 
 # Of each channel over the training images of ILSVRC 2012, in 0..255: the numbers that
@@ -125,9 +124,8 @@ class ImageNet:
         """One pass over the training images, shuffled and augmented, or over the test images.
 
         What a training step gets depends on (seed, epoch, step) alone, whatever the number of
-        threads. From folders, each image has random numbers of its own in each epoch, and steps
-        left out cost nothing. From RecordIO they are read all the same, and the module `iterator`
-        says what is random.
+        threads, and from RecordIO on what stands under which key: each image has random numbers of
+        its own in each epoch, and steps left out cost nothing.
 
         Args:
             batch_size: images per batch, over all devices and workers.
@@ -142,27 +140,20 @@ class ImageNet:
             labels: int32 (n,).
 
         Raises:
-            UserError: at once: batches too small for the devices, or from RecordIO not divisible
-                among the workers, or images there that can't be decoded. From folders such an image
-                raises with its batch.
+            UserError: at once: batches too small for the devices, or images in RecordIO that can't
+                be decoded. From folders such an image raises with its batch.
         """
         if not train:
             return self._test_batches(batch_size, start, worker, workers)
         steps = num_batches(self.train_count, batch_size, devices * workers)
-        if isinstance(self._train, Folder):
-            order = random_numbers(seed, epoch).permutation(self.train_count)
-            batches = np.split(order, np.arange(1, steps) * batch_size)[start:]
-            return (
-                self._from_folder(np.array_split(rows, workers)[worker], seed, epoch)
-                for rows in batches
-            )
-        self._train.check(self._pool)
-        ends = batch_ends(self.train_count, batch_size, steps, devices, worker, workers)
-        seeds = random_numbers(seed, epoch).integers(0, 2**30, 2).tolist()
-        chunks = training_chunks(
-            self._train, self._augmentation, seeds, self._threads, worker, workers
+        if isinstance(self._train, Records):
+            self._train.check(self._pool)
+        order = random_numbers(seed, epoch).permutation(self.train_count)
+        batches = np.split(order, np.arange(1, steps) * batch_size)[start:]
+        return (
+            self._training_batch(np.array_split(rows, workers)[worker], seed, epoch)
+            for rows in batches
         )
-        return (self._from_records(*batch) for batch in rebatch(chunks, ends, start))
 
     def views(
         self, count: int, make: Callable[[Image.Image], list[Image.Image]]
@@ -200,27 +191,20 @@ class ImageNet:
                 views, labels = self._views(rows, make)
                 yield np.stack([view for (view,) in views]), labels
 
-    def _from_folder(self, rows, seed, epoch):
+    def _training_batch(self, rows, seed, epoch):
         images = np.empty((len(rows), *self._train_shape), np.float32)
+        labels = np.empty(len(rows), np.int32)
 
         def fill(place):
             row = rows[place]
-            image, _ = read(self._train, row)
+            image, label = read(self._train, row)
             pixels, light = self._augmentation(image, random_numbers(seed, epoch, row))
             images[place] = self._normalise(pixels, self.mean - light)
+            labels[place] = _number(self._train_numbers, label, self._train)
 
         for _ in self._pool.map(fill, range(len(rows))):
             pass  # raises what a thread raised
-        return images, self._train.labels[rows]
-
-    def _from_records(self, images, labels):
-        numbers = [_number(self._train_numbers, label, self._train) for label in labels.tolist()]
-        mean, std = (
-            np.reshape(three, (3, 1, 1)).astype(np.float32) for three in (self.mean, self.std)
-        )
-        images = np.subtract(images, mean, dtype=np.float32)
-        images /= std
-        return images, np.array(numbers, np.int32)
+        return images, labels
 
     def _normalise(self, pixels, mean):
         return normalise(pixels[None], mean, self.std)[0]
