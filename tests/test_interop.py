@@ -389,3 +389,21 @@ def test_mistakes_are_told_in_one_line(zoo, command, words, told, tmp_path, monk
     assert told in err
     assert not (tmp_path / "out").exists()
     assert (tmp_path / "ZOO.params").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("layout", "mean", "std", "crop"),
+    [
+        ("torch-fb", [123.675, 116.28, 103.53], [58.395, 57.12, 57.375], 0.875),
+        ("torch-fb-cifar", [125.3, 123.0, 113.9], [63.0, 62.1, 66.7], 1.0),
+        ("torch-kaiming", [125.3, 123.0, 113.9], [63.0, 62.1, 66.7], 1.0),
+        ("torch-preresnet", [125.307, 122.961, 113.8575], [51.5865, 50.847, 51.255], 1.0),
+        ("timm", [127.5] * 3, [127.5] * 3, 0.95),
+    ],
+)
+def test_images_are_prepared_as_the_source_does(layout, mean, std, crop):
+    """Numbers of the sources' own transforms, 0 to 255."""
+    prepared = convert.LAYOUTS[layout].input
+    assert list(prepared["mean"]) == pytest.approx(mean)
+    assert list(prepared["std"]) == pytest.approx(std)
+    assert prepared["crop"] == crop
