@@ -160,6 +160,25 @@ def test_what_is_written_is_read(tmp_path):
     assert_same(found, arrays_of())
 
 
+@pytest.mark.parametrize("reader", [torch_file, safetensors_file])
+@pytest.mark.parametrize(
+    "prefixes", [["module."], ["_orig_mod."], ["model."], ["module.", "_orig_mod."]]
+)
+def test_what_stands_before_every_name_is_taken_off_and_told(reader, prefixes, tmp_path):
+    arrays, path, told = arrays_of(), tmp_path / "w", []
+    reader.write(path, {"".join(prefixes) + name: array for name, array in arrays.items()})
+    assert_same(reader.read(path, told.append), arrays)
+    assert told == [f"{path}: took '{prefix}' off every name" for prefix in prefixes]
+
+
+@pytest.mark.parametrize("reader", [torch_file, safetensors_file])
+def test_what_stands_before_some_names_stays(reader, tmp_path):
+    arrays, told = {"module.w": np.ones(3), "w": np.zeros(3)}, []
+    reader.write(tmp_path / "w", arrays)
+    assert_same(reader.read(tmp_path / "w", told.append), arrays)
+    assert not told
+
+
 def entries(path):
     with zipfile.ZipFile(path) as archive:
         return {name: archive.read(name) for name in archive.namelist()}

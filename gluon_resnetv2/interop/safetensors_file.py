@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.interop.torch_file import MOST_DIMENSIONS, widened
+from gluon_resnetv2.interop.torch_file import MOST_DIMENSIONS, widened, without_prefixes
 
 MOST_HEADER = 4 << 20  # bytes
 
@@ -34,8 +35,13 @@ DTYPES = {
 }
 
 
-def read(path: str | Path) -> dict[str, np.ndarray]:
+def read(
+    path: str | Path, report: Callable[[str], None] = lambda line: None
+) -> dict[str, np.ndarray]:
     """The tensors of a file. float16 and bfloat16 become float32.
+
+    Args:
+        report: is told, in a line, what was taken off every name, as of PyTorch's files.
 
     Raises:
         UserError: the file is damaged, or has numbers of a type that is not known here.
@@ -50,9 +56,10 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
             if length > MOST_HEADER:
                 raise UserError(f"{path} has a header of {length} bytes, which is no network's")
             header = _header(path, file.read(length))
-            return _arrays(path, header, file, size - length)
+            arrays = _arrays(path, header, file, size - length)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
+    return without_prefixes(path, arrays, report)
 
 
 def _header(path, text):

@@ -26,6 +26,9 @@ from gluon_resnetv2.errors import UserError
 # Keys under which training scripts put the state dict among other things.
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net")
 
+# What DataParallel, torch.compile and Lightning's modules put before every name, in any order.
+PREFIXES = ("module.", "_orig_mod.", "model.")
+
 MOST_DESCRIPTION = 4 << 20  # bytes of data.pkl
 MOST_DIMENSIONS = 8
 
@@ -55,6 +58,18 @@ def widened(array: np.ndarray) -> np.ndarray:
     return array
 
 
+def without_prefixes(path: Path, tensors: dict, report: Callable[[str], None]) -> dict:
+    """`tensors` without the `PREFIXES` that all their names begin with, which `report` is told."""
+    for _ in PREFIXES:  # no more often, however long a name is
+        first = next(iter(tensors), "")
+        prefix = next((prefix for prefix in PREFIXES if first.startswith(prefix)), None)
+        if prefix is None or not all(name.startswith(prefix) for name in tensors):
+            break
+        tensors = {name[len(prefix) :]: tensor for name, tensor in tensors.items()}
+        report(f"{path}: took '{prefix}' off every name")
+    return tensors
+
+
 # -- Reading ---------------------------------------------------------------------------------------
 
 
@@ -63,8 +78,8 @@ def read(
 ) -> dict[str, np.ndarray]:
     """The tensors of a state dict, or of a checkpoint that holds one under a key of `WRAPPERS`.
 
-    float16 and bfloat16 become float32. The "module." that DataParallel puts before every name is
-    taken off. Arrays may be read-only.
+    float16 and bfloat16 become float32. `PREFIXES` are taken off where every name has them. Arrays
+    may be read-only.
 
     Args:
         report: is told, in a line, what was taken of a file that holds more.
@@ -145,9 +160,7 @@ class _Reader:
         tensors, key = self._state_dict(self._description())
         if key:
             report(f"{self.path}: took what is under '{key}'")
-        if tensors and all(name.startswith("module.") for name in tensors):
-            tensors = {name[len("module.") :]: tensor for name, tensor in tensors.items()}
-            report(f"{self.path}: took 'module.' off every name")
+        tensors = without_prefixes(self.path, tensors, report)
         # Views may overlap, but a few bytes must not ask for gigabytes.
         if sum(tensor.nbytes for tensor in tensors.values()) > 2 * self.size:
             raise UserError(f"{self.path} has tensors larger than itself")

@@ -52,7 +52,7 @@ def read(
     if head.startswith(HDF5) or (head.startswith(ZIP) and path.suffix == ".keras"):
         return keras_file.read(path)
     if head[8:9] == b"{":
-        return safetensors_file.read(path)
+        return safetensors_file.read(path, report)
     if head.startswith(PICKLES):
         return torch_file.read(path, report)
     raise UserError(
