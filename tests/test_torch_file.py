@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
+import contextlib
+import functools
 import io
 import json
 import os
+import pathlib
 import pickle
+import pickletools
 import random
 import struct
 import time
@@ -111,6 +117,28 @@ def test_a_checkpoint_gives_its_state_dict_and_says_so(torch, module, key, tmp_p
     ]
 
 
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_what_lies_beside_the_weights_is_skipped(torch, module, protocol, tmp_path):
+    state = module.state_dict()
+    beside = {
+        "args": argparse.Namespace(lr=0.1, betas=(0.9, 0.999), where=pathlib.PurePosixPath("a/b")),
+        "best_acc": np.float64(93.1),
+        "history": np.arange(6.0).reshape(2, 3),
+        "rng": random.Random(0).getstate(),
+        "seen": {(0, 1): {1, 2}, None: frozenset("ab")},
+        "filled": [collections.deque([1]), collections.defaultdict(list, a=[1, 2])],
+        "calls": [os.mkdir, functools.partial(os.mkdir, "x"), torch.nn.ReLU, 3 + 4j, b"abc"],
+        "complex": torch.zeros(3, dtype=torch.complex64),
+        "sparse": torch.eye(3).to_sparse(),
+        "device": torch.device("cpu"),
+        "dtype": torch.float32,
+    }
+    torch.save({**beside, "state_dict": state}, tmp_path / "w.pth", pickle_protocol=protocol)
+    told = []
+    assert_same(torch_file.read(tmp_path / "w.pth", told.append), as_arrays(state))
+    assert told == [f"{tmp_path / 'w.pth'}: took what is under 'state_dict'"]
+
+
 @pytest.mark.parametrize("mmap", [False, True])
 def test_pytorch_reads_what_is_written(torch, mmap, tmp_path):
     expected = arrays_of()
@@ -203,10 +231,13 @@ class Evil:
     def __reduce__(self):
         return self.call
 
+    def __call__(self):
+        """What `pickle` asks of a function."""
+
 
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("wrap", [lambda evil: evil, lambda evil: {"state_dict": {"w": evil}}])
-def test_code_is_named_and_not_run(protocol, wrap, tmp_path):
+def test_code_among_the_weights_is_named_and_not_run(protocol, wrap, tmp_path):
     mark = tmp_path / "mark"
     description = pickle.dumps(wrap(Evil(os.mkdir, str(mark))), protocol)
     path = described(tmp_path / "w.pth", description)
@@ -216,6 +247,33 @@ def test_code_is_named_and_not_run(protocol, wrap, tmp_path):
         refused(torch_file, path, r"w\.pth wants to run posix\.mkdir, .*state_dict\(\)")
     assert not mark.exists()
     pickle.loads(description)
+    assert mark.exists()
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda evil: evil,
+        lambda evil: [evil, {"a": (evil, {"b"})}],
+        lambda evil: Evil(evil, 1),  # whose call gives what is called again
+        lambda evil: Evil(getattr, evil, "pop"),
+        lambda evil: argparse.Namespace(a=evil),
+    ],
+)
+def test_code_beside_the_weights_is_not_run(protocol, wrap, tmp_path):
+    weights, mark = tensor()[2:-1], tmp_path / "mark"
+    beside = pickle.dumps(wrap(Evil(os.mkdir, str(mark))), protocol)
+    # Without frames, whose lengths would not fit; and with a memo of its own.
+    beside = pickletools.optimize(beside)[2 if protocol < 4 else 11 : -1]
+    head = b"\x80" + bytes([protocol]) + b"}X\x04\0\0\0args"
+    path = described(
+        tmp_path / "w.pth", head + beside + b"sX\x0a\0\0\0state_dict" + weights + b"s."
+    )
+    assert_same(torch_file.read(path), {"w": np.zeros(12, "float32")})
+    assert not mark.exists()
+    with contextlib.suppress(Exception):  # which what the folder's maker gives may raise
+        pickle.loads(b"\x80" + bytes([protocol]) + beside + b".")
     assert mark.exists()
 
 
@@ -252,7 +310,7 @@ def test_the_description_by_hand_is_one(tmp_path):
         (b"\x80\x02c__torch__.nn\nReLU\n)\x81.", "wants to run __torch__.nn.ReLU"),  # TorchScript
         (b"\x80\x02ctorch._utils\n__builtins__\n.", "wants to run torch._utils.__builtins__"),
         (b"\x80\x02cos\x1b[2J\nsystem\n.", r"wants to run 'os\\x1b\[2J.system'"),
-        (b"\x80\x02ccollections\nOrderedDict\n)\x81.", "damaged"),  # NEWOBJ
+        (b"\x80\x02ccollections\nOrderedDict\n)\x81.", "wants to run coll"),  # NEWOBJ
         (b"\x80\x02\x82\x01.", "damaged"),  # of the registry of extensions
         (b"\x80\x02}X\x09\0\0\0__class__Ksb.", "damaged"),
         (b"\x80\x02]}b.", "damaged"),  # BUILD of a list
@@ -270,7 +328,7 @@ def test_the_description_by_hand_is_one(tmp_path):
         (b"\x80\x05\x96" + b"\xff" * 7 + b"\x0f.", "damaged"),  # BYTEARRAY8 of 10 ** 18 bytes
         (b"\x80\x04\x95" + b"\xff" * 7 + b"\x7f.", "damaged"),  # FRAME of as many
         (b"\x80\x02}r\xff\xff\xff\x7f.", "holds no tensors"),  # a memo of 2 ** 31 entries
-        (b"\x80\x02}" + nested(40) + b"K\x01s.", "damaged"),  # as a key
+        (b"\x80\x02}" + nested(40) + b"K\x01s.", "can't be printed"),  # as a key
         (b"\x80\x02" + nested(40) + b")R.", "damaged"),  # as a function
         (FLOATS.replace(b"X\x01\0\0\x000", nested(40)) + b".", "damaged"),  # as a storage
         (tensor(offset=b"K\x01"), "reaches beyond its storage"),

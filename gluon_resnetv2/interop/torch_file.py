@@ -3,7 +3,8 @@
 `torch.save` writes a zip of stored, not compressed, entries: NAME/data.pkl describes the tensors,
 NAME/data/0 and so on hold their numbers. The description is a pickle, a program that may call
 whatever it names. Ours runs in an interpreter that knows few of the operations, and of names only
-those that a state dict needs, each bound to a stand-in here.
+those that a state dict needs, each bound to a function here. Every other name stands for whatever
+would be made by it, which lets arguments and numbers lie beside the weights, and nothing run.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def _no_archive(path):
 
 @dataclass(frozen=True)
 class _Name:
-    """What stands for a class or function that a description may name."""
+    """What stands for a class or function that a description names, and for what it would make."""
 
     module: str
     name: str
@@ -209,6 +210,7 @@ class _Reader:
 
     def _state_dict(self, value):
         """The state dict, and the key that it is under, if any."""
+        self._refuse_code(value)
         if not isinstance(value, dict):
             raise UserError(f"{self.path} holds no state dict; save the model's state_dict() alone")
         key = next((key for key in WRAPPERS if isinstance(value.get(key), dict)), None)
@@ -218,12 +220,20 @@ class _Reader:
         for name, tensor in tensors.items():
             if not isinstance(name, str) or not name.isprintable():
                 raise UserError(f"{self.path} has a tensor whose name can't be printed")
+            self._refuse_code(tensor)
             if not isinstance(tensor, _Tensor):
                 raise UserError(
                     f"{self.path} holds {name[:80]}, which is no tensor; save the model's "
                     "state_dict() alone"
                 )
         return tensors, key
+
+    def _refuse_code(self, value):
+        if isinstance(value, _Name):
+            raise UserError(
+                f"{self.path} wants to run {_printable(value)}, and weights need no code; "
+                "save the model's state_dict() alone"
+            )
 
     def storage(self, kind, key, count) -> _Storage:
         """What a description says to be `count` numbers in the entry `key`."""
@@ -249,16 +259,16 @@ class _Interpreter(pickle._Unpickler):
     """Runs the description of a state dict, and nothing else.
 
     It is built on the Unpickler in Python, not on the one in C, which reserves as much memory as a
-    file tells it to.
+    file tells it to. What a name that is not of `CALLS` would make, fill or change is that `_Name`.
     """
 
     OPERATIONS = (
         *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP"),
         *("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
-        *("BINUNICODE", "SHORT_BINUNICODE", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
-        *("EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS"),
+        *("BINUNICODE", "SHORT_BINUNICODE", "SHORT_BINBYTES", "BINBYTES"),
+        *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "EMPTY_DICT"),
         *("BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET"),
-        *("GLOBAL", "STACK_GLOBAL", "INST", "REDUCE", "BUILD", "BINPERSID"),
+        *("GLOBAL", "STACK_GLOBAL", "BINPERSID"),
     )
     dispatch: ClassVar[dict] = {
         code: pickle._Unpickler.dispatch[code]
@@ -270,55 +280,99 @@ class _Interpreter(pickle._Unpickler):
         self.reader = reader
 
     def find_class(self, module, name):
-        found = _Name(module, name)
-        if found not in CALLS and found not in KINDS:
-            raise UserError(
-                f"{self.reader.path} wants to run {_printable(found)}, and weights need no code; "
-                "save the model's state_dict() alone"
-            )
-        return found
+        return _Name(module, name)
 
     def persistent_load(self, pid):
         what, kind, key, _, count = pid
         if what != "storage" or not isinstance(kind, _Name) or not isinstance(key, str):
             raise pickle.UnpicklingError
-        return self.reader.storage(kind, key, count)
+        return self.reader.storage(kind, key, count) if kind in KINDS else kind
 
     def load_reduce(self):
-        arguments, function = self.stack.pop(), self.stack.pop()
-        if not isinstance(function, _Name):
-            raise pickle.UnpicklingError
-        self.append(CALLS[function](self.reader, *arguments))
+        arguments, function = self.stack.pop(), self._name(self.stack.pop())
+        call = CALLS.get(function)
+        self.append(call(self.reader, *arguments) if call else function)
+
+    def load_newobj(self):
+        self.stack.pop()
+        self.append(self._name(self.stack.pop()))
+
+    def load_newobj_ex(self):
+        self.stack.pop()
+        self.load_newobj()
+
+    def load_obj(self):
+        self.append(self._name(self.pop_mark()[0]))
+
+    def load_inst(self):
+        self.pop_mark()
+        self.append(_Name(*(self.readline()[:-1].decode() for _ in range(2))))
 
     def load_build(self):
         state, value = self.stack.pop(), self.stack[-1]
         # The versions of the modules, which `Module.state_dict` hangs on its dict.
         if type(value) is not OrderedDict or not isinstance(state, dict):
-            raise pickle.UnpicklingError
+            self._name(value)
 
-    def load_inst(self):
-        names = [self.readline()[:-1].decode() for _ in range(2)]
-        self.find_class(*names)
-        raise pickle.UnpicklingError
+    def load_bytearray8(self):
+        self.append(self.read(*struct.unpack("<Q", self.read(8))))  # reserves nothing ahead
+
+    def load_empty_set(self):
+        self.append(_Name("builtins", "set"))
+
+    def load_frozenset(self):
+        self.pop_mark()
+        self.append(_Name("builtins", "frozenset"))
+
+    def load_additems(self):
+        self.pop_mark()
+        self._name(self.stack[-1])
+
+    def load_append(self):
+        self._extend([self.stack.pop()])
+
+    def load_appends(self):
+        self._extend(self.pop_mark())
 
     def load_setitem(self):
         value, key = self.stack.pop(), self.stack.pop()
-        self._set(key, value)
+        self._set([key, value])
 
     def load_setitems(self):
-        items = self.pop_mark()
-        for key, value in zip(items[::2], items[1::2]):
-            self._set(key, value)
+        self._set(self.pop_mark())
 
-    def _set(self, key, value):
-        # A tuple of tuples of tuples may take forever to hash.
-        if not isinstance(self.stack[-1], dict) or not isinstance(key, (str, int, float)):
+    def _extend(self, values):
+        if isinstance(self.stack[-1], list):
+            self.stack[-1].extend(values)
+        else:
+            self._name(self.stack[-1])
+
+    def _set(self, items):
+        if not isinstance(self.stack[-1], dict):
+            self._name(self.stack[-1])
+            return
+        for key, value in zip(items[::2], items[1::2]):
+            # A tuple of tuples of tuples may take forever to hash.
+            self.stack[-1][key if isinstance(key, (str, int, float)) else object()] = value
+
+    @staticmethod
+    def _name(value):
+        if not isinstance(value, _Name):
             raise pickle.UnpicklingError
-        self.stack[-1][key] = value
+        return value
 
     dispatch[pickle.REDUCE[0]] = load_reduce
-    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.NEWOBJ[0]] = load_newobj
+    dispatch[pickle.NEWOBJ_EX[0]] = load_newobj_ex
+    dispatch[pickle.OBJ[0]] = load_obj
     dispatch[pickle.INST[0]] = load_inst
+    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+    dispatch[pickle.EMPTY_SET[0]] = load_empty_set
+    dispatch[pickle.FROZENSET[0]] = load_frozenset
+    dispatch[pickle.ADDITEMS[0]] = load_additems
+    dispatch[pickle.APPEND[0]] = load_append
+    dispatch[pickle.APPENDS[0]] = load_appends
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems
 
@@ -329,6 +383,8 @@ def _printable(found):
 
 
 def _tensor(reader, storage, offset, shape, strides, _learned=False, _hooks=None, metadata=None):
+    if isinstance(storage, _Name):  # of numbers that are not read here
+        return storage
     if not isinstance(storage, _Storage) or metadata:  # such as that all numbers are negated
         raise pickle.UnpicklingError
     return reader.tensor(storage, offset, tuple(shape), tuple(strides))
