@@ -8,7 +8,16 @@ import math
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-FORMATS = ("JPEG", "PNG", "BMP")  # of data sets; MXNet reads them too
+# Of data sets' files: the formats that are read, by Pillow's names, and what each may end in.
+ENDINGS = {
+    "JPEG": (".jpeg", ".jpg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tiff", ".tif"),
+    "WEBP": (".webp",),
+}
+FORMATS, SUFFIXES = tuple(ENDINGS), sum(ENDINGS.values(), ())
 PIXELS = 2**30 // 12  # Pillow's own limit
 ORIENTATION = 0x0112  # the tag in EXIF
 LONG = 16  # times what is kept; of a longer image no more is scaled, or it would fill the memory
@@ -24,7 +33,8 @@ def decode(
     """An encoded image of any colour mode as RGB, 8 bits a channel, upright.
 
     What is transparent, by an alpha channel, a palette or a colour, shows white. Grey of 16 bits is
-    divided by 257. An image is turned as its EXIF data says.
+    divided by 257. An image is turned as its EXIF data says. Of several frames or pages
+    the first is the image.
 
     Pillow rather than MXNet's OpenCV: on ordinary files both give the same pixels (within one level
     on CMYK), but Pillow is several times faster, refuses what is cut short where OpenCV invents the

@@ -179,6 +179,46 @@ def mine(tree, tmp_path):
     return shutil.copytree(tree, tmp_path / "mine")
 
 
+def test_what_is_left_out_is_counted_and_named(mine, tmp_path, capfd):
+    """In training and evaluation, and in packing."""
+    ape, train = mine / "train" / "ape", mine / "train"
+    image = Image.open(ape / "1.JPEG")
+    (ape / "more" / "even").mkdir(parents=True)
+    for name in (
+        "more/1.jpg",
+        "more/even/2.jpg",
+        "note.txt",
+        "plain",
+        "p1.psd",
+        "p2.psd",
+        ".hidden",
+    ):
+        image.save(ape / name, "JPEG")
+    image.save(train / "stray.jpg")
+    told = (
+        f"{train}: left out are 4 of other endings (ape/note.txt, ape/p1.psd, ape/p2.psd, ...), "
+        "2 deeper (ape/more/1.jpg, ape/more/even/2.jpg), 1 outside of classes (stray.jpg); images "
+    )
+    taken = ["a.jpe", "b.jfif", "c.WEBP", "d.tif", "e.tiff", "f.gif"]
+    for name in taken:
+        image.save(ape / name, "JPEG" if name < "c" else None)
+    dataset = imagenet.load(mine, image_size=16)
+    assert dataset.train_count == 31 + len(taken)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(told)
+    assert len(np.concatenate([labels for _, labels in dataset.batches(8, train=True)])) == 37
+    capfd.readouterr()
+    assert imagenet.pack(train, tmp_path / "train.rec").images == 37
+    assert capfd.readouterr().err.startswith(told)
+
+
+def test_a_class_of_other_files_says_what_images_are(mine):
+    for path in (mine / "val" / "fox").iterdir():
+        path.rename(path.with_suffix(".psd"))
+    with pytest.raises(UserError, match=r"val/fox has no images; .* CLASS/FILE .* \.jpeg, \.jpg"):
+        imagenet.load(mine)
+
+
 def test_a_corrupted_file_is_named(mine):
     bad = corrupt(mine / "val" / "cat" / "1.JPEG")
     dataset = imagenet.load(mine, image_size=16)

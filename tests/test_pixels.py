@@ -10,7 +10,7 @@ from PIL import Image
 
 from gluon_resnetv2 import imagenet
 from gluon_resnetv2.deploy.images import read_image
-from gluon_resnetv2.pixels import centre, decode
+from gluon_resnetv2.pixels import FORMATS, NoImage, centre, decode
 from tests.imagenet_tree import write_rec
 
 SIZE, CROP = 16, 0.875
@@ -48,6 +48,14 @@ def encodings(size):
     yield "cmyk.jpg", image.convert("CMYK"), fine
     yield "turned.jpg", image, {"exif": turned, **fine}
     yield "plain.bmp", image, {}
+    yield (
+        "plain.gif",
+        image.quantize(64),
+        {"save_all": True, "append_images": [half(size, RED, RED)]},
+    )
+    yield "plain.tif", image, {"save_all": True, "append_images": [half(size, RED, RED)]}
+    yield "turned.tif", image, {"exif": turned}
+    yield "alpha.webp", half(size, (0, 0, 0, 0), (*RED, 255)), {"lossless": True}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +81,7 @@ def test_evaluation_and_prediction_see_the_same(paths, tmp_path):
         write_rec(tmp_path / f"{part}.rec", [(0, path.read_bytes()) for path in paths])
     predicted = np.stack([read_image(path, (3, SIZE, SIZE), CROP) for path in paths])
     for path, pixels in zip(paths, predicted):
-        if path.suffix != ".bmp":  # which nobody may send
+        if path.suffix in (".jpg", ".png"):  # which nobody may send
             sent = read_image(io.BytesIO(path.read_bytes()), (3, SIZE, SIZE), CROP)
             np.testing.assert_array_equal(sent, pixels, err_msg=path.name)
     np.testing.assert_array_equal(evaluated(paths[0].parents[2]), predicted)
@@ -85,16 +93,27 @@ def test_the_pixels_of_each_encoding(paths):
         shape, name = path.name.split("-")
         size, found = SHAPES[shape], np.asarray(decode(path.read_bytes()), int)
         expected = np.asarray(picture(size), int)
-        if name in ("alpha.png", "palette.png", "colour.png"):
+        if name in ("alpha.png", "palette.png", "colour.png", "alpha.webp"):
             expected = np.asarray(half(size, WHITE, RED), int)
         elif name in ("grey.png", "deep.png"):
             expected = np.repeat(np.asarray(picture(size).convert("L"), int)[..., None], 3, 2)
-        elif name == "turned.jpg":
+        elif name.startswith("turned"):
             expected = np.rot90(expected, -1)
+        elif name == "plain.gif":
+            expected = np.asarray(picture(size).quantize(64).convert("RGB"), int)
         if path.suffix == ".jpg":  # is lossy
             assert np.abs(found - expected).mean() < 6, path.name
         else:
             np.testing.assert_array_equal(found, expected, err_msg=path.name)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_what_is_cut_short_is_refused(kind):
+    file = io.BytesIO()
+    picture((40, 30)).save(file, kind)
+    for part in (0, 10, len(file.getvalue()) // 2):
+        with pytest.raises(NoImage):
+            decode(file.getvalue()[:part])
 
 
 def test_what_is_half_transparent_shows_half_white():

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.pixels import SUFFIXES
 
-SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp")
+IMAGES = f"images are CLASS/FILE with FILE ending in {', '.join(SUFFIXES)}"
+NAMED = 3  # of the files of a kind that are left out
 
 
 class Folder:
     """The images of PATH/CLASS/*.JPEG and the like, in the order of their names.
+
+    Other files are left out; a line on standard error counts them and names some. Of those whose
+    names begin with a dot it says nothing.
 
     Attributes:
         path: the folder that holds the classes' folders.
@@ -33,20 +39,30 @@ class Folder:
         self.path = Path(path)
         if not self.path.is_dir():
             raise UserError(f"{self.path} is no folder")
-        self.classes = tuple(sorted(entry.name for entry in _entries(self.path) if entry.is_dir()))
+        inside = _entries(self.path)
+        self.classes = tuple(sorted(entry.name for entry in inside if entry.is_dir()))
         if not self.classes:
             raise UserError(f"{self.path} has no folders of images, one per class")
-        self.files, labels = [], []
+        outside = [entry.name for entry in inside if not entry.is_dir()]
+        self.files, labels, other, deeper = [], [], [], []
         for label, name in enumerate(self.classes):
-            names = sorted(
-                entry.name
-                for entry in _entries(self.path / name)
-                if entry.name.lower().endswith(SUFFIXES) and not entry.is_dir()
-            )
-            if not names:
-                raise UserError(f"{self.path / name} has no images; remove it or fill it")
-            self.files += [f"{name}/{file}" for file in names]
-            labels += [label] * len(names)
+            entries = _entries(self.path / name)
+            names = sorted(f"{name}/{entry.name}" for entry in entries if not entry.is_dir())
+            images = [file for file in names if file.lower().endswith(SUFFIXES)]
+            if not images:
+                raise UserError(f"{self.path / name} has no images; remove it or fill it: {IMAGES}")
+            self.files += images
+            labels += [label] * len(images)
+            other += [file for file in names if not file.lower().endswith(SUFFIXES)]
+            for entry in entries:
+                if entry.is_dir():
+                    deeper += _below(entry.path, self.path)
+        kinds = {"of other endings": other, "deeper": deeper, "outside of classes": outside}
+        left_out = [
+            f"{len(files)} {kind} ({_some(files)})" for kind, files in kinds.items() if files
+        ]
+        if left_out:
+            print(f"{self.path}: left out are {', '.join(left_out)}; {IMAGES}", file=sys.stderr)
         self.class_labels = range(len(self.classes))
         self.labels = np.array(labels, np.int32)
 
@@ -69,3 +85,17 @@ class Folder:
 def _entries(folder: Path) -> list[os.DirEntry]:
     with os.scandir(folder) as entries:
         return [entry for entry in entries if not entry.name.startswith(".")]
+
+
+def _below(folder: str, root: Path) -> list[str]:
+    """All files below a folder, as seen from `root`."""
+    return [
+        os.path.relpath(os.path.join(inner, file), root)
+        for inner, _, files in os.walk(folder)
+        for file in files
+        if not file.startswith(".")
+    ]
+
+
+def _some(files: list[str]) -> str:
+    return ", ".join(sorted(files)[:NAMED]) + ", ..." * (len(files) > NAMED)
