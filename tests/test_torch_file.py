@@ -139,6 +139,35 @@ def test_what_lies_beside_the_weights_is_skipped(torch, module, protocol, tmp_pa
     assert told == [f"{tmp_path / 'w.pth'}: took what is under 'state_dict'"]
 
 
+def test_of_several_sets_of_weights_one_is_chosen(torch, tmp_path):
+    path, one, two = tmp_path / "w.pth", {"w": torch.ones(2)}, {"w": torch.zeros(2)}
+    told, beside = [], {"epoch": 1, "optimizer": {"state": {0: {"m": torch.ones(2)}}}}
+
+    def read(saved, key=None):
+        told.clear()
+        torch.save({**beside, **saved}, path)
+        return torch_file.read(path, told.append, key)["w"].tolist()
+
+    both = {"state_dict_ema": two, "state_dict": one}
+    assert read(both) == [1, 1]
+    assert told == [
+        f"{path}: took what is under 'state_dict', not 'state_dict_ema', which --weights takes"
+    ]
+    assert read(both, "state_dict_ema") == [0, 0]
+    assert told == [
+        f"{path}: took what is under 'state_dict_ema', not 'state_dict', which --weights takes"
+    ]
+    assert read({"model_ema": two}) == [0, 0]
+    assert told == [f"{path}: took what is under 'model_ema'"]
+    assert read({"teacher": two, "student": one}, "student") == [1, 1]
+    with pytest.raises(UserError, match="'optimizer'; it has 'state_dict_ema' or 's"):
+        read(both, "optimizer")
+    with pytest.raises(UserError, match="'teacher' or 'student': choose"):
+        read({"teacher": two, "student": one})
+    with pytest.raises(UserError, match="no weights under 'x'; it has 'w'"):
+        read({"w": one}, "x")
+
+
 @pytest.mark.parametrize("mmap", [False, True])
 def test_pytorch_reads_what_is_written(torch, mmap, tmp_path):
     expected = arrays_of()

@@ -25,7 +25,10 @@ import numpy as np
 from gluon_resnetv2.errors import UserError
 
 # Keys under which training scripts put the state dict among other things.
-WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net")
+WRAPPERS = (
+    *("state_dict", "model_state_dict", "model_state", "model", "net"),
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema"),
+)
 
 # What DataParallel, torch.compile and Lightning's modules put before every name, in any order.
 PREFIXES = ("module.", "_orig_mod.", "model.")
@@ -75,7 +78,9 @@ def without_prefixes(path: Path, tensors: dict, report: Callable[[str], None]) -
 
 
 def read(
-    path: str | Path, report: Callable[[str], None] = lambda line: None
+    path: str | Path,
+    report: Callable[[str], None] = lambda line: None,
+    key: str | None = None,
 ) -> dict[str, np.ndarray]:
     """The tensors of a state dict, or of a checkpoint that holds one under a key of `WRAPPERS`.
 
@@ -84,6 +89,7 @@ def read(
 
     Args:
         report: is told, in a line, what was taken of a file that holds more.
+        key: under which the state dict is, by default the first of `WRAPPERS`.
 
     Raises:
         UserError: the file is damaged, is no state dict, or wants code to be run.
@@ -91,7 +97,7 @@ def read(
     path = Path(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            return _Reader(path, archive).read(report)
+            return _Reader(path, archive).read(report, key)
     except UserError:
         raise
     except OSError as error:
@@ -157,10 +163,11 @@ class _Reader:
         self.entries = {entry.filename: entry for entry in archive.infolist()}
         self._check_entries()
 
-    def read(self, report) -> dict[str, np.ndarray]:
-        tensors, key = self._state_dict(self._description())
+    def read(self, report, key=None) -> dict[str, np.ndarray]:
+        tensors, key, others = self._state_dict(self._description(), key)
         if key:
-            report(f"{self.path}: took what is under '{key}'")
+            also = f", not {_listed(others)}, which --weights takes" if others else ""
+            report(f"{self.path}: took what is under '{key}'{also}")
         tensors = without_prefixes(self.path, tensors, report)
         # Views may overlap, but a few bytes must not ask for gigabytes.
         if sum(tensor.nbytes for tensor in tensors.values()) > 2 * self.size:
@@ -208,12 +215,18 @@ class _Reader:
         ):
             raise UserError(f"{self.path} is damaged: its description makes no sense") from None
 
-    def _state_dict(self, value):
-        """The state dict, and the key that it is under, if any."""
+    def _state_dict(self, value, key=None):
+        """The state dict, the key that it is under, if any, and the keys of others."""
         self._refuse_code(value)
         if not isinstance(value, dict):
             raise UserError(f"{self.path} holds no state dict; save the model's state_dict() alone")
-        key = next((key for key in WRAPPERS if isinstance(value.get(key), dict)), None)
+        sets = [name for name, held in value.items() if _holds_weights(name, held)]
+        if key is None:
+            key = next((key for key in WRAPPERS if isinstance(value.get(key), dict)), None)
+        elif key not in sets:
+            raise UserError(f"{self.path} has no weights under {key!r}; it has {_listed(sets)}")
+        if key is None and sets and not any(isinstance(held, _Tensor) for held in value.values()):
+            raise UserError(f"{self.path} has weights under {_listed(sets)}: choose by --weights")
         tensors = value if key is None else value[key]
         if not tensors:
             raise UserError(f"{self.path} holds no tensors")
@@ -226,7 +239,7 @@ class _Reader:
                     f"{self.path} holds {name[:80]}, which is no tensor; save the model's "
                     "state_dict() alone"
                 )
-        return tensors, key
+        return tensors, key, [name for name in sets if name != key]
 
     def _refuse_code(self, value):
         if isinstance(value, _Name):
@@ -375,6 +388,17 @@ class _Interpreter(pickle._Unpickler):
     dispatch[pickle.APPENDS[0]] = load_appends
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems
+
+
+def _holds_weights(name, value):
+    """Whether a checkpoint has a set of weights under this name."""
+    named = isinstance(name, str) and name.isprintable()
+    tensors = isinstance(value, dict) and value.values()
+    return named and bool(tensors) and all(isinstance(tensor, _Tensor) for tensor in tensors)
+
+
+def _listed(names):
+    return " or ".join(f"'{name}'" for name in names) or "no such sets"
 
 
 def _printable(found):

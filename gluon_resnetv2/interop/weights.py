@@ -24,7 +24,9 @@ PICKLES = (ZIP, b"\x80")  # PyTorch's, today and before 1.6
 
 
 def read(
-    path: str | Path, report: Callable[[str], None] = lambda line: None
+    path: str | Path,
+    report: Callable[[str], None] = lambda line: None,
+    key: str | None = None,
 ) -> dict[str, np.ndarray]:
     """The arrays of a file: MXNet's .params, PyTorch's state dicts, safetensors, Keras' HDF5.
 
@@ -32,6 +34,7 @@ def read(
 
     Args:
         report: is told, in a line, what was taken of a file that holds more.
+        key: which set of weights is taken, of a PyTorch file that holds several.
 
     Raises:
         UserError: it is missing, damaged, or none of these.
@@ -46,15 +49,18 @@ def read(
             head = file.read(16)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
+    hdf5 = head.startswith(HDF5) or (head.startswith(ZIP) and path.suffix == ".keras")
+    if head.startswith(PICKLES) and not hdf5 and head[8:9] != b"{":
+        return torch_file.read(path, report, key)
+    if key is not None:
+        raise UserError(f"{path} is no PyTorch file, and has no {key!r}; leave out --weights")
     if head.startswith(MXNET):
         arrays = without_kind(read_arrays(path, kinds=False)).items()
         return {name: torch_file.widened(array) for name, array in arrays}
-    if head.startswith(HDF5) or (head.startswith(ZIP) and path.suffix == ".keras"):
+    if hdf5:
         return keras_file.read(path)
     if head[8:9] == b"{":
         return safetensors_file.read(path, report)
-    if head.startswith(PICKLES):
-        return torch_file.read(path, report)
     raise UserError(
         f"{path} is no file of weights that is known: .params of MXNet's, .pth, .safetensors, "
         ".h5 or .keras"
