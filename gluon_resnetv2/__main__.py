@@ -110,14 +110,21 @@ def pack(options) -> None:
     print(f"{packed.path}: {packed.images} images of {len(packed.classes)} classes{left_out}")
 
 
+def _mean(text: str) -> list[float]:
+    values = [float(value) for value in text.split(",")]
+    if not all(0 <= value <= 255 for value in values):
+        raise ValueError
+    return values
+
+
 def convert(options) -> None:
     from gluon_resnetv2.interop import convert
 
     if options.image_size is not None and not 1 <= options.image_size <= IMAGE_SIZE_MAX:
         raise UserError(f"--image-size must be 1 to {IMAGE_SIZE_MAX}, not {options.image_size}")
-    if options.layout and (options.image_size or options.classes):
-        raise UserError("--image-size and --classes are of an export; leave them out with --to")
-    source = convert.read(options.source, options.source_layout, report=print)
+    if options.layout and (options.image_size or options.classes or options.mean):
+        raise UserError("--image-size, --classes and --mean are of an export; not with --to")
+    source = convert.read(options.source, options.source_layout, report=print, key=options.weights)
     print(cli.printable(str(source)), flush=True)
     if options.layout:
         convert.to_layout(source, options.output, options.layout)
@@ -125,7 +132,12 @@ def convert(options) -> None:
         return
     classes = None if options.classes is None else _lines(options.classes)
     artifact = convert.to_export(
-        source, options.output, image_size=options.image_size, classes=classes
+        source,
+        options.output,
+        image_size=options.image_size,
+        classes=classes,
+        mean=options.mean,
+        report=print,
     )
     print(f"exported {artifact.name} to {artifact.folder}")
     about = artifact.manifest["source"]
@@ -263,6 +275,13 @@ def main() -> int:
     add("-o", "--output", required=True, metavar="OUT", help="a folder; with --to, a file")
     add("--image-size", type=int, help="of an export, in pixels; default: 32 or 224, by the stem")
     add("--classes", metavar="FILE", help="names of an export's classes, one a line")
+    add(
+        "--mean",
+        type=_mean,
+        metavar="R,G,B",
+        help="what an export subtracts from 0 to 255; default: the source's",
+    )
+    add("--weights", metavar="KEY", help="the set of a PyTorch file that has several, as EMA's")
     options = verb(verify, "compare an exported pair with the training graph in every runtime")
     options.add_argument("export", help="folder of an export or run, or a -symbol.json")
     options.add_argument(

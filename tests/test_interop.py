@@ -10,9 +10,11 @@ import mxnet as mx
 import numpy as np
 import pytest
 from mxnet.gluon.model_zoo import vision
+from PIL import Image
 
 from gluon_resnetv2.deploy.artifact import load
 from gluon_resnetv2.deploy.export import export
+from gluon_resnetv2.deploy.images import read_image
 from gluon_resnetv2.deploy.predictor import Predictor
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.interop import convert, torch_file, weights
@@ -211,8 +213,12 @@ def with_value(arrays, name, value):
             "there is features.7.1.conv2.bias, which a preact18 of layout model-zoo has not",
         ),
         (
-            lambda a: {**a, "output.bias": a["output.bias"].astype("float64")},
-            "output.bias is float64",
+            lambda a: {**a, "output.bias": a["output.bias"].astype("int64")},
+            "output.bias is int64",
+        ),
+        (
+            lambda a: {**a, "output.bias": np.full(10, 1e300)},
+            "output.bias has values that are not finite",
         ),
         (lambda a: without(a, "features.1.weight"), "there is no features.1.weight"),
         (
@@ -225,6 +231,13 @@ def with_value(arrays, name, value):
 def test_what_is_not_of_the_layout_is_told_by_the_first_difference(zoo, change, told):
     with pytest.raises(UserError, match=told):
         MODEL_ZOO.to_ours(change(zoo[1]))
+
+
+def test_float64_becomes_float32(zoo):
+    doubles = {name: array.astype("float64") + 1e-12 for name, array in zoo[1].items()}
+    _, ours = MODEL_ZOO.to_ours(doubles)
+    np.testing.assert_array_equal(ours["fc1_weight"], doubles["output.weight"].astype("float32"))
+    assert {array.dtype for array in ours.values()} == {np.dtype("float32")}
 
 
 def test_another_network_has_no_place_in_a_layout():
@@ -314,6 +327,42 @@ def test_a_symbolic_pair_comes_with_its_symbol(command, tmp_path):
     assert "is no NAME-0000.params" in err
 
 
+@pytest.fixture(scope="module")
+def symbolic_arrays():
+    symbol = layout_oracles.symbolic(20, (3, 32, 32), 10)
+    return layout_oracles.symbolic_arrays(symbol, (3, 32, 32), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("seen", "words", "mean", "crop"),
+    [
+        ((125.3, 123.0, 113.9), (), [0, 0, 0], 1.0),  # tornadomeet feeds 0 to 255
+        ((1.6, 6.2, 10.0), (), [123.68, 116.779, 103.939], 1.0),  # MXNet 1.9.1's example
+        ((125.3, 123.0, 113.9), ("--image-size", 28), [0, 0, 0], 28 / 32),
+        ((125.3, 123.0, 113.9), ("--mean", "9,8,7"), [9, 8, 7], 1.0),
+    ],
+)
+def test_images_of_symbolic_networks_are_prepared_as_in_their_training(
+    symbolic_arrays, command, tmp_path, seen, words, mean, crop
+):
+    arrays = {**symbolic_arrays, "bn_data_moving_mean": np.array(seen, "float32")}
+    weights.write_pair_params(tmp_path / "their-0000.params", arrays)
+    asked = ("convert", tmp_path / "their-0000.params", "-o", tmp_path / "export", *words)
+    status, out, _ = command(*asked)
+    prepared = json.loads((tmp_path / "export" / "manifest.json").read_text())["input"]
+    assert (status, prepared["mean"], prepared["std"]) == (0, mean, [1, 1, 1])
+    assert prepared["crop"] == crop
+    told = f"bn_data's moving mean is {np.mean(seen):.1f}, so images are taken to be "
+    assert (told in out) == ("--mean" not in words)
+    pixels = np.random.RandomState(0).randint(0, 256, (32, 32, 3)).astype("uint8")
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    size = prepared["shape"][-1]
+    cut = (32 - size) // 2
+    expected = pixels[cut : cut + size, cut : cut + size].transpose(2, 0, 1)
+    found = read_image(tmp_path / "image.png", prepared["shape"], prepared["crop"])
+    np.testing.assert_array_equal(found, expected)
+
+
 def preresnet_arrays():
     facts = Facts("cifar", (3, 3, 3), (16, 32, 64), "basic", 10, 3)
     spec = TORCH_PRERESNET.spec(facts)
@@ -361,6 +410,8 @@ def test_a_network_whose_logits_are_zero_is_no_other_network(zoo, tmp_path):
         (("ZOO", "--to", "model-zoo", "-o", "no/a.params"), "no is no folder; make it first"),
         (("ZOO", "--to", "model-zoo", "-o", "EXPORT/a.params"), "EXPORT is an export; name a"),
         (("ZOO", "--to", "model-zoo", "-o", "a.params", "--image-size", "9"), "with --to"),
+        (("ZOO", "-o", "out", "--mean", "1,2"), "a mean of 2 values does not fit 3 channels"),
+        (("ZOO", "-o", "out", "--weights", "ema"), "has no 'ema'; leave out --weights"),
         (("ZOO", "-o", "out", "--classes", "NONE"), "0 names do not fit 10 classes"),
         (("PRERESNET", "-o", "out"), "if you know that it is not: --from torch-preresnet"),
         (("NO-VAR", "-o", "out"), "there is no layer2.1.bn2.running_var, which a preact20"),

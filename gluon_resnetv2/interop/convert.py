@@ -98,6 +98,7 @@ def read(
     path: str | Path,
     layout: str | None = None,
     report: Callable[[str], None] = lambda line: None,
+    key: str | None = None,
 ) -> Source:
     """Weights of any layout, or of an export of ours.
 
@@ -105,16 +106,20 @@ def read(
         path: a file of weights, as `weights.read` takes it; or a folder of an export or run.
         layout: a name of `LAYOUTS`; by default the one that fits.
         report: is told, in a line, what was taken of a file that holds more.
+        key: which set of weights is taken, of a PyTorch file that holds several.
 
     Raises:
         UserError: the file is damaged or not of that layout.
     """
     path = Path(path)
     if path.is_dir():
-        if layout:
-            raise UserError(f"{path} is a folder, which only exports of ours are; leave out --from")
+        if layout or key:
+            option = "--from" if layout else "--weights"
+            raise UserError(
+                f"{path} is a folder, which only exports of ours are; leave out {option}"
+            )
         return _read_export(path)
-    theirs = weights.read(path, report)
+    theirs = weights.read(path, report, key)
     if layout is None:
         found, spec, ours = detect(theirs, path)
     else:
@@ -147,6 +152,8 @@ def to_export(
     *,
     image_size: int | None = None,
     classes: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Artifact:
     """Writes the weights of another implementation as an export of ours.
 
@@ -157,6 +164,8 @@ def to_export(
         image_size: height and width of the images that it is for; by default 32 for networks with
             a 3x3 stem, 224 for others.
         classes: a name for each logit; by default its number.
+        mean: what is subtracted from images, 0 to 255, for each channel; by default the layout's.
+        report: is told, in a line, how images are prepared where the weights decide.
 
     Raises:
         UserError: the networks differ, or `folder` holds something else than an export.
@@ -166,20 +175,30 @@ def to_export(
         raise UserError(f"{source.path} is an export of ours already; name a layout: --to")
     size = image_size or SIZES[spec.stem]
     shape = (spec.in_channels, size, size)
+    if mean is not None and len(mean) != spec.in_channels:
+        raise UserError(f"a mean of {len(mean)} values does not fit {spec.in_channels} channels")
     about = {
         "file": source.path.name,
         "sha256": sha256(source.path),
         "layout": layout.name,
         **_against_theirs(source, shape),
     }
-    prepared = {key: _for_channels(layout.input[key], spec.in_channels) for key in ("mean", "std")}
+    described = {**layout.input, "crop": layout.crops.get(spec.depth, layout.input["crop"])}
+    if layout.prepare:
+        described, why = layout.prepare(spec, source.ours, size)
+        if mean is None:
+            told = ",".join(map(str, described["mean"]))
+            report(f"{why}: mean {told} (--mean has another), crop {described['crop']}")
+    if mean is not None:
+        described = {**described, "mean": mean}
+    prepared = {key: _for_channels(described[key], spec.in_channels) for key in ("mean", "std")}
     return export_parameters(
         spec,
         source.ours,
         folder,
         shape,
         classes=list(map(str, range(spec.classes))) if classes is None else classes,
-        crop=layout.crops.get(spec.depth, layout.input["crop"]),
+        crop=described["crop"],
         source=about,
         **prepared,
     )

@@ -77,6 +77,7 @@ class Layout:
         spec: the network that facts mean here.
         input: how its images are prepared: mean and std, 0 to 255, and crop.
         crops: the crop of depths that have another.
+        prepare: `input` where weights of ours and the size of images decide, and why, in words.
         decode, encode: an array of theirs as ours and back, given our name for it.
         extra: what a file may hold that no network of ours has, by how its name ends; and the
             array that stands for it on the way back.
@@ -94,6 +95,7 @@ class Layout:
     spec: Callable[[Facts], Spec]
     input: Mapping
     crops: Mapping[int, float] = field(default_factory=dict)
+    prepare: Callable[[Spec, Arrays, int], tuple[Mapping, str]] | None = None
     decode: Callable[[str, np.ndarray], np.ndarray] = _same
     encode: Callable[[str, np.ndarray], np.ndarray] = _same
     extra: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -165,7 +167,7 @@ class Layout:
         )
 
     def to_ours(self, arrays: Arrays) -> tuple[Spec, dict[str, np.ndarray]]:
-        """The network, and its parameters under our names.
+        """The network, and its parameters under our names, in float32.
 
         Raises:
             UserError: something is missing, left over, of another shape or not finite; the message
@@ -179,8 +181,11 @@ class Layout:
             if theirs not in left:
                 raise UserError(f"there is no {theirs}, which {self._a(spec)} has")
             array = left.pop(theirs)
+            if array.dtype == np.float64:
+                with np.errstate(over="ignore"):  # infinity is told below
+                    array = array.astype(np.float32)
             if array.dtype != np.float32:
-                raise UserError(f"{theirs} is {array.dtype}; weights are float32 or less")
+                raise UserError(f"{theirs} is {array.dtype}, and weights are floating-point")
             array = self.decode(name, array)
             if array.shape != shape:
                 raise UserError(

@@ -30,6 +30,23 @@ def _symbolic(facts: Facts) -> Spec:
     )
 
 
+EXAMPLES_MEAN = (123.68, 116.779, 103.939)  # what MXNet 1.9.1's example subtracts by default
+
+
+def _symbolic_input(spec: Spec, arrays: Arrays, size: int) -> tuple[dict, str]:
+    """How images are prepared. The moving mean of the input BN tells what a training fed to it:
+    tornadomeet's and older ones raw values, about 104 to 124; MXNet 1.9.1's example what is left
+    once a mean is subtracted, about 0. tornadomeet's CIFAR validation takes the whole image;
+    MXNet's train_cifar10.py has 28x28, cut from 32x32 without scaling.
+    """
+    seen = float(np.mean(arrays["bn_data_moving_mean"]))
+    mean = EXAMPLES_MEAN if abs(seen) < min(EXAMPLES_MEAN) / 2 else (0.0, 0.0, 0.0)
+    whole = spec.stem == "cifar" and size != 28
+    prepared = {**SYMBOLIC.input, "mean": mean, "crop": 1.0 if whole else 0.875}
+    how = "centred" if any(mean) else "raw"
+    return prepared, f"bn_data's moving mean is {seen:.1f}, so images are taken to be {how}"
+
+
 SYMBOLIC = Layout(
     name="symbolic",
     about="MXNet's symbolic ResNets (tornadomeet/ResNet, example/image-classification)",
@@ -37,6 +54,7 @@ SYMBOLIC = Layout(
     fields={name: f"_{name}" for name in FIELDS},
     spec=_symbolic,
     input={"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0], "crop": 0.875},
+    prepare=_symbolic_input,
 )
 
 _GLUON_FIELDS = {
