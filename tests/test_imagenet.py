@@ -256,7 +256,7 @@ def test_a_broken_record_file_is_told(packed, tmp_path):
     with pytest.raises(UserError, match=r"val.idx does not belong to .*val.rec"):
         imagenet.load(copy)
     (copy / "val.idx").unlink()
-    with pytest.raises(UserError, match=r"val.idx is missing"):
+    with pytest.raises(UserError, match=r"val.rec is broken from its start, and .*idx is missing"):
         imagenet.load(copy)
 
 

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
-import struct
 import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import mxnet as mx
 import numpy as np
 
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import whole_file
+from gluon_resnetv2.imagenet import recordio
 from gluon_resnetv2.imagenet.progress import in_turn, told
 from gluon_resnetv2.pixels import NoImage, decode
 
 
 class Records:
     """The images of NAME.rec, in the order of their keys in NAME.idx.
+
+    Without NAME.idx, which not all of MXNet's tools write, the file is gone through from record to
+    record, and keys are those in the records' headers, or the records' places if those repeat.
 
     NAME.lst, which `im2rec` reads and `pack` leaves there, names the classes by its paths' folders.
     Where it is missing, or files of several folders share a label, classes are named by number.
@@ -34,7 +35,7 @@ class Records:
         named: whether the names are more than numbers.
 
     Raises:
-        UserError: a file is missing, empty or no such file.
+        UserError: a file is missing, empty or no such file, or a list is not UTF-8.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -42,13 +43,9 @@ class Records:
         self.index = self.path.with_suffix(".idx")
         self._list = self.path.with_suffix(".lst")
         self._marker = self.path.with_suffix(".checked")
-        for file in (self.path, self.index):
-            if not file.is_file():
-                raise UserError(f"{file} is missing; pack the images again")
-        table = np.fromfile(self.index, np.int64, sep=" ")
-        keys, offsets = table[::2], table[1::2]
-        if not 0 < len(offsets) == len(np.unique(keys)) or offsets.max() >= self._bytes():
-            raise UserError(f"{self.index} does not belong to {self.path}; pack the images again")
+        if not self.path.is_file():
+            raise UserError(f"{self.path} is missing; pack the images again")
+        keys, offsets = self._indexed() if self.index.is_file() else self._found()
         order = keys.argsort()
         self.keys, self._offsets = keys[order], offsets[order]
         names = self._names()
@@ -58,7 +55,6 @@ class Records:
             names = {label: str(label) for label in self._labels()}
         self.class_labels = tuple(sorted(names, key=names.get if self.named else None))
         self.classes = tuple(names[label] for label in self.class_labels)
-        self._lock, self._reader = threading.Lock(), None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -76,17 +72,8 @@ class Records:
         Raises:
             UserError: no such record is where the index says, or its label is no whole number.
         """
-        try:
-            with self._lock:  # MXNet seeks first and reads then
-                if self._reader is None:
-                    self._reader = mx.recordio.MXIndexedRecordIO(
-                        str(self.index), str(self.path), "r"
-                    )
-                record = self._reader.read_idx(self.keys[row])
-            header, data = mx.recordio.unpack(record)
-        except (mx.MXNetError, TypeError, struct.error):
-            raise UserError(f"{self.name(row)} is broken; pack the images again") from None
-        return data, self._label(row, header.flag, header.label)
+        with open(self.path, "rb") as file:
+            return self._read(recordio.read, file, row)
 
     def check(self, pool: ThreadPoolExecutor) -> None:
         """Decodes all images, unless `pack` or an earlier call did: NAME.checked says so.
@@ -131,6 +118,35 @@ class Records:
     def _bytes(self):
         return self.path.stat().st_size
 
+    def _indexed(self):
+        """Keys and offsets as NAME.idx has them."""
+        table = np.fromfile(self.index, np.int64, sep=" ")
+        keys, offsets = table[::2], table[1::2]
+        unique = 0 < len(offsets) == len(np.unique(keys))
+        if not unique or offsets.min() < 0 or offsets.max() >= self._bytes():
+            raise UserError(f"{self.index} does not belong to {self.path}; pack the images again")
+        return keys, offsets
+
+    def _found(self):
+        """Keys and offsets from the file itself."""
+        offsets, keys = [], []
+        with open(self.path, "rb", buffering=0) as file:
+            try:
+                for offset in recordio.offsets(file):
+                    offsets.append(offset)
+                    keys.append(recordio.head(file, offset).key)
+            except recordio.Broken:
+                where = f"after {len(offsets)} records" if offsets else "from its start"
+                raise UserError(
+                    f"{self.path} is broken {where}, and {self.index} is missing; pack the images "
+                    "again"
+                ) from None
+        if not offsets:
+            raise UserError(f"{self.path} is empty; pack the images again")
+        print(f"{self.path}: {len(offsets)} records found without {self.index}", file=sys.stderr)
+        unique = len(set(keys)) == len(keys)
+        return np.array(keys if unique else range(len(keys))), np.array(offsets)
+
     def _names(self) -> dict[int, str] | None:
         """The folder that each label's images came from, if that tells the classes apart."""
         if not self._list.is_file():
@@ -142,27 +158,31 @@ class Records:
 
     def _lines(self) -> Iterator[tuple[int, int, str]]:
         """(key, label, path) of each line of the list."""
-        with open(self._list, encoding="utf-8") as file:
-            for line in file:
-                try:
-                    key, label, path = line.strip().split("\t")
-                    yield int(key), int(float(label)), path
-                except ValueError:
-                    raise UserError(
-                        f"{self._list} has a line that is not 'key, label, path': {line.strip()}"
-                    ) from None
+        try:
+            lines = self._list.read_text(encoding="utf-8-sig").split("\n")
+        except UnicodeDecodeError:
+            raise UserError(
+                f"{self._list} is not UTF-8; convert it: iconv -f ITS_ENCODING -t UTF-8"
+            ) from None
+        for line in filter(None, map(str.strip, lines)):
+            try:
+                key, label, path = line.split("\t")
+                yield int(key), int(float(label)), path
+            except (ValueError, OverflowError):
+                raise UserError(
+                    f"{self._list} has a line that is not 'key, label, path': {line}"
+                ) from None
 
     def _labels(self) -> set[int]:
         """All labels, from the records' headers alone: the images are not read."""
-        labels = set()
-        with open(self.path, "rb") as file:
-            for row, offset in enumerate(self._offsets):
-                # A record starts with a magic number and its length, then flag and label.
-                header = os.pread(file.fileno(), 8, offset + 8)
-                labels.add(self._label(row, *struct.unpack("If", header)))
-        return labels
+        with open(self.path, "rb", buffering=0) as file:
+            return {self._read(recordio.head, file, row)[1] for row in range(len(self))}
 
-    def _label(self, row, flag, label):
-        if flag or not float(label).is_integer():
+    def _read(self, read, file, row):
+        try:
+            record = read(file, self._offsets[row])
+        except recordio.Broken:
+            raise UserError(f"{self.name(row)} is broken; pack the images again") from None
+        if record.labels != 1 or not record.label.is_integer():
             raise UserError(f"{self.name(row)} has not one whole number as its label")
-        return int(label)
+        return record.data, int(record.label)
