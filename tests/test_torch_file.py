@@ -88,8 +88,14 @@ def as_arrays(state):
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_every_number_is_what_pytorch_reads(torch, module, protocol, tmp_path):
-    torch.save(module.state_dict(), tmp_path / "w.pth", pickle_protocol=protocol)
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_every_number_is_what_pytorch_reads(torch, module, protocol, as_zip, tmp_path):
+    torch.save(
+        module.state_dict(),
+        tmp_path / "w.pth",
+        pickle_protocol=protocol,
+        _use_new_zipfile_serialization=as_zip,
+    )
     expected = as_arrays(torch.load(tmp_path / "w.pth", weights_only=False))
     found = torch_file.read(tmp_path / "w.pth")
     assert list(found) == list(expected)
@@ -180,9 +186,24 @@ def test_pytorch_reads_what_is_written(torch, mmap, tmp_path):
     assert bn.num_batches_tracked == 7
 
 
-def test_old_files_and_modules_are_told_how_to_be_saved(torch, module, tmp_path):
-    torch.save(module.state_dict(), tmp_path / "old", _use_new_zipfile_serialization=False)
-    refused(torch_file, tmp_path / "old", "before PyTorch 1.6")
+def test_damage_of_old_files_is_told_in_one_line(torch, tmp_path):
+    state = {name: torch.tensor(array) for name, array in arrays_of().items()}
+    saved = {"state_dict": state, "args": Evil(os.mkdir, str(tmp_path / "mark"))}
+    torch.save(saved, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
+    good, path, seen = (tmp_path / "w.pth").read_bytes(), tmp_path / "bad.pth", 0
+    assert_same(torch_file.read(tmp_path / "w.pth"), arrays_of())
+    for bad in damaged(good, 400, seed=4):
+        path.write_bytes(bad)
+        seen += is_refused(torch_file, path)
+    assert seen > 200
+    assert not (tmp_path / "mark").exists()
+    path.write_bytes(good[:-1])
+    refused(torch_file, path, "damaged or cut short")
+    path.write_bytes(good.replace(b"\x88", b"\x89", 1))
+    refused(torch_file, path, "big-endian")
+
+
+def test_modules_are_told_how_to_be_saved(torch, module, tmp_path):
     torch.save(module, tmp_path / "module")
     refused(
         torch_file, tmp_path / "module", r"wants to run torch\.nn\.modules\.\S*Sequential, .*state"

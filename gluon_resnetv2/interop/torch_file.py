@@ -96,6 +96,10 @@ def read(
     """
     path = Path(path)
     try:
+        with path.open("rb") as file:
+            legacy = LEGACY in file.read(64)
+        if legacy:
+            return _Legacy(path).read(report, key)
         with zipfile.ZipFile(path) as archive:
             return _Reader(path, archive).read(report, key)
     except UserError:
@@ -109,8 +113,6 @@ def read(
 def _no_archive(path):
     with path.open("rb") as file:
         head = file.read(64)
-    if LEGACY in head:
-        return "was saved before PyTorch 1.6; load it there and torch.save() its state dict anew"
     if head.startswith(b"PK"):
         return "is damaged or cut short; fetch it again"
     return "is no file that PyTorch saved"
@@ -177,7 +179,7 @@ class _Reader:
             views.setdefault(tensor.storage, []).append(name)
         arrays = dict.fromkeys(tensors)
         for storage, names in views.items():
-            numbers = np.frombuffer(self.archive.read(storage.entry), storage.dtype)
+            numbers = np.frombuffer(self._numbers(storage), storage.dtype)
             arrays.update({name: widened(tensors[name].of(numbers)) for name in names})
         return arrays
 
@@ -204,9 +206,14 @@ class _Reader:
         order = self.entries.get(f"{self.folder}/byteorder")
         if order and (order.file_size > 16 or self.archive.read(order) != b"little"):
             raise UserError(f"{self.path} was saved on a big-endian machine; save it on another")
-        data = self.archive.read(found[0])
+        return self._interpreted(io.BytesIO(self.archive.read(found[0])))
+
+    def _numbers(self, storage) -> bytes:
+        return self.archive.read(storage.entry)
+
+    def _interpreted(self, description):
         try:
-            return _Interpreter(data, self).load()
+            return _Interpreter(description, self).load()
         except UserError:
             raise
         except (
@@ -268,6 +275,51 @@ class _Reader:
         return _Tensor(storage, offset, shape, strides)
 
 
+class _Legacy(_Reader):
+    """A file as PyTorch wrote them before 1.6: five pickles, then the numbers.
+
+    The pickles are a mark, a version, the machine, what was saved, and the storages' keys in order;
+    each storage is its count, in 8 bytes, and its numbers.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.size = path, path.stat().st_size
+        self.storages, self.starts = {}, {}
+
+    def _description(self):
+        with self.path.open("rb") as file:
+            head = io.BytesIO(file.read(MOST_DESCRIPTION))
+            _, _, machine, value, keys = (self._interpreted(head) for _ in range(5))
+            if not isinstance(machine, dict) or machine.get("little_endian") is not True:
+                raise UserError(f"{self.path} was saved on a big-endian machine, or is damaged")
+            if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+                raise UserError(f"{self.path} is damaged: its description makes no sense")
+            if sorted(keys) != sorted(self.storages):
+                raise UserError(f"{self.path} holds numbers that its description does not tell of")
+            position = head.tell()
+            for key in keys:
+                storage, self.starts[key] = self.storages[key], position + 8
+                file.seek(position)
+                if int.from_bytes(file.read(8), "little") != storage.count:
+                    raise UserError(f"{self.path} is damaged: storage {key[:20]!r} has no place")
+                position += 8 + storage.count * storage.dtype.itemsize
+            if position != self.size:
+                raise UserError(f"{self.path} is damaged or cut short")
+        return value
+
+    def _numbers(self, storage):
+        with self.path.open("rb") as file:
+            file.seek(self.starts[storage.entry])
+            return file.read(storage.count * storage.dtype.itemsize)
+
+    def storage(self, kind, key, count):
+        storage = _Storage(key, KINDS[kind], count)
+        whole = type(count) is int and 0 <= count <= self.size
+        if not whole or self.storages.setdefault(key, storage) != storage:
+            raise UserError(f"{self.path} is damaged: storage {key[:20]!r} is not all there")
+        return storage
+
+
 class _Interpreter(pickle._Unpickler):
     """Runs the description of a state dict, and nothing else.
 
@@ -278,6 +330,7 @@ class _Interpreter(pickle._Unpickler):
     OPERATIONS = (
         *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP"),
         *("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
+        *("BINSTRING", "SHORT_BINSTRING"),  # of Python 2
         *("BINUNICODE", "SHORT_BINUNICODE", "SHORT_BINBYTES", "BINBYTES"),
         *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "EMPTY_DICT"),
         *("BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET"),
@@ -288,15 +341,20 @@ class _Interpreter(pickle._Unpickler):
         for code in (getattr(pickle, name)[0] for name in OPERATIONS)
     }
 
-    def __init__(self, data: bytes, reader: _Reader):
-        super().__init__(io.BytesIO(data))
+    def __init__(self, description: io.BytesIO, reader: _Reader):
+        super().__init__(description, encoding="latin1")
         self.reader = reader
 
     def find_class(self, module, name):
         return _Name(module, name)
 
     def persistent_load(self, pid):
-        what, kind, key, _, count = pid
+        what, kind, key, _, *count = pid
+        if what == "module":  # and its source text, in files from before PyTorch 1.6
+            return kind
+        count, *view = count
+        if any(view):  # of another storage, as before PyTorch 0.4
+            raise pickle.UnpicklingError
         if what != "storage" or not isinstance(kind, _Name) or not isinstance(key, str):
             raise pickle.UnpicklingError
         return self.reader.storage(kind, key, count) if kind in KINDS else kind
@@ -432,6 +490,7 @@ REBUILD_TENSOR = _Name("torch._utils", "_rebuild_tensor_v2")
 CALLS = {
     ORDERED_DICT: _ordered_dict,
     REBUILD_TENSOR: _tensor,
+    _Name("torch._utils", "_rebuild_tensor"): _tensor,  # before PyTorch 0.4
     _Name("torch._utils", "_rebuild_parameter"): _parameter,
     _Name("torch", "Size"): _size,
 }
