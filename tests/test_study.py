@@ -26,7 +26,7 @@ from gluon_resnetv2.study import options as study_options
 from gluon_resnetv2.study import report
 from gluon_resnetv2.study.estimate import Speed, seconds
 from gluon_resnetv2.study.plan import Outcome, Planned, Settings, plan
-from gluon_resnetv2.study.rows import Row, errors_table, rank_correlations
+from gluon_resnetv2.study.rows import Row, contradictions, errors_table, rank_correlations
 from gluon_resnetv2.study.runner import Slot, slots
 from gluon_resnetv2.study.studies import STUDIES
 from gluon_resnetv2.training import options
@@ -319,6 +319,16 @@ def test_rank_correlation_ties_fails_and_takes_both_ends_of_a_range(tmp_path):
     keys = [f"resnet110/{shortcut}" for shortcut in ("identity", "plain", "conv1x1")]
     without = [row for row in rows_of("table1", ours, tmp_path) if row.result.key in keys]
     assert rank_correlations(without) == [1.0]
+
+
+def test_rows_that_contradict_the_paper_are_named(tmp_path):
+    # The paper: 6.61, fail, fail, 12.35.
+    found = contradictions(rows_of("table1", [[2.0], [90.0], [3.0], [21.0]], tmp_path / "two"))
+    assert found == [
+        "Against the paper: constant scaling 0.5, 1 (2b): fails there, not here. "
+        "constant scaling 0.5, 0.5 (2b): fails here, not there."
+    ]
+    assert contradictions(rows_of("table1", [[2.0], [FAIL]], tmp_path / "none")) == []
 
 
 def test_the_table_has_every_seed_their_median_mean_and_deviation(tmp_path):

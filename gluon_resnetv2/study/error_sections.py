@@ -11,7 +11,14 @@ from collections.abc import Sequence
 
 from gluon_resnetv2.paper import FAIL
 from gluon_resnetv2.study import charts
-from gluon_resnetv2.study.rows import Row, errors_table, label, percent, rank_correlations
+from gluon_resnetv2.study.rows import (
+    Row,
+    contradictions,
+    errors_table,
+    label,
+    percent,
+    rank_correlations,
+)
 from gluon_resnetv2.study.section import Picture, Table
 
 
@@ -35,7 +42,7 @@ def _errors(name, rows):
 def shortcuts(name: str, rows: Sequence[Row]) -> list:
     """Table 1 and Figure 3."""
     cases = {row.result.case for row in rows}
-    parts = [errors_table(rows)]
+    parts = [errors_table(rows), *contradictions(rows)]
     if len(cases) > 2:
         found = [f"{correlation:.2f}" for correlation in rank_correlations(rows)]
         text = (
@@ -67,7 +74,7 @@ def _against(name, rows, word, caption):
 
 def orders(name: str, rows: Sequence[Row]) -> list:
     """Table 2 and Figure 6."""
-    parts = [errors_table(rows)]
+    parts = [errors_table(rows), *contradictions(rows)]
     for network in dict.fromkeys(charts.depth(row) for row in rows):
         same = [row for row in rows if charts.depth(row) == network]
         parts += _verdict(network, same)
@@ -108,7 +115,7 @@ def _verdict(network, rows):
 
 def pairs(name: str, rows: Sequence[Row]) -> list:
     """Tables 3 and 5, Figure 1: original against pre-activation, network by network."""
-    parts = [errors_table(rows)]
+    parts = [errors_table(rows), *contradictions(rows)]
     panels = []
     for original in rows:
         others = [row for row in rows if _order(row) == "full_preact" and _like(row, original)]
@@ -160,7 +167,7 @@ def _order(row):
 
 def comparison(name: str, rows: Sequence[Row]) -> list:
     """Table 4."""
-    return [errors_table(rows), _errors(name, rows)]
+    return [errors_table(rows), *contradictions(rows), _errors(name, rows)]
 
 
 def degradation(name: str, rows: Sequence[Row]) -> list:

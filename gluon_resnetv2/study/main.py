@@ -147,7 +147,10 @@ def _total(seconds, places):
 
 PROXY = (
     "Digits are a proxy. They show which networks train at all, and how fast; they can't show "
-    "regularisation, nor differences of a percent or two, which are a few of 360 test images."
+    "regularisation, nor differences of a percent or two, which are a few of 360 test images. One "
+    "learning rate serves all rows: where it is too large for a network, as it is for the original "
+    "ResNet-110, the error measures how far the network has recovered since it was raised. "
+    "docs/digits/README.md has a row at a tenth of the rate, and the command."
 )
 
 

@@ -111,6 +111,18 @@ def percent(error: float) -> str:
     return "diverged" if error == FAIL else f"{error:.2f}"
 
 
+def contradictions(rows: Sequence[Row]) -> list[str]:
+    """A sentence on the rows that fail in the paper alone or here alone, if there are any."""
+    theirs = [label(row, rows) for row in rows if row.result.error == FAIL and row.error <= FAILS]
+    ours = [label(row, rows) for row in rows if row.error > FAILS >= row.result.error]
+    found = [
+        f"{'; '.join(labels)}: {where}"
+        for labels, where in ((theirs, "fails there, not here"), (ours, "fails here, not there"))
+        if labels
+    ]
+    return [f"Against the paper: {'. '.join(found)}."] if found else []
+
+
 def rank_correlations(rows: Sequence[Row]) -> list[float]:
     """Spearman's, between the paper's errors and ours; fails are tied as worst on both sides.
 
