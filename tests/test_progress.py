@@ -90,6 +90,16 @@ def test_a_run_that_goes_on_counts_what_is_left():
     assert progress.seconds_left == pytest.approx(8 * 2)
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_last_epoch_counts_to_where_the_run_ends(terminal):
+    clock, shown = Clock(), Terminal() if terminal else io.StringIO()
+    with Progress(2, 391, 391, total=511, file=shown, clock=clock) as progress:
+        train(progress, clock, 120, 30)
+        assert "epoch 2/2" in shown.getvalue()
+        assert not terminal or progress._bar.total == 120
+    assert set(re.findall(r"step +\d+/(\d+)", shown.getvalue())) == {"120"}
+
+
 def test_log_file_gets_a_line_now_and_then():
     clock, log = Clock(), io.StringIO()
     progress = Progress(10, 100, file=log, clock=clock)

@@ -52,7 +52,7 @@ class Progress:
         if not quiet and self._file.isatty():
             self._bar = tqdm(
                 desc=self._state(*divmod(step, steps)),
-                total=steps,
+                total=self._steps_of(step // steps),
                 initial=step % steps,
                 file=self._file,
                 leave=False,
@@ -105,7 +105,7 @@ class Progress:
             parts.append(f"{duration(self.seconds_left)} left")
         if self._bar is not None and not last:
             self._bar.set_description_str(self._state(epoch, 0), refresh=False)
-            self._bar.reset()
+            self._bar.reset(total=self._steps_of(epoch))
         self.line("  ".join(parts))
 
     def line(self, text: str) -> None:
@@ -141,12 +141,16 @@ class Progress:
         parts = [f"epoch {_of(epoch + 1, self._epochs)}"]
         if self._lr is not None:
             parts.append(f"lr {self._lr:<6.3g}")
-        parts.append(f"step {_of(step, self._steps)}")
+        parts.append(f"step {_of(step, self._steps_of(epoch))}")
         if self._loss is not None:
             parts.append(f"loss {_loss(self._loss)}")
         if self._seconds:
             parts += [_speed(self.images_per_second), f"{duration(self.seconds_left)} left"]
         return "  ".join(parts)
+
+    def _steps_of(self, epoch):
+        """Of the epoch of that number, counted from 0: the last one may be cut short."""
+        return max(0, min(self._steps, self._total - epoch * self._steps))
 
     def _say(self, text, file):
         if not self._quiet:
