@@ -485,7 +485,7 @@ def _read_hosts(path: str) -> list[tuple[str, str | None]]:
         UserError: there are none.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise UserError(f"--hosts {path} is no text file") from None
     except OSError as error:

@@ -120,7 +120,7 @@ def read_recipe(name: str | Path) -> dict:
     if not Path(name).is_file():
         raise UserError(f"no recipe '{name}'; choose {', '.join(RECIPES)}, or name a recipe.json")
     try:
-        fields = json.loads(Path(name).read_text(encoding="utf-8"))
+        fields = json.loads(Path(name).read_text(encoding="utf-8-sig"))
         Recipe.from_dict(fields)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
