@@ -112,6 +112,21 @@ def test_a_record_file_cut_short_is_told(small, index):
         classes_and_labels(small)
 
 
+def test_all_that_is_damaged_is_told_at_once(small, capfd):
+    path = small / "train.rec"
+    data = bytearray(path.read_bytes())
+    length = len(data) // 6
+    frame_and_header = 8 + 24
+    for place in (length, 4 * length + frame_and_header):  # a magic number, an image's beginning
+        data[place : place + 4] = b"oops"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"^2 of 6 images .*; pack the images again"):
+        imagenet.load(small, image_size=8).batches(2, train=True)
+    told = capfd.readouterr().err
+    assert f"{path}, record 1 (d/1.png) is broken\n" in told
+    assert f"{path}, record 4 (c/4.png) is no image" in told
+
+
 def test_what_is_no_record_file_is_told(small):
     (small / "val.idx").unlink()
     for data, told in ((b"no records at all", "is broken from its start"), (b"", "is empty")):

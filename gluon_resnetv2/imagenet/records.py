@@ -89,6 +89,8 @@ class Records:
                 decode(self.read(row)[0])
             except NoImage as error:
                 return f"{self.name(row)} {error}"
+            except UserError as error:  # there is no record, or it has no label
+                return str(error)
 
         bad = []
         for message in told(in_turn(pool, problem, len(self)), f"check {self.path}", len(self)):
@@ -182,7 +184,7 @@ class Records:
         try:
             record = read(file, self._offsets[row])
         except recordio.Broken:
-            raise UserError(f"{self.name(row)} is broken; pack the images again") from None
+            raise UserError(f"{self.name(row)} is broken") from None
         if record.labels != 1 or not record.label.is_integer():
             raise UserError(f"{self.name(row)} has not one whole number as its label")
         return record.data, int(record.label)
