@@ -268,7 +268,8 @@ def test_the_command_knows_every_layout():
 def test_weights_become_an_export_and_weights_again(zoo, command, tmp_path):
     net, arrays = zoo
     net.save_parameters(str(tmp_path / "zoo.params"))
-    (tmp_path / "names").write_text("".join(f"class {i}\n" for i in range(10)))
+    names = "".join(f"class {i}\n" for i in range(10))
+    (tmp_path / "names").write_text(names, encoding="utf-8-sig")
     converting = ("convert", tmp_path / "zoo.params", "-o", tmp_path / "export")
     status, out, err = command(*converting, "--image-size", 64, "--classes", tmp_path / "names")
     assert (status, err) == (0, "")

@@ -372,6 +372,8 @@ def test_tritonclient_asks_for_configuration_and_statistics():
         ("gzip", gzip.compress(one() + b" " * (10**6 + 1 - len(one()))), 413),
         ("gzip", gzip.compress(bytes(10**8)), 413),
     ],
+    # gzip's header holds the time, and every worker has to collect the same names.
+    ids=lambda value: len(value) if isinstance(value, bytes) else str(value),
 )
 def test_packed_bodies_are_counted_while_they_are_unpacked(encoding, body, status):
     with serving({"net": Gated(free=True)}, body=10**6, memory=2 * 10**6) as (port, service, _):
