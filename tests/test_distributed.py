@@ -26,6 +26,7 @@ from gluon_resnetv2.distributed import launch, watch
 from gluon_resnetv2.distributed import workers as workers_module
 from gluon_resnetv2.distributed.workers import Workers, connect
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.training.run import read_metrics
 from tests import distributed_training
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -580,7 +581,7 @@ def test_a_run_goes_on_after_a_death_to_the_same_parameters(victim, job, tmp_pat
     options = (
         *("--dataset", "digits", "--image-size", "8", "--model", "preact8", "--unit", "basic"),
         *("--batch-size", "51", "--num-epochs", "2", "--lr", "0.05", "--checkpoint-every", "10"),
-        *("--kv-store", "dist_sync", "--resume", "auto", "--output"),
+        *("--kv-store", "dist_sync", "--log-every", "1", "--resume", "auto", "--output"),
     )
     training = (sys.executable, ROOT / "train" / "cifar.py", *options)
     runs = [tmp_path / name for name in ("undisturbed", "killed")]
@@ -593,3 +594,8 @@ def test_a_run_goes_on_after_a_death_to_the_same_parameters(victim, job, tmp_pat
     assert [launched.end(300)[0] for launched in jobs] == [0, 0], jobs[1].lines
     expected, found = map(learned, runs)
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    for run in runs:  # a step's loss is that of both workers' images
+        records = read_metrics(run)
+        losses = [record["loss"] for record in records if "loss" in record][:29]
+        (mean, *_) = [record["train_loss"] for record in records if "epoch" in record]
+        assert np.average(losses, weights=[51] * 28 + [9]) == pytest.approx(mean, rel=1e-5)

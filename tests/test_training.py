@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from functools import partial
 
 import mxnet as mx
@@ -40,6 +41,11 @@ TINY = Recipe(
     lr_step_epochs=(1.0,),
     warmup_steps=3,
 )
+
+
+def freeze(net):
+    """Leaves a network no part for which the images beside an image matter."""
+    net.apply(use_moving_statistics)
 
 
 def train(folder, recipe=TINY, prepare=lambda net: None, dataset=None):
@@ -81,7 +87,6 @@ def test_devices_share_a_batch_without_changing_the_result(
     )
     many = dataclasses.replace(recipe, cpus=devices)
     monkeypatch.setattr("gluon_resnetv2.training.loop.STEPS_UNSETTLED", 0)
-    freeze = lambda net: net.apply(use_moving_statistics)  # noqa: E731
     one, several = train(tmp_path / "1", recipe, freeze), train(tmp_path / "n", many, freeze)
     assert read_metrics(tmp_path / "n")[-1]["step"] == 20
     assert {name: relative(several[name], one[name]) for name in one} == {
@@ -92,12 +97,26 @@ def test_devices_share_a_batch_without_changing_the_result(
 @pytest.mark.parametrize("devices", [2, 3])
 def test_devices_share_a_batch_in_float32(tmp_path, monkeypatch, devices):
     monkeypatch.setattr("gluon_resnetv2.training.loop.STEPS_UNSETTLED", 0)
-    freeze = lambda net: net.apply(use_moving_statistics)  # noqa: E731
     # At the recipe's learning rate 20 steps without normalisation magnify rounding.
     recipe = dataclasses.replace(TINY, batch_size=26, lr=0.03, warmup_lr=0.003)
     one = train(tmp_path / "1", recipe, freeze)
     several = train(tmp_path / "n", dataclasses.replace(recipe, cpus=devices), freeze)
     assert max(relative(several[name], one[name], floor=1e-3) for name in one) < 1e-5
+
+
+@pytest.mark.parametrize("parts", [{"cpus": 2}, {"cpus": 3}, {"cpus": 2, "accumulate": 2}])
+def test_a_steps_loss_is_that_of_all_its_images(tmp_path, parts):
+    recipe = dataclasses.replace(
+        TINY, batch_size=26, lr=0.03, warmup_lr=0.003, num_epochs=1, log_every=1
+    )
+    losses = {}
+    for name, changes in (("one", {}), ("parts", parts)):
+        train(tmp_path / name, dataclasses.replace(recipe, **changes), freeze)
+        *steps, epoch = read_metrics(tmp_path / name)
+        losses[name] = [record["loss"] for record in steps]
+        weights = [26] * 9 + [22]  # of 256 images
+        assert np.average(losses[name], weights=weights) == pytest.approx(epoch["train_loss"])
+    assert losses["parts"] == pytest.approx(losses["one"], rel=1e-5)
 
 
 def test_a_step_is_sgd_with_momentum_on_the_mean_gradient():
@@ -333,6 +352,18 @@ def test_export_wants_a_run(run, tmp_path):
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     with pytest.raises(UserError, match=r"step \d+ with learning rate 1e\+30"):
         train(tmp_path / "run", dataclasses.replace(TINY, lr=1e30, warmup_steps=0))
+
+
+@pytest.mark.parametrize("parts", [{"cpus": 2}, {"accumulate": 2}])
+def test_a_loss_that_is_not_finite_is_noticed_in_every_part(tmp_path, monkeypatch, parts):
+    class Spoilt(Step):
+        def __call__(self, *args):
+            losses, *rest = super().__call__(*args)
+            return [*losses[:-1], losses[-1] * math.nan], *rest
+
+    monkeypatch.setattr("gluon_resnetv2.training.loop.Step", Spoilt)
+    with pytest.raises(UserError, match="the loss is nan at step 0 "):
+        train(tmp_path / "run", dataclasses.replace(TINY, **parts))
 
 
 @pytest.mark.parametrize(

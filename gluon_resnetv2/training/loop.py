@@ -110,7 +110,9 @@ class Training:
         self.best = self.record = None
         self.saved = {}
         self.meter = Meter()
-        self._pending = deque()  # (step, loss) that the devices may still be computing
+        # (step, images, each part's sum of losses) that the devices may still be computing, where
+        # images, too, are this worker's.
+        self._pending = deque()
         self._start()
         self._saved_at = self._looked = time.monotonic()
 
@@ -155,7 +157,8 @@ class Training:
                 wait = self.step == began
                 losses, outputs, answers = self.update(images, labels, self.step, count, wait)
                 self.meter.add(losses, outputs, answers)
-                self._pending.append((self.step, losses[0].mean()))
+                sums = [loss.sum() for loss in losses]
+                self._pending.append((self.step, len(labels), sums))
                 self.step += 1
                 workers.up()
                 loss = self._next_loss() if len(self._pending) > STEPS_AHEAD else None
@@ -258,17 +261,23 @@ class Training:
     # Losses
 
     def _next_loss(self) -> float:
-        """The oldest loss that is not known yet, once it is.
+        """The oldest mean loss of a step that is not known yet, once it is.
+
+        It is over all devices, and over all workers where it is logged.
 
         Raises:
             Diverged: it is not a number, or infinite.
         """
-        step, loss = self._pending.popleft()
-        loss, lr = loss.asscalar().item(), self.lr_at(step)
+        step, images, sums = self._pending.popleft()
+        total = np.array([sum(part.asscalar().item() for part in sums), images])
+        lr, logs = self.lr_at(step), (step + 1) % self.recipe.log_every == 0
+        if logs:
+            (total,) = self.workers.sum([total])
+        loss = float(total[0] / total[1])
         if not math.isfinite(loss):
             what = f"the loss is {loss} at step {step} with learning rate {lr:g}"
             raise self._diverged(what, step)
-        if (step + 1) % self.recipe.log_every == 0:
+        if logs:
             speed = self.progress.images_per_second
             self._log(step=step + 1, lr=lr, loss=loss, images_per_second=speed)
         return loss
