@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import mxnet as mx
@@ -21,7 +22,9 @@ from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.layers import Numerics, batch_norm
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import named
+from gluon_resnetv2.training.main import train_network
 from gluon_resnetv2.training.precision import SPACES, SPACES_VARIABLE, check_sync, cpu_has_bfloat16
+from gluon_resnetv2.training.recipe import Recipe
 from tests.common import relative
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -182,6 +185,41 @@ def test_in_bfloat16_it_is_close(found):
 
 def test_every_device_counts_the_same(found):
     assert found["unequal parts"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("options", "workers", "images", "even"),
+    [
+        ({}, 1, 61, True),  # one device
+        ({"cpus": 2}, 1, 60, True),
+        ({"cpus": 2}, 1, 61, False),
+        ({"cpus": 2, "sync_bn": False}, 1, 61, True),
+        ({"gpus": (0, 1, 2)}, 1, 61, False),
+        ({"cpus": 2}, 3, 60, True),
+        ({"cpus": 2}, 3, 62, False),  # the workers take 21, 21 and 20
+        ({"cpus": 1}, 3, 62, True),
+        ({"cpus": 2, "accumulate": 2}, 1, 62, True),  # 16 and 16, then 15 and 15
+        ({"cpus": 2, "accumulate": 2}, 1, 61, False),  # 16 and 15, then 15 and 15
+    ],
+)
+def test_shares_have_to_be_equal(options, workers, images, even):
+    recipe = Recipe(**{"sync_bn": True, **options})
+    with (
+        nullcontext() if even else pytest.raises(UserError, match=f"{images} images do not divide")
+    ):
+        recipe.check_shares(images, workers)
+
+
+@pytest.mark.parametrize(("batch_size", "images"), [(25, 25), (24, 1437)])
+def test_uneven_shares_are_refused_before_there_is_a_run(tmp_path, monkeypatch, batch_size, images):
+    """Two devices can share 24 images, and not the last 21 of 1437."""
+    monkeypatch.setenv(SPACES_VARIABLE, str(SPACES))
+    recipe = Recipe(
+        dataset="digits", batch_size=batch_size, cpus=2, sync_bn=True, output=f"{tmp_path}/run"
+    )
+    with pytest.raises(UserError, match=f"{images} images do not divide by 2 devices"):
+        train_network(recipe)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_parameters_are_those_of_any_other_network():

@@ -315,6 +315,22 @@ class Recipe:
                 "image each time"
             )
 
+    def check_shares(self, images: int, workers: int) -> None:
+        """Lets batches be of `images`, or an epoch, that devices share equally for --sync-bn.
+
+        MXNet weighs each device's mean alike, however large its share. An epoch's last batch is
+        what the others leave, so it divides where an epoch and the other batches do.
+
+        Raises:
+            UserError: they don't divide.
+        """
+        shares = self.devices * workers
+        if self.sync_bn and self.devices > 1 and images % shares:
+            raise UserError(
+                "--sync-bn needs equal shares of every batch, the last of an epoch too, and "
+                f"{images} images do not divide by {shares} devices; use others, or leave it out"
+            )
+
     @property
     def devices(self) -> int:
         """Devices of one worker."""
