@@ -117,6 +117,32 @@ def test_files_of_keras_are_read(saved, name):
     assert_same(read(folder / name), arrays)
 
 
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+@pytest.mark.parametrize(
+    ("pooling", "head", "scaled", "says"),
+    [
+        ("avg", {"units": 1, "activation": "sigmoid"}, False, "activation='sigmoid'"),
+        ("avg", {"units": 1}, False, "units=1"),
+        ("max", {"units": 3}, False, "of kind 'GlobalMaxPooling2D'"),
+        ("avg", {"units": 3}, True, "of kind 'Rescaling'"),
+    ],
+)
+def test_what_has_no_weights_and_differs_is_refused(
+    keras, tmp_path, suffix, pooling, head, scaled, says
+):
+    layers = keras.layers
+    image = keras.Input((32, 32, 3))
+    base = keras.applications.ResNet50V2(
+        weights=None,
+        include_top=False,
+        input_tensor=layers.Rescaling(1 / 255)(image) if scaled else image,
+        pooling=pooling,
+    )
+    model = keras.Model(image, layers.Dense(**head, name="predictions")(base.output))
+    model.save(tmp_path / f"model.{suffix}")
+    assert_refused(tmp_path / f"model.{suffix}", says)
+
+
 def test_an_archive_says_its_layers_names(saved, tmp_path):
     folder, arrays = saved
     with zipfile.ZipFile(folder / "model.keras") as archive:
@@ -196,6 +222,10 @@ WEIGHTS = {
     "Conv2D": ("kernel", "bias"),
     "BatchNormalization": ("gamma", "beta", "moving_mean", "moving_variance"),
     "Dense": ("kernel", "bias"),
+}
+WEIGHTLESS = {
+    **{"Activation": 4, "Add": 1, "ZeroPadding2D": 3, "MaxPooling2D": 1},
+    "GlobalAveragePooling2D": 1,
 }
 UNBIASED = ("conv2_block1_1_conv", "conv2_block1_2_conv")
 
@@ -366,8 +396,11 @@ def archive(path, weights, config=None, **options):
     """A .keras archive of a file of weights, with a config.json that names its layers."""
     if config is None:
         layers = [{"class_name": kind, "config": {"name": name}} for name, kind in LAYERS.items()]
-        # Code in a description stays text.
-        layers.append({"class_name": "Lambda", "config": {"function": "raise SystemExit"}})
+        layers += [
+            {"class_name": kind, "config": {"name": f"{kind}_{number}"}}
+            for kind, count in WEIGHTLESS.items()
+            for number in range(count)
+        ]
         config = json.dumps({"class_name": "Functional", "config": {"layers": layers}})
     with zipfile.ZipFile(path, "w", **options) as file:
         file.writestr("config.json", config)
@@ -386,11 +419,15 @@ def test_small_archives_are_read(numbered, tmp_path):
         ("[]", "describes no model"),
         ('{"config": {"layers": 3}}', "describes no model"),
         ('{"config": {"layers": [{}]}}', "describes no model"),
-        ('{"config": {"layers": []}}', "layers/batch_normalization/vars/0, which no ResNetV2"),
+        ('{"config": {"layers": []}}', "has 0 layers Activation, of which"),
+        (
+            '{"config": {"layers": [{"class_name": "Lambda", "config": {"name": "code"}}]}}',
+            "layer 'code' of kind 'Lambda'",
+        ),
         ("import os", "is no JSON"),
         ("[" * 100_000, "all brackets|nested"),
     ],
-    ids=["empty", "list", "number", "nameless", "none", "code", "deep"],
+    ids=["empty", "list", "number", "nameless", "none", "lambda", "code", "deep"],
 )
 def test_archives_with_other_descriptions_are_refused(numbered, tmp_path, config, says):
     assert_refused(archive(tmp_path / "a.keras", numbered, config), says)

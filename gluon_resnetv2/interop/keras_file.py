@@ -13,6 +13,7 @@ read the layers' names.
 from __future__ import annotations
 
 import io
+import json
 import math
 import re
 import struct
@@ -24,9 +25,11 @@ import numpy as np
 
 from gluon_resnetv2.deploy.untrusted import Fault, quote, read_bytes, read_json, told_of
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.interop import keras_config
 
 LARGEST = 4 << 30  # bytes of a file
 MOST = 100_000  # objects in an HDF5 file, members of an archive
+MOST_TEXT = 4 << 20  # bytes of a model's description
 DEEPEST = 8  # groups in groups
 ZIP, HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
 MEMBER = b"PK\x01\x02"  # what each member of an archive is announced by
@@ -72,7 +75,9 @@ def _unzipped(data: bytes) -> tuple[bytes, dict[str, str]]:
                 # Keras compresses neither; what expands could expand to anything.
                 if member.compress_type != zipfile.ZIP_STORED or member.file_size > len(data):
                     raise Fault(f"has {member.filename} compressed; save it again with Keras")
-            names = _described(read_json(archive.read("config.json")))
+            config = read_json(archive.read("config.json"))
+            keras_config.check(config)
+            names = _described(config)
             return archive.read("model.weights.h5"), names
     except Fault:
         raise
@@ -111,6 +116,7 @@ def _arrays(data: bytes, names: Mapping[str, str] | None) -> dict[str, np.ndarra
             found = dict(_datasets(file))
             tops = {path[0] for path in found}
             if "model_weights" in tops:
+                keras_config.check(_config(data))
                 inside = {path[1:]: found[path] for path in found if path[0] == "model_weights"}
                 weights = _of_named(inside)
             elif "layers" in tops and "conv1_conv" not in tops:
@@ -125,6 +131,23 @@ def _arrays(data: bytes, names: Mapping[str, str] | None) -> dict[str, np.ndarra
     if sum(array.nbytes for array in arrays.values()) > len(data):
         raise Fault("has weights that share their place in it")
     return arrays
+
+
+def _config(data: bytes) -> object:
+    """The description of the whole model in an HDF5 file.
+
+    Found as the text that it is: damaged, an attribute could end the process that reads it.
+    """
+    start = re.search(
+        rb'\{"(?:module": "[\w.]*", ")?class_name": "(?:Functional|Model|Sequential)"', data
+    )
+    if not start:
+        raise Fault("holds a whole model without its model_config; save it again with Keras")
+    text = data[start.start() : start.start() + MOST_TEXT].decode("utf-8", "replace")
+    try:
+        return json.JSONDecoder().raw_decode(text)[0]
+    except (ValueError, RecursionError):
+        raise Fault("has a damaged model_config") from None
 
 
 def _h5py():
