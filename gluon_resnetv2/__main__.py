@@ -142,7 +142,7 @@ def convert(options) -> None:
     print(f"exported {artifact.name} to {artifact.folder}")
     about = artifact.manifest["source"]
     if "difference" in about:
-        print(f"its logits are those of {about['package']}, to {about['difference']:.1e}")
+        print(f"{about['package']}'s own network has its logits, to {about['difference']:.1e}")
     elif source.layout.package:
         print(f"{source.layout.package} can't be imported here, so its logits were not compared")
 

@@ -276,7 +276,7 @@ def test_weights_become_an_export_and_weights_again(zoo, command, tmp_path):
     lines = out.splitlines()
     assert lines[0].endswith("zoo.params: preact18 of Gluon's and GluonCV's resnet*_v2, 10 classes")
     assert lines[1] == f"exported preact18 to {tmp_path / 'export'}"
-    assert lines[2].startswith("its logits are those of mxnet 1.9.1, to ")
+    assert lines[2].startswith("mxnet 1.9.1's own network has its logits, to ")
     manifest = json.loads((tmp_path / "export" / "manifest.json").read_text())
     assert manifest["classes"][3] == "class 3"
     assert manifest["input"]["mean"] == [123.675, 116.28, 103.53]

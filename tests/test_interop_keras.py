@@ -14,6 +14,7 @@ import pytest
 
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.interop.keras import KERAS
+from gluon_resnetv2.interop.keras_config import IMAGE, network
 from gluon_resnetv2.interop.keras_file import read, write
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import named
@@ -117,42 +118,129 @@ def test_files_of_keras_are_read(saved, name):
     assert_same(read(folder / name), arrays)
 
 
-@pytest.mark.parametrize("suffix", ["keras", "h5"])
+@pytest.fixture(scope="module")
+def base(keras):
+    """Makes ResNetV2s of two stages of two narrow units."""
+    resnet = pytest.importorskip("keras.src.applications.resnet")
+
+    def stack(x):
+        x = resnet.stack_residual_blocks_v2(x, 4, 2, name="conv2")
+        return resnet.stack_residual_blocks_v2(x, 8, 2, stride1=1, name="conv3")
+
+    def make(pooling="avg", image=None):
+        image = keras.Input((32, 32, 3)) if image is None else image
+        return resnet.ResNet(
+            stack, True, True, weights=None, include_top=False, input_tensor=image, pooling=pooling
+        )
+
+    return make
+
+
+FORMATS = ("model.keras", "model.h5", "model.weights.h5")
+
+
+def save(model, path):
+    (model.save_weights if path.name.endswith(".weights.h5") else model.save)(path)
+    return path
+
+
+def functional(keras, base, *layers):
+    output = base.output
+    for layer in layers:
+        output = layer(output)
+    return keras.Model(base.input, output)
+
+
+def nested(keras, base):
+    image = keras.Input((32, 32, 3))
+    features = base(image, training=False)
+    return keras.Model(image, keras.layers.Dense(3)(keras.layers.Dropout(0.2)(features)))
+
+
+FINE_TUNED = {
+    "own name": lambda keras, base: functional(keras, base(), keras.layers.Dense(3, name="mine")),
+    "own pooling": lambda keras, base: functional(
+        keras, base(None), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3)
+    ),
+    "sequential": lambda keras, base: keras.Sequential([base(), keras.layers.Dense(3)]),
+    "nested": lambda keras, base: nested(keras, base()),
+}
+
+
+@pytest.mark.parametrize("made", FINE_TUNED)
+def test_fine_tuned_models_are_read_from_each_format(keras, base, made, tmp_path):
+    model = FINE_TUNED[made](keras, base)
+    if made == "own name":
+        model.compile(optimizer="adam", loss="mse")
+        model.optimizer.build(model.trainable_variables)  # is saved, too
+    arrays = {}
+    for layer in model._flatten_layers():
+        own = {} if hasattr(layer, "layers") else {v.name: v.numpy() for v in layer.weights}
+        name = "predictions" if isinstance(layer, keras.layers.Dense) else layer.name
+        arrays.update({f"{name}/{variable}": array for variable, array in own.items()})
+    for name in FORMATS:
+        remarks = []
+        assert_same(read(save(model, tmp_path / name), remarks.append), arrays)
+        assert len(remarks) == (name == "model.weights.h5")
+
+
 @pytest.mark.parametrize(
-    ("pooling", "head", "scaled", "says"),
+    ("head", "options", "says"),
     [
-        ("avg", {"units": 1, "activation": "sigmoid"}, False, "activation='sigmoid'"),
-        ("avg", {"units": 1}, False, "units=1"),
-        ("max", {"units": 3}, False, "of kind 'GlobalMaxPooling2D'"),
-        ("avg", {"units": 3}, True, "of kind 'Rescaling'"),
+        ({"activation": "sigmoid"}, {}, "activation='sigmoid'"),
+        ({}, {"pooling": "max"}, "of kind 'GlobalMaxPooling2D'"),
+        ({}, {"rescaled": True}, "of kind 'Rescaling'"),
     ],
 )
-def test_what_has_no_weights_and_differs_is_refused(
-    keras, tmp_path, suffix, pooling, head, scaled, says
-):
-    layers = keras.layers
+def test_what_has_no_weights_and_differs_is_refused(keras, base, head, options, says, tmp_path):
     image = keras.Input((32, 32, 3))
-    base = keras.applications.ResNet50V2(
-        weights=None,
-        include_top=False,
-        input_tensor=layers.Rescaling(1 / 255)(image) if scaled else image,
-        pooling=pooling,
+    first = keras.layers.Rescaling(1 / 255)(image) if options.pop("rescaled", False) else image
+    features = base(image=first, **options).output
+    model = keras.Model(image, keras.layers.Dense(3, **head)(features))
+    for name in FORMATS[:2]:
+        assert_refused(save(model, tmp_path / name), says)
+
+
+def rewired(keras, model, change):
+    """The same layers, called otherwise."""
+    config = json.loads(model.to_json())
+    change(
+        {
+            layer["name"]: node
+            for layer in config["config"]["layers"]
+            for node in layer["inbound_nodes"]
+        }
     )
-    model = keras.Model(image, layers.Dense(**head, name="predictions")(base.output))
-    model.save(tmp_path / f"model.{suffix}")
-    assert_refused(tmp_path / f"model.{suffix}", says)
+    return keras.models.model_from_json(json.dumps(config))
 
 
-def test_an_archive_says_its_layers_names(saved, tmp_path):
-    folder, arrays = saved
-    with zipfile.ZipFile(folder / "model.keras") as archive:
-        config, weights = map(archive.read, ("config.json", "model.weights.h5"))
-    with zipfile.ZipFile(tmp_path / "b.keras", "w") as archive:
-        archive.writestr("config.json", config.replace(b'"predictions"', b'"mine"'))
-        archive.writestr("model.weights.h5", weights)
-    found = read(tmp_path / "b.keras")
-    assert set(arrays) - set(found) == {"predictions/kernel", "predictions/bias"}
-    np.testing.assert_array_equal(found["mine/kernel"], arrays["predictions/kernel"])
+def other_shortcut(nodes):
+    nodes["conv2_block1_0_conv"]["args"] = nodes["conv2_block1_preact_bn"]["args"]
+
+
+def statistics_of_the_batch(nodes):
+    nodes["post_bn"]["kwargs"]["training"] = True
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (other_shortcut, "'conv2_block1_0_conv' that takes 'pool1_pool'"),
+        (statistics_of_the_batch, "'post_bn' called with training='True'"),
+    ],
+)
+def test_layers_that_are_called_otherwise_are_refused(keras, base, change, says, tmp_path):
+    model = rewired(keras, functional(keras, base(), keras.layers.Dense(3)), change)
+    for name in FORMATS[:2]:
+        assert_refused(save(model, tmp_path / name), says)
+
+
+def test_models_that_give_something_else_are_refused(keras, base, tmp_path):
+    features = base()
+    assert_refused(save(features, tmp_path / "model.keras"), "describes no layer predictions")
+    logits = keras.layers.Dense(3)(features.output)
+    model = keras.Model(features.input, [logits, features.output])
+    assert_refused(save(model, tmp_path / "model.h5"), "describes no model")
 
 
 @pytest.mark.parametrize("name", ["model.keras", "model.weights.h5"])
@@ -222,10 +310,6 @@ WEIGHTS = {
     "Conv2D": ("kernel", "bias"),
     "BatchNormalization": ("gamma", "beta", "moving_mean", "moving_variance"),
     "Dense": ("kernel", "bias"),
-}
-WEIGHTLESS = {
-    **{"Activation": 4, "Add": 1, "ZeroPadding2D": 3, "MaxPooling2D": 1},
-    "GlobalAveragePooling2D": 1,
 }
 UNBIASED = ("conv2_block1_1_conv", "conv2_block1_2_conv")
 
@@ -372,11 +456,11 @@ def test_names_that_would_not_print_are_refused(small):
     assert_refused(small, r"has a name, 'conv\\n1'")
 
 
-def test_a_model_in_a_model_is_refused(small):
+def test_a_model_beside_another_is_refused(small):
     with h5py.File(small, "r+") as file:
-        file["resnet/conv1/kernel"] = DATA
-        file["resnet/conv2/kernel"] = DATA
-    assert_refused(small, "has two weights resnet/kernel: of a model in a model")
+        file["resnet/conv1_conv/kernel"] = DATA
+        file["resnet/post_bn/gamma"] = DATA
+    assert_refused(small, "has two weights (conv1_conv/kernel|post_bn/gamma)")
 
 
 def test_layers_of_other_networks_are_refused(numbered):
@@ -392,16 +476,25 @@ def test_too_few_layers_are_refused(numbered, removed):
     assert_refused(numbered, "no weights of (predictions|post_bn)|not the convolutions")
 
 
+def description():
+    """What Keras 2 says of that network."""
+    entries = [{"class_name": "InputLayer", "config": {"name": IMAGE}, "inbound_nodes": []}]
+    for name, layer in network([1]).items():
+        entries.append(
+            {
+                "class_name": layer.kind,
+                "config": {"name": name, **layer.settings},
+                "inbound_nodes": [[[source, 0, 0, {}] for source in layer.inputs]],
+            }
+        )
+    config = {"layers": entries, "output_layers": [["predictions", 0, 0]]}
+    return {"class_name": "Functional", "config": config}
+
+
 def archive(path, weights, config=None, **options):
     """A .keras archive of a file of weights, with a config.json that names its layers."""
     if config is None:
-        layers = [{"class_name": kind, "config": {"name": name}} for name, kind in LAYERS.items()]
-        layers += [
-            {"class_name": kind, "config": {"name": f"{kind}_{number}"}}
-            for kind, count in WEIGHTLESS.items()
-            for number in range(count)
-        ]
-        config = json.dumps({"class_name": "Functional", "config": {"layers": layers}})
+        config = json.dumps(description())
     with zipfile.ZipFile(path, "w", **options) as file:
         file.writestr("config.json", config)
         file.writestr("model.weights.h5", Path(weights).read_bytes())
@@ -417,17 +510,19 @@ def test_small_archives_are_read(numbered, tmp_path):
     [
         ("{}", "describes no model"),
         ("[]", "describes no model"),
-        ('{"config": {"layers": 3}}', "describes no model"),
-        ('{"config": {"layers": [{}]}}', "describes no model"),
-        ('{"config": {"layers": []}}', "has 0 layers Activation, of which"),
+        ('{"class_name": "Model", "config": {"layers": 3}}', "describes no model"),
+        ('{"class_name": "Model", "config": {"layers": [{}]}}', "describes no model"),
+        ('{"class_name": "Mine", "config": {}}', "of class 'Mine', not of layers"),
+        ('{"class_name": "Sequential", "config": {"layers": []}}', "no layer conv1_pad"),
         (
-            '{"config": {"layers": [{"class_name": "Lambda", "config": {"name": "code"}}]}}',
+            '{"class_name": "Sequential", "config": {"layers": '
+            '[{"class_name": "Lambda", "config": {"name": "code"}}]}}',
             "layer 'code' of kind 'Lambda'",
         ),
         ("import os", "is no JSON"),
         ("[" * 100_000, "all brackets|nested"),
     ],
-    ids=["empty", "list", "number", "nameless", "none", "lambda", "code", "deep"],
+    ids=["empty", "list", "number", "nameless", "other", "none", "lambda", "code", "deep"],
 )
 def test_archives_with_other_descriptions_are_refused(numbered, tmp_path, config, says):
     assert_refused(archive(tmp_path / "a.keras", numbered, config), says)

@@ -81,6 +81,7 @@ class Source:
         layout: whose they are; None: ours.
         theirs: they as they are named there.
         ours: the same as we name and shape them.
+        remarks: what was taken of a file that holds more, or is assumed of what it does not tell.
     """
 
     path: Path
@@ -88,6 +89,7 @@ class Source:
     spec: Spec
     theirs: Arrays
     ours: Arrays
+    remarks: Sequence[str] = ()
 
     def __str__(self):
         whose = self.layout.about if self.layout else "gluon_resnetv2"
@@ -105,7 +107,7 @@ def read(
     Args:
         path: a file of weights, as `weights.read` takes it; or a folder of an export or run.
         layout: a name of `LAYOUTS`; by default the one that fits.
-        report: is told, in a line, what was taken of a file that holds more.
+        report: is told each of `Source.remarks`.
         key: which set of weights is taken, of a PyTorch file that holds several.
 
     Raises:
@@ -119,7 +121,13 @@ def read(
                 f"{path} is a folder, which only exports of ours are; leave out {option}"
             )
         return _read_export(path)
-    theirs = weights.read(path, report, key)
+    remarks = []
+
+    def note(line):
+        report(line)
+        remarks.append(line.removeprefix(f"{path}: "))
+
+    theirs = weights.read(path, note, key)
     if layout is None:
         found, spec, ours = detect(theirs, path)
     else:
@@ -128,7 +136,7 @@ def read(
             spec, ours = found.to_ours(theirs)
         except UserError as error:
             raise UserError(f"{path} is not of layout {layout}: {error}") from None
-    return Source(path, found, spec, found.canonical(theirs), ours)
+    return Source(path, found, spec, found.canonical(theirs), ours, remarks)
 
 
 def _read_export(folder):
@@ -181,6 +189,7 @@ def to_export(
         "file": source.path.name,
         "sha256": sha256(source.path),
         "layout": layout.name,
+        **({"remarks": list(source.remarks)} if source.remarks else {}),
         **_against_theirs(source, shape),
     }
     described = {**layout.input, "crop": layout.crops.get(spec.depth, layout.input["crop"])}

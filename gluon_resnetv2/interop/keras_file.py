@@ -6,8 +6,8 @@ HDF5 in one of two arrangements:
                                 a whole model, these groups are in `model_weights`.
     layers/conv2d_3/vars/0      .weights.h5: a group for each layer, counted by kind.
 
-A .keras file is a zip archive of the second and of the model's description in JSON, of which we
-read the layers' names.
+A .keras file is a zip archive of the second and of the model's description in JSON, from which we
+have the layers' names. Of a model in a model, the inner groups are in one of the outer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import math
 import re
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ import numpy as np
 from gluon_resnetv2.deploy.untrusted import Fault, quote, read_bytes, read_json, told_of
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.interop import keras_config
+from gluon_resnetv2.interop.keras_config import Layer, network, stages_of
 
 LARGEST = 4 << 30  # bytes of a file
 MOST = 100_000  # objects in an HDF5 file, members of an archive
@@ -33,6 +34,7 @@ MOST_TEXT = 4 << 20  # bytes of a model's description
 DEEPEST = 8  # groups in groups
 ZIP, HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
 MEMBER = b"PK\x01\x02"  # what each member of an archive is announced by
+ASSUMED = "average pooling, its activations and a softmax are assumed to be those of ResNetV2"
 NAME = re.compile(r"[\w.:+-]{1,200}", re.ASCII)
 # What zipfile and h5py raise depends on where the damage is.
 DAMAGE = (
@@ -47,14 +49,21 @@ KINDS = {
     "batch_normalization": ("BatchNormalization", BN),
     "dense": ("Dense", ("kernel", "bias")),
 }
+CLASSES = {layer: kind for kind, (layer, _) in KINDS.items()}
 NUMBERED = re.compile(rf"({'|'.join(KINDS)})(?:_(\d{{1,5}}))?")
 
 
-def read(path: str | Path) -> dict[str, np.ndarray]:
+def read(
+    path: str | Path, report: Callable[[str], None] = lambda line: None
+) -> dict[str, np.ndarray]:
     """The weights of a file, "LAYER/WEIGHT", as read-only float32 arrays.
 
+    Args:
+        report: is told, in a line, what is assumed of a model that the file does not describe.
+
     Raises:
-        UserError: the file is missing, damaged or of another kind; or h5py is not installed.
+        UserError: the file is missing, damaged, of another kind or of a model that computes
+            otherwise; or h5py is not installed.
     """
     with told_of(path):
         data, names = read_bytes(path, LARGEST), None
@@ -62,7 +71,10 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
             data, names = _unzipped(data)
         if not data.startswith(HDF5):
             raise Fault("is neither an HDF5 file nor a .keras archive of one")
-        return _arrays(data, names)
+        arrays, described = _arrays(data, names)
+    if not described:
+        report(f"{path}: has weights alone: {ASSUMED}")
+    return arrays
 
 
 def _unzipped(data: bytes) -> tuple[bytes, dict[str, str]]:
@@ -75,9 +87,7 @@ def _unzipped(data: bytes) -> tuple[bytes, dict[str, str]]:
                 # Keras compresses neither; what expands could expand to anything.
                 if member.compress_type != zipfile.ZIP_STORED or member.file_size > len(data):
                     raise Fault(f"has {member.filename} compressed; save it again with Keras")
-            config = read_json(archive.read("config.json"))
-            keras_config.check(config)
-            names = _described(config)
+            names = _names(keras_config.layers_of(read_json(archive.read("config.json"))))
             return archive.read("model.weights.h5"), names
     except Fault:
         raise
@@ -87,18 +97,13 @@ def _unzipped(data: bytes) -> tuple[bytes, dict[str, str]]:
         raise Fault(f"is a damaged archive: {_line(error)}") from None
 
 
-def _described(config: object) -> dict[str, str]:
+def _names(layers: Mapping[str, Layer]) -> dict[str, str]:
     """The name of each layer with weights, by its kind and number: {"conv2d_3": NAME}."""
     names, counts = {}, dict.fromkeys(KINDS, 0)
-    classes = {kind: layer for layer, (kind, _) in KINDS.items()}
-    try:
-        for layer in config["config"]["layers"]:
-            if layer["class_name"] in classes:
-                kind = classes[layer["class_name"]]
-                number, counts[kind] = counts[kind], counts[kind] + 1
-                names[_numbered(kind, number)] = layer["config"]["name"]
-    except (KeyError, TypeError):
-        raise Fault("has a config.json that describes no model of layers") from None
+    for name, layer in layers.items():
+        if kind := CLASSES.get(layer.kind):
+            names[_numbered(kind, counts[kind])] = name
+            counts[kind] += 1
     return names
 
 
@@ -109,17 +114,20 @@ def _numbered(kind: str, number: int) -> str:
 # -- HDF5 ------------------------------------------------------------------------------------------
 
 
-def _arrays(data: bytes, names: Mapping[str, str] | None) -> dict[str, np.ndarray]:
+def _arrays(data: bytes, names: Mapping[str, str] | None) -> tuple[dict[str, np.ndarray], bool]:
+    """The weights, and whether a description of their model was there to be checked."""
     h5py = _h5py()
     try:
         with h5py.File(io.BytesIO(data), "r") as file:
             found = dict(_datasets(file))
             tops = {path[0] for path in found}
+            described = names is not None or "model_weights" in tops
             if "model_weights" in tops:
-                keras_config.check(_config(data))
+                keras_config.layers_of(_config(data))
                 inside = {path[1:]: found[path] for path in found if path[0] == "model_weights"}
                 weights = _of_named(inside)
             elif "layers" in tops and "conv1_conv" not in tops:
+                found = _innermost(found)
                 weights = _of_numbered(found, _by_order(found) if names is None else names)
             else:
                 weights = _of_named(found)
@@ -130,7 +138,7 @@ def _arrays(data: bytes, names: Mapping[str, str] | None) -> dict[str, np.ndarra
         raise Fault(f"is a damaged HDF5 file: {_line(error)}") from None
     if sum(array.nbytes for array in arrays.values()) > len(data):
         raise Fault("has weights that share their place in it")
-    return arrays
+    return arrays, described
 
 
 def _config(data: bytes) -> object:
@@ -185,24 +193,49 @@ def _datasets(file) -> Iterator[tuple[tuple[str, ...], object]]:
 
 def _of_named(found: Mapping) -> dict:
     """The datasets of the first arrangement by layer and weight."""
+    inner = {}
+    for top, *path in found:
+        inner.setdefault(top, set()).update(path[:-1][:1])
     weights = {}
-    for (layer, *path), dataset in found.items():
-        if layer == "layers":
+    for path, dataset in found.items():
+        if path[0] == "layers":
             continue
-        name = f"{layer}/{path[-1].removesuffix(':0')}" if path else layer
-        if name in weights:
-            raise Fault(f"has two weights {name}: of a model in a model, save the inner one")
-        weights[name] = dataset
-    return weights
+        layer, *rest = path[1:] if len(inner[path[0]]) > 1 else path  # in a model in the model
+        _add(weights, f"{layer}/{rest[-1].removesuffix(':0')}" if rest else layer, dataset)
+    return _with_classifier(weights)
+
+
+def _with_classifier(weights):
+    """The same, with the one layer that is called otherwise than in Keras as its classifier."""
+    layers = {name.partition("/")[0] for name in weights}
+    strangers = layers - set(network(stages_of(layers)))
+    if "predictions" in layers or len(strangers) != 1:
+        return weights
+    (own,) = strangers
+    return {re.sub(rf"^{re.escape(own)}/", "predictions/", name): weights[name] for name in weights}
+
+
+def _innermost(found: Mapping) -> dict:
+    """The datasets of the second arrangement by the path below the innermost `layers`."""
+    inside = {}
+    for path, dataset in found.items():
+        if path[0] == "layers":  # others are of the optimiser
+            start = max(at for at, name in enumerate(path) if name == "layers")
+            _add(inside, path[start:], dataset)
+    return inside
+
+
+def _add(weights, name, dataset):
+    if name in weights:
+        raise Fault(f"has two weights {name if isinstance(name, str) else '/'.join(name)}")
+    weights[name] = dataset
 
 
 def _of_numbered(found: Mapping, names: Mapping[str, str]) -> dict:
     """The datasets of the second arrangement by layer and weight."""
     weights = {}
     for (top, *path), dataset in found.items():
-        if top != "layers":  # of the optimiser
-            continue
-        match = NUMBERED.fullmatch(path[0])
+        match = NUMBERED.fullmatch(path[0]) if path else None
         if not match or path[1:-1] != ["vars"] or path[0] not in names:
             raise Fault(f"has {'/'.join((top, *path))}, which no ResNetV2 of Keras has")
         _, fields = KINDS[match[1]]
@@ -226,7 +259,7 @@ def _by_order(found: Mapping) -> dict[str, str]:
     Keras too goes by the order. It notes names as attributes, but text in HDF5 that is damaged can
     end the process that reads it.
     """
-    numbered = sorted({path[1] for path in found if path[0] == "layers"}, key=_place)
+    numbered = sorted({path[1] for path in found if len(path) > 1}, key=_place)
     kinds = {kind: [name for name in numbered if _place(name)[0] == kind] for kind in KINDS}
     text = "".join(
         "b" if ("layers", conv, "vars", "1") in found else "-" for conv in kinds["conv2d"]
@@ -237,29 +270,17 @@ def _by_order(found: Mapping) -> dict[str, str]:
         raise Fault("has not the convolutions of a ResNetV2 of Keras")
     stages = [stage.count("--") for stage in re.findall(r"--bb(?:--b(?!b))*", text)]
     names = {}
-    for name in _in_order(stages):
-        kind = _kind(name)
+    for name, kind in _weighted(stages).items():
         if not kinds[kind]:
             raise Fault(f"has no weights of {name}")
         names[kinds[kind].pop(0)] = name
     return names
 
 
-def _in_order(stages: Sequence[int]) -> list[str]:
-    """The layers with weights of a ResNetV2 as Keras lists them."""
-    names = ["conv1_conv"]
-    for stage, units in enumerate(stages, 2):
-        for unit in range(1, units + 1):
-            projection = ["0_conv"] if unit == 1 else []
-            layers = ("preact_bn", "1_conv", "1_bn", "2_conv", "2_bn", *projection, "3_conv")
-            names += [f"conv{stage}_block{unit}_{layer}" for layer in layers]
-    return [*names, "post_bn", "predictions"]
-
-
-def _kind(layer: str) -> str:
-    if layer.endswith("_conv"):
-        return "conv2d"
-    return "batch_normalization" if layer.endswith("_bn") else "dense"
+def _weighted(stages: Sequence[int]) -> dict[str, str]:
+    """The layers with weights of a ResNetV2 as Keras lists them, and their kinds."""
+    layers = network(stages).items()
+    return {name: CLASSES[layer.kind] for name, layer in layers if layer.kind in CLASSES}
 
 
 def _array(data: bytes, name: str, dataset) -> np.ndarray:
@@ -303,8 +324,8 @@ def write(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     for name, array in arrays.items():
         layer, _, weight = name.partition("/")
         weights.setdefault(layer, {})[weight] = array
-    order = _in_order(_stages(weights))
-    places = {f"{layer}/{field}" for layer in order for field in KINDS[_kind(layer)][1]}
+    order = _weighted(stages_of(weights))
+    places = {f"{layer}/{field}" for layer, kind in order.items() for field in KINDS[kind][1]}
     if strangers := set(arrays) - places:
         raise UserError(f"a .h5 file of Keras has no place for {min(strangers)}")
     if missing := set(order) - set(weights):
@@ -312,11 +333,10 @@ def write(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     counts = dict.fromkeys(KINDS, 0)
     with h5py.File(path, "w") as file:
         # Keras loads by these orders. Without a version it would take the file for version 1's.
-        file.attrs["layer_names"] = np.array(order, "S")
+        file.attrs["layer_names"] = np.array(list(order), "S")
         file.attrs["keras_version"] = np.bytes_("2.0.0")
         file.create_group("vars")  # the model's own, which older versions of Keras 3 look for
-        for layer in order:
-            kind = _kind(layer)
+        for layer, kind in order.items():
             fields = [field for field in KINDS[kind][1] if field in weights[layer]]
             group = file.create_group(layer)
             group.attrs["weight_names"] = np.array([f"{layer}/{field}" for field in fields], "S")
@@ -325,14 +345,3 @@ def write(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
             for number, field in enumerate(fields):
                 group[f"{layer}/{field}"] = weights[layer][field]
                 numbered[str(number)] = group[f"{layer}/{field}"]
-
-
-def _stages(layers: Mapping) -> list[int]:
-    """How many units each stage has."""
-    stages = []
-    while f"conv{len(stages) + 2}_block1_1_conv" in layers:
-        prefix, unit = f"conv{len(stages) + 2}_block", 1
-        while f"{prefix}{unit + 1}_1_conv" in layers:
-            unit += 1
-        stages.append(unit)
-    return stages

@@ -33,7 +33,7 @@ def read(
     float16 becomes float32.
 
     Args:
-        report: is told, in a line, what was taken of a file that holds more.
+        report: is told, in a line, what was taken of a file that holds more, or is assumed.
         key: which set of weights is taken, of a PyTorch file that holds several.
 
     Raises:
@@ -58,7 +58,7 @@ def read(
         arrays = without_kind(read_arrays(path, kinds=False)).items()
         return {name: torch_file.widened(array) for name, array in arrays}
     if hdf5:
-        return keras_file.read(path)
+        return keras_file.read(path, report)
     if head[8:9] == b"{":
         return safetensors_file.read(path, report)
     raise UserError(
