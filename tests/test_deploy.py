@@ -418,6 +418,39 @@ def test_a_module_checkpoint_is_verified_too(tmp_path, one_runtime, monkeypatch)
     assert len(found) == len(RUNTIMES)
 
 
+def test_of_several_epochs_the_last_is_taken_and_said_or_the_one_that_is_named(
+    tmp_path, monkeypatch, capfd
+):
+    symbol, third, tenth = (
+        tmp_path / f"net-{end}" for end in ("symbol.json", "0003.params", "0010.params")
+    )
+    images, expected = reference_images((3, 16, 16)), {}
+    for seed, path in enumerate((third, tenth)):
+        net = get_model("preact8", unit="basic")
+        randomise(net, seed=seed)
+        save_parameters(net, path)
+        symbol.write_text(net(mx.sym.var("data")).tojson())
+        expected[path] = net(mx.nd.array(images)).asnumpy()
+    for path, epoch in ((tmp_path, tenth), (symbol, tenth), (third, third), (tenth, tenth)):
+        artifact = load(path)
+        said = capfd.readouterr().err
+        if path in expected:
+            assert said == ""
+        else:
+            assert f"{tenth} is taken, the last of 2" in said
+            assert f"such as {third}\n" in said
+        found = Predictor(artifact, shape=(3, 16, 16)).run(images)
+        np.testing.assert_allclose(found, expected[epoch], rtol=1e-4, atol=1e-4)
+    # The runtimes, our predictor among them, are verified with the epoch that is named.
+    monkeypatch.setattr(verification, "RUNTIMES", [("Predictor", None), ("simple_bind", PLAIN)])
+    tenth.write_bytes(tenth.read_bytes()[:100])
+    (found,) = verify([load(third)], (3, 16, 16))
+    assert [check.passed for check in found] == [True, True]
+    symbol.unlink()
+    with pytest.raises(UserError, match=r"no net-symbol\.json beside it"):
+        load(third)
+
+
 @pytest.mark.parametrize("what", ["symbol", "params"])
 def test_a_damaged_pair_without_manifest_is_named(small, what):
     (small.folder / "manifest.json").unlink()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from gluon_resnetv2.files import sha256
 from gluon_resnetv2.spec import IMAGE_SIZE_MAX, Spec
 
 FORMAT = 2  # of manifest.json
+EPOCH = re.compile(r"(.+)-\d{4}\.params")
 CALIBRATION = "calibration.params"  # real images, and what the network gives for them in float32
 CALIBRATION_IMAGES = 4096  # at most
 LARGEST_MANIFEST = 8 << 20  # bytes
@@ -72,7 +74,9 @@ def load(path: str | Path) -> Artifact:
     """Finds an export and checks its files against the manifest.
 
     Args:
-        path: a folder of an export or of a run, or the -symbol.json of any pair of files.
+        path: a folder of an export or of a run, or of any pair of files the -symbol.json or, where
+            there are several epochs, the NAME-NNNN.params. Otherwise the last epoch is taken, and
+            a line on stderr says so.
 
     Raises:
         UserError: there is no pair of files, or it is not what the manifest says.
@@ -82,18 +86,39 @@ def load(path: str | Path) -> Artifact:
         raise UserError(f"{path} does not exist; name an export's folder")
     if path.is_dir() and (path / "export").is_dir():
         path = path / "export"
+    epoch = EPOCH.fullmatch(path.name)
+    if epoch and path.is_file():
+        artifact = Artifact(path.with_name(f"{epoch[1]}-symbol.json"), path, None)
+        if not artifact.symbol.exists():
+            raise UserError(f"{path} has no {artifact.symbol.name} beside it")
+    else:
+        symbol = _symbol(path)
+        artifact = Artifact(symbol, _last_params(symbol), None)
+    if not (artifact.folder / "manifest.json").exists():
+        return artifact
+    return replace(artifact, manifest=_checked_manifest(artifact))
+
+
+def _symbol(path):
     symbols = sorted(path.glob("*-symbol.json")) if path.is_dir() else [path]
     if len(symbols) != 1 or not symbols[0].name.endswith("-symbol.json"):
         raise UserError(f"{path} is no export: it needs one NAME-symbol.json, and its parameters")
-    symbol = symbols[0]
-    named = re.escape(symbol.name.removesuffix("-symbol.json")) + r"-\d{4}\.params"
-    params = sorted(p for p in symbol.parent.iterdir() if re.fullmatch(named, p.name))
+    return symbols[0]
+
+
+def _last_params(symbol):
+    name = symbol.name.removesuffix("-symbol.json")
+    epochs = ((EPOCH.fullmatch(path.name), path) for path in symbol.parent.iterdir())
+    params = sorted(path for epoch, path in epochs if epoch and epoch[1] == name)
     if not params:
         raise UserError(f"{symbol} has no .params file beside it")
-    artifact = Artifact(symbol, params[-1], None)
-    if not (symbol.parent / "manifest.json").exists():
-        return artifact
-    return Artifact(symbol, params[-1], _checked_manifest(artifact))
+    if len(params) > 1:
+        print(
+            f"{params[-1]} is taken, the last of {len(params)} epochs; "
+            f"for another, name its .params, such as {params[0]}",
+            file=sys.stderr,
+        )
+    return params[-1]
 
 
 def _checked_manifest(artifact: Artifact) -> dict:

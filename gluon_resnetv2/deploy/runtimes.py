@@ -99,7 +99,7 @@ def predictor(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
     from gluon_resnetv2.deploy.predictor import Predictor
 
     shape = images.shape[1:]
-    return Predictor(load(symbol), max_batch=len(images), shape=shape).run(images)
+    return Predictor(load(params), max_batch=len(images), shape=shape).run(images)
 
 
 def native_engine(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
@@ -108,7 +108,7 @@ def native_engine(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
     from gluon_resnetv2.deploy.predictor import Predictor
 
     shape = images.shape[1:]
-    return Predictor(load(symbol), max_batch=len(images), shape=shape, engine="native").run(images)
+    return Predictor(load(params), max_batch=len(images), shape=shape, engine="native").run(images)
 
 
 def onnx_runtime(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
@@ -116,7 +116,7 @@ def onnx_runtime(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
     from gluon_resnetv2.deploy.artifact import load
     from gluon_resnetv2.deploy.onnx import run_onnx
 
-    onnx = load(symbol).onnx
+    onnx = load(params).onnx
     return run_onnx(onnx, images) if onnx else images[:0]
 
 
