@@ -283,7 +283,9 @@ def main() -> int:
     )
     add("--weights", metavar="KEY", help="the set of a PyTorch file that has several, as EMA's")
     options = verb(verify, "compare an exported pair with the training graph in every runtime")
-    options.add_argument("export", help="folder of an export or run, or a pair's -symbol.json or .params")
+    options.add_argument(
+        "export", help="folder of an export or run, or a pair's -symbol.json or .params"
+    )
     options.add_argument(
         "--shape", type=cli.shape, help="C,H,W of an image, for a pair without manifest"
     )

@@ -451,6 +451,20 @@ def test_of_several_epochs_the_last_is_taken_and_said_or_the_one_that_is_named(
         load(third)
 
 
+def test_a_pair_that_mxnet_can_not_compute_here_names_the_way_out(tmp_path, one_runtime):
+    """float16 has no matrix product on CPUs."""
+    weight = mx.sym.var("weight", dtype="float16")
+    data = mx.sym.Cast(mx.sym.Flatten(mx.sym.var("data")), dtype="float16")
+    symbol = mx.sym.FullyConnected(data, weight, num_hidden=10, no_bias=True)
+    arrays = {"weight": mx.nd.ones((10, 192), dtype="float16")}
+    mx.model.save_checkpoint(str(tmp_path / "half"), 7, symbol, arrays, {})
+    for way in (lambda pair: Predictor(pair, shape=(3, 8, 8)), lambda p: verify([p], (3, 8, 8))):
+        with pytest.raises(
+            UserError, match=r"does not run.*(?:FP|float)16.*`convert .*half-0007\.params"
+        ):
+            way(load(tmp_path))
+
+
 @pytest.mark.parametrize("what", ["symbol", "params"])
 def test_a_damaged_pair_without_manifest_is_named(small, what):
     (small.folder / "manifest.json").unlink()

@@ -55,6 +55,13 @@ class Artifact:
         """(channels, height, width) of one image. Only with a manifest."""
         return tuple(self.manifest["input"]["shape"])
 
+    def does_not_run(self, reason: str) -> UserError:
+        """To be raised where MXNet can't compute a pair here, in float16 for one."""
+        return UserError(
+            f"{self.symbol} does not run here: {reason}; "
+            f"`convert {self.params} -o FOLDER` may make a float32 export of it"
+        )
+
     def read(self, shape: tuple[int, int, int] | None = None) -> Pair:
         """The pair, checked.
 

@@ -83,7 +83,10 @@ class Predictor:
             self.classes = manifest["classes"]
         else:
             inputs, tolerance = reference_images(pair.shape), {"difference": TOLERANCE}
-            outputs = plain.run(inputs)
+            try:
+                outputs = plain.run(inputs)
+            except mx.MXNetError as error:
+                raise artifact.does_not_run(last_line(error)) from None
             if self.output == "probabilities":
                 outputs = log(outputs)
             self.classes = [str(index) for index in range(outputs.shape[1])]

@@ -108,7 +108,7 @@ def _checks(artifact, pair, known, answers):
     else:
         expected, failure = answers["simple_bind", PLAIN]
         if expected is None:
-            raise UserError(f"{artifact.symbol} does not run: {failure}")
+            raise artifact.does_not_run(failure)
     for runtime, (outputs, failure) in answers.items():
         if runtime == ONNX and not artifact.onnx:
             continue
