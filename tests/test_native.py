@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import os
 import subprocess
 import sys
@@ -10,7 +12,8 @@ from pathlib import Path
 import mxnet as mx
 import numpy as np
 import pytest
-from mxnet import autograd
+from mxnet import autograd, gluon
+from numpy.lib.stride_tricks import sliding_window_view
 
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.layers import is_statistic
@@ -69,18 +72,44 @@ def difference(found, expected):
     return max((relative(found[name], expected[name], 0.1), name) for name in expected)
 
 
-def check(net, **kwargs):
-    """Within rounding of float64, with at least one of three seeds.
-
-    Of many thousand activations one may be so near to zero that its ReLU is open in one type and
-    shut in the other, which changes gradients by a percent.
+def least_decided(net, **kwargs):
+    """What float64 gives, as `trained`, and how near to zero a ReLU's input comes, or how near the
+    two largest values to each other where a pooling lets a positive one through.
     """
-    for seed in range(3):
-        expected = trained(ResNetV2(net.spec), seed=seed, **kwargs)
-        found = trained(ResNetV2(net.spec), native_block, "float32", seed=seed, **kwargs)
-        if difference(found, expected) < (2e-5,):
-            return
-    raise AssertionError(difference(found, expected))
+    nearest = [np.inf]
+
+    def relu(_block, inputs):
+        nearest.append(np.abs(inputs[0].asnumpy()).min())
+
+    def pooling(_block, inputs):
+        x = np.pad(inputs[0].asnumpy(), [(0, 0), (0, 0), (1, 1), (1, 1)])
+        windows = sliding_window_view(x, (3, 3), axis=(2, 3))[:, :, ::2, ::2]
+        second, first = np.moveaxis(np.sort(windows.reshape(*windows.shape[:4], 9)), -1, 0)[-2:]
+        nearest.append((first - second)[first > 0].min())
+
+    def look(block):
+        if isinstance(block, gluon.nn.Activation):
+            block.register_forward_pre_hook(relu)
+        elif isinstance(block, gluon.nn.MaxPool2D):
+            block.register_forward_pre_hook(pooling)
+
+    return trained(net.apply(look), **kwargs), min(nearest)
+
+
+def check(net, **kwargs):
+    """Within rounding of float64, which is 1e-6 to 7e-6 here.
+
+    A gradient is continuous but where a ReLU opens, or another pixel becomes the largest of those
+    that are pooled. There the types' rounding, 1e-7 of values about 1 in each of a few layers, may
+    decide otherwise, and a gradient is off by up to a percent though nothing is wrong. Values that
+    float64 has so near to such a place are no test, and others are drawn.
+    """
+    for seed in itertools.count():
+        expected, nearest = least_decided(ResNetV2(net.spec), seed=seed, **kwargs)
+        if nearest > 2e-6:
+            break
+    found = trained(ResNetV2(net.spec), native_block, "float32", seed=seed, **kwargs)
+    assert difference(found, expected) < (2e-5,)
 
 
 @pytest.mark.parametrize("shortcut", SHORTCUTS)
@@ -103,9 +132,12 @@ def test_every_order_and_shortcut_trains_as_float64_in_mxnet(order, shortcut):
     ids=str,
 )
 def test_other_networks_train_as_float64_in_mxnet(switches):
-    net = get_model(**switches)
-    # At 64 pixels a ReLU differs in most seeds; at 48 in one of three at most.
-    check(net, size=48 if net.spec.stem == "imagenet" else 16)
+    spec = named(**switches)
+    if spec.stem != "imagenet":
+        return check(ResNetV2(spec))
+    # Of fewer values, for one of more is always in doubt.
+    small = dataclasses.replace(spec, stages=(1, 1, 1, 1), channels=(16, 32, 64, 128))
+    check(ResNetV2(small), size=48)
 
 
 def test_batches_of_other_sizes_may_come():
