@@ -177,13 +177,13 @@ def test_evaluation_counts_every_image_once(batch_size, devices):
 
 @pytest.fixture
 def steps(monkeypatch):
-    """What every step of a training is given: images, labels and learning rate."""
+    """What every step of a training is given: images, labels, learning rate and batch size."""
     taken = []
 
     class Recording(Step):
-        def __call__(self, images, labels, *args):
-            taken.append((images, labels, self.trainer.learning_rate))
-            return super().__call__(images, labels, *args)
+        def __call__(self, images, labels, step, count, *args):
+            taken.append((images, labels, self.trainer.learning_rate, count))
+            return super().__call__(images, labels, step, count, *args)
 
     monkeypatch.setattr("gluon_resnetv2.training.loop.Step", Recording)
     return taken
@@ -193,15 +193,18 @@ def test_training_counts_every_image_once(tmp_path, steps):
     dataset = data.load("synthetic", image_size=8, train_count=50)
     train(tmp_path / "run", dataclasses.replace(TINY, cpus=3, num_epochs=1), dataset=dataset)
     # Two images would leave a device of three without one.
-    assert [len(labels) for _, labels, _ in steps] == [24, 26]
-    counted = np.bincount(np.concatenate([labels for _, labels, _ in steps]))
+    assert [len(labels) for _, labels, *_ in steps] == [24, 26]
+    assert [count for *_, count in steps] == [24, 26]  # which gradients are divided by
+    counted = np.bincount(np.concatenate([labels for _, labels, *_ in steps]))
     assert list(counted) == list(np.bincount(dataset.train.labels))
 
 
 def test_every_step_has_its_learning_rate(tmp_path, steps):
     train(tmp_path / "run")
     expected = [0.01] * 3 + [0.1] * 8 + [0.01] * 11
-    assert [lr for _, _, lr in steps] == pytest.approx(expected)
+    assert [lr for _, _, lr, _ in steps] == pytest.approx(expected)
+    ends = [record["lr"] for record in read_metrics(tmp_path / "run") if "epoch" in record]
+    assert ends == pytest.approx([0.1, 0.01])  # the last steps', not the next ones'
 
 
 def test_momenta_are_corrected_from_the_first_change_of_the_rate_on(tmp_path):
@@ -221,7 +224,7 @@ def test_momenta_are_corrected_from_the_first_change_of_the_rate_on(tmp_path):
 def test_the_seed_orders_the_images(tmp_path, steps):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(tmp_path / name, dataclasses.replace(TINY, seed=seed, num_epochs=1))
-    first, again, other = ([images for images, _, _ in steps[i : i + 11]] for i in (0, 11, 22))
+    first, again, other = ([images for images, *_ in steps[i : i + 11]] for i in (0, 11, 22))
     assert all(map(np.array_equal, first, again))
     assert not any(map(np.array_equal, first, other))
 
