@@ -92,6 +92,15 @@ def test_test_images_come_as_stored():
         np.testing.assert_array_equal(images[:, channel], (stored[:, channel] - mean) / std)
 
 
+def test_images_that_an_epoch_leaves_out_are_others_each_time():
+    epochs = [
+        np.concatenate([labels for _, labels in numbered(50).batches(20, train=True, **options)])
+        for options in ({"images": 47, "epoch": 0}, {"images": 47, "epoch": 1})
+    ]
+    assert [len(np.unique(labels)) for labels in epochs] == [47, 47]
+    assert set(epochs[0]) != set(epochs[1])
+
+
 @pytest.mark.parametrize("flip", [False, True])
 def test_training_images_keep_their_labels_and_are_mirrored_where_that_is_wanted(flip):
     dataset = dataclasses.replace(numbered(100), pad=0, flip=flip)

@@ -188,36 +188,32 @@ def test_every_device_counts_the_same(found):
 
 
 @pytest.mark.parametrize(
-    ("options", "workers", "images", "even"),
+    ("options", "workers", "images", "taken"),
     [
-        ({}, 1, 61, True),  # one device
-        ({"cpus": 2}, 1, 60, True),
-        ({"cpus": 2}, 1, 61, False),
-        ({"cpus": 2, "sync_bn": False}, 1, 61, True),
-        ({"gpus": (0, 1, 2)}, 1, 61, False),
-        ({"cpus": 2}, 3, 60, True),
-        ({"cpus": 2}, 3, 62, False),  # the workers take 21, 21 and 20
-        ({"cpus": 1}, 3, 62, True),
-        ({"cpus": 2, "accumulate": 2}, 1, 62, True),  # 16 and 16, then 15 and 15
-        ({"cpus": 2, "accumulate": 2}, 1, 61, False),  # 16 and 15, then 15 and 15
+        ({}, 1, 61, 61),  # one device
+        ({"cpus": 2}, 1, 60, 60),
+        ({"cpus": 2}, 1, 61, 60),
+        ({"cpus": 2, "sync_bn": False}, 1, 61, 61),
+        ({"gpus": (0, 1, 2)}, 1, 61, 60),
+        ({"cpus": 2}, 3, 60, 60),
+        ({"cpus": 2}, 3, 62, 60),  # else the workers would take 21, 21 and 20
+        ({"cpus": 1}, 3, 62, 62),
+        ({"cpus": 2, "accumulate": 2}, 1, 62, 62),  # 16 and 16, then 15 and 15
+        ({"cpus": 2, "accumulate": 2}, 1, 61, 60),
     ],
 )
-def test_shares_have_to_be_equal(options, workers, images, even):
-    recipe = Recipe(**{"sync_bn": True, **options})
-    with (
-        nullcontext() if even else pytest.raises(UserError, match=f"{images} images do not divide")
-    ):
-        recipe.check_shares(images, workers)
+def test_shares_are_equal(options, workers, images, taken):
+    recipe = Recipe(**{"sync_bn": True, "batch_size": images, **options})
+    assert recipe.epoch_images(images, workers) == taken
+    refused = pytest.raises(UserError, match=f"{images} images do not divide")
+    with nullcontext() if taken == images else refused:
+        recipe.check_shares(workers)
 
 
-@pytest.mark.parametrize(("batch_size", "images"), [(25, 25), (24, 1437)])
-def test_uneven_shares_are_refused_before_there_is_a_run(tmp_path, monkeypatch, batch_size, images):
-    """Two devices can share 24 images, and not the last 21 of 1437."""
+def test_uneven_batches_are_refused_before_there_is_a_run(tmp_path, monkeypatch):
     monkeypatch.setenv(SPACES_VARIABLE, str(SPACES))
-    recipe = Recipe(
-        dataset="digits", batch_size=batch_size, cpus=2, sync_bn=True, output=f"{tmp_path}/run"
-    )
-    with pytest.raises(UserError, match=f"{images} images do not divide by 2 devices"):
+    recipe = Recipe(dataset="digits", batch_size=25, cpus=2, sync_bn=True, output=f"{tmp_path}/run")
+    with pytest.raises(UserError, match="25 images do not divide by 2 devices"):
         train_network(recipe)
     assert not list(tmp_path.iterdir())
 

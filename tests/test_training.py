@@ -119,6 +119,14 @@ def test_a_steps_loss_is_that_of_all_its_images(tmp_path, parts):
     assert losses["parts"] == pytest.approx(losses["one"], rel=1e-5)
 
 
+def test_an_epoch_trains_on_the_images_that_the_recipe_takes(tmp_path, monkeypatch):
+    monkeypatch.setattr(Recipe, "epoch_images", lambda self, count, workers: count - 6)
+    train(tmp_path, dataclasses.replace(TINY, batch_size=26, num_epochs=1, log_every=1))
+    *steps, epoch = read_metrics(tmp_path)
+    losses = [record["loss"] for record in steps]
+    assert np.average(losses, weights=[26] * 9 + [16]) == pytest.approx(epoch["train_loss"])
+
+
 def test_a_step_is_sgd_with_momentum_on_the_mean_gradient():
     """Against the update written out, with a batch that two devices share unevenly."""
     devices = contexts(None, 2)

@@ -67,6 +67,7 @@ class Dataset:
         batch_size: int,
         *,
         train: bool = False,
+        images: int | None = None,
         seed: int = 0,
         epoch: int = 0,
         devices: int = 1,
@@ -84,6 +85,7 @@ class Dataset:
             batch_size: images per batch, over all workers and devices; `num_batches` says what the
                 last one holds.
             train: the training images rather than the test images.
+            images: so many of them, drawn anew each epoch, rather than all.
             seed, epoch: not negative; unused for test images, which come as they are stored.
             devices: among how many a worker splits its part of a batch.
             start: steps to leave out.
@@ -99,9 +101,10 @@ class Dataset:
             UserError: as `num_batches`, at once rather than with the first batch.
         """
         split = self.train if train else self.test
-        count = len(split.labels)
+        stored = len(split.labels)
+        count = images or stored
         steps = num_batches(count, batch_size, devices * (workers if train else 1))
-        order = random_numbers(seed, epoch).permutation(count) if train else np.arange(count)
+        order = random_numbers(seed, epoch).permutation(stored) if train else np.arange(count)
         fill = (np.subtract(self.fill, self.mean)) / self.std
 
         def make(step: int) -> tuple[np.ndarray, np.ndarray]:

@@ -114,6 +114,7 @@ class ImageNet:
         batch_size: int,
         *,
         train: bool = False,
+        images: int | None = None,
         seed: int = 0,
         epoch: int = 0,
         devices: int = 1,
@@ -130,6 +131,7 @@ class ImageNet:
         Args:
             batch_size: images per batch, over all devices and workers.
             train: the training images rather than the test images, which come in order, each once.
+            images: so many of them, drawn anew each epoch, rather than all.
             devices: among how many a worker's batch will be split.
             start: steps to leave out.
             worker, workers: which part of every batch to read. All workers get equally many
@@ -145,10 +147,11 @@ class ImageNet:
         """
         if not train:
             return self._test_batches(batch_size, start, worker, workers)
-        steps = num_batches(self.train_count, batch_size, devices * workers)
+        images = images or self.train_count
+        steps = num_batches(images, batch_size, devices * workers)
         if isinstance(self._train, Records):
             self._train.check(self._pool)
-        order = random_numbers(seed, epoch).permutation(self.train_count)
+        order = random_numbers(seed, epoch).permutation(self.train_count)[:images]
         batches = np.split(order, np.arange(1, steps) * batch_size)[start:]
         return (
             self._training_batch(np.array_split(rows, workers)[worker], seed, epoch)

@@ -101,7 +101,8 @@ class Training:
         self.net, self.dataset, self.recipe, self.run = net, dataset, recipe, run
         self.devices, self.workers = devices, workers
         parts = recipe.parts * workers.count
-        self.steps = num_batches(dataset.train_count, recipe.batch_size, parts)  # of an epoch
+        self.images = recipe.epoch_images(dataset.train_count, workers.count)  # of an epoch
+        self.steps = num_batches(self.images, recipe.batch_size, parts)  # of an epoch
         self.steps_in_all = recipe.total_steps(self.steps)
         self.epochs = -(-self.steps_in_all // self.steps)
         self.lr_at = recipe.schedule(self.steps)
@@ -149,7 +150,7 @@ class Training:
             for images, labels in itertools.islice(prepared, end - self.step):
                 lr = set_learning_rate(self.trainer, recipe, self.lr_at, self.step)
                 count = batch_images(
-                    self.dataset.train_count,
+                    self.images,
                     recipe.batch_size,
                     recipe.parts * workers.count,
                     self.step - first,
@@ -175,6 +176,7 @@ class Training:
         return self.dataset.batches(
             self.recipe.batch_size,
             train=True,
+            images=self.images,
             seed=self.recipe.seed,
             epoch=self.epoch,
             devices=self.recipe.parts,

@@ -71,7 +71,7 @@ def train_network(
         check_sync(devices, dropout=isinstance(spec.shortcut, Dropout))
     with connect(recipe.kv_store) as workers:
         recipe.check_batch(workers.count)
-        recipe.check_shares(recipe.batch_size, workers.count)
+        recipe.check_shares(workers.count)
         if workers.count > 1 and not recipe.output:
             raise UserError("several workers need --output, a folder that all of them see")
         if workers.rank == 0 and not resume:
@@ -79,13 +79,15 @@ def train_network(
         if workers.rank == 0 and name in RECIPES:
             print(RECIPES[name].about(name))
         dataset = load_data(recipe)
-        recipe.check_shares(dataset.train_count, workers.count)
         with Run(recipe, resume=resume, writes=workers.rank == 0) as run:
             workers.barrier()  # only now has the folder what the others read
             net = initial_network(recipe, len(dataset.classes), devices)
             if run.writes:
                 size = f"{net.spec.name}, {net.spec.parameter_count():,} parameters"
                 print(f"{size}, on {devices}: {run.folder}", flush=True)
+                whole = dataset.train_count
+                if rest := whole - recipe.epoch_images(whole, workers.count):
+                    print(f"--sync-bn: each epoch leaves out {rest} of {whole} images, drawn anew")
             last = fit(net, dataset, recipe, devices, run, workers)
     return run.folder, last, workers
 

@@ -315,21 +315,30 @@ class Recipe:
                 "image each time"
             )
 
-    def check_shares(self, images: int, workers: int) -> None:
-        """Lets batches be of `images`, or an epoch, that devices share equally for --sync-bn.
+    def check_shares(self, workers: int) -> None:
+        """Lets batches be such that devices share them equally for --sync-bn.
 
-        MXNet weighs each device's mean alike, however large its share. An epoch's last batch is
-        what the others leave, so it divides where an epoch and the other batches do.
+        MXNet weighs each device's mean alike, however large its share.
 
         Raises:
             UserError: they don't divide.
         """
-        shares = self.devices * workers
-        if self.sync_bn and self.devices > 1 and images % shares:
+        if rest := self.batch_size % self._equal_shares(workers):
             raise UserError(
-                "--sync-bn needs equal shares of every batch, the last of an epoch too, and "
-                f"{images} images do not divide by {shares} devices; use others, or leave it out"
+                f"--sync-bn needs equal shares of a batch, and {self.batch_size} images do not "
+                f"divide by {self.devices * workers} devices; --batch-size "
+                f"{self.batch_size - rest or self.devices * workers} does"
             )
+
+    def epoch_images(self, count: int, workers: int) -> int:
+        """How many of `count` training images an epoch takes: all that `check_shares` lets.
+
+        An epoch's last batch is what the others leave, so devices share that equally, too.
+        """
+        return count - count % self._equal_shares(workers)
+
+    def _equal_shares(self, workers):
+        return self.devices * workers if self.sync_bn and self.devices > 1 else 1
 
     @property
     def devices(self) -> int:
