@@ -20,7 +20,7 @@ from importlib import metadata
 from typing import NamedTuple
 
 from gluon_resnetv2 import runtime
-from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.errors import UserError, install
 
 WIDTH = 100  # columns
 PATIENCE = 120  # seconds
@@ -159,7 +159,7 @@ def _processor(found: dict) -> Iterator[Row]:
     if "isa" in found:
         yield row("oneDNN uses", found["isa"])
     native = _version("onednn-cpu-gomp")
-    missing = "not installed: pip install 'gluon_resnetv2[native]'"
+    missing = f"not installed: {install('native')}"
     yield row("--engine native", f"with oneDNN of {native}" if native else missing)
 
 
@@ -172,7 +172,7 @@ def _gpus() -> Iterator[Row]:
         brought, needed = len(runtime.cuda_libraries()), len(runtime.CUDA_LIBRARIES)
         yield row("CUDA libraries", f"{brought} of {needed} from NVIDIA's wheels")
     elif runtime.CPU_WHEEL in installed:
-        yield row("wheel", "for CPUs only; that of '.[cu112]' is for GPUs")
+        yield row("wheel", "for CPUs only; the extra cu112 has the one for GPUs")
     try:
         gpus = runtime.gpus()
     except UserError as error:
@@ -238,7 +238,7 @@ def _hazards(found: dict) -> Iterator[Row]:
     yield row(
         "ONNX export",
         ACTIVE if onnx and _release(onnx) >= (1, 19) else ABSENT,
-        "fails with onnx 1.19 and newer: pip install 'onnx<1.19'",
+        f"fails with onnx 1.19 and newer: {install('onnx')}",
     )
 
     # Speed

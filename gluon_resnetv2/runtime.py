@@ -23,7 +23,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import NamedTuple
 
-from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.errors import UserError, install, python, uninstall
 
 CPU_WHEEL = "mxnet"
 GPU_WHEEL = "mxnet-cu112"
@@ -92,19 +92,19 @@ def require() -> None:
     if len(installed) > 1:
         raise CannotLoad(
             f"{CPU_WHEEL} and {GPU_WHEEL} are installed over each other: "
-            f"pip uninstall {CPU_WHEEL} {GPU_WHEEL}, then pip install '.[cpu]' or '.[cu112]'"
+            f"{uninstall(CPU_WHEEL, GPU_WHEEL)}, then {_install_mxnet()}"
         )
     import numpy
 
     if int(numpy.__version__.split(".")[0]) > 1:
         raise CannotLoad(
             f"MXNet 1.9.1 needs numpy 1.x, and numpy {numpy.__version__} is installed: "
-            "pip install 'numpy<2'"
+            + python("-m", "pip", "install", "numpy<2")
         )
     if GPU_WHEEL in installed and _driver() is None:
         raise CannotLoad(
             f"{GPU_WHEEL} needs NVIDIA's driver, and libcuda.so.1 is not found: install the "
-            f"driver, or use the CPU: pip uninstall {GPU_WHEEL}, then pip install '.[cpu]'"
+            f"driver, or use the CPU: {uninstall(GPU_WHEEL)}, then {install('cpu')}"
         )
 
 
@@ -117,10 +117,14 @@ def _require_python() -> None:
 
 
 def _not_installed() -> NotInstalled:
-    way_out = "pip install '.[cpu]', or '.[cu112]' for NVIDIA GPUs"
+    way_out = _install_mxnet()
     for wheel in wheels():  # as after uninstalling the one of two that lay over each other
-        way_out = f"{wheel} has lost its files: pip uninstall {wheel}, then {way_out}"
+        way_out = f"{wheel} has lost its files: {uninstall(wheel)}, then {way_out}"
     return NotInstalled(f"MXNet is not installed: {way_out}", name="mxnet")
+
+
+def _install_mxnet():
+    return f"{install('cpu')}, with cu112 for cpu where there is an NVIDIA GPU"
 
 
 # The import hook
@@ -175,7 +179,7 @@ def _around_mxnet(mxnet: types.ModuleType) -> Iterator[None]:
         except OSError as error:  # the dynamic linker's
             extra = "cu112" if GPU_WHEEL in wheels() else "cpu"
             raise CannotLoad(
-                f"MXNet's library does not load ({error}): pip install '.[{extra}]' again"
+                f"MXNet's library does not load ({error}): {install(extra)} again"
             ) from error
     _after(mxnet)
 
@@ -465,7 +469,7 @@ def check_gpus(ids: Sequence[int]) -> None:
     if installed == [CPU_WHEEL]:
         raise UserError(
             f"GPU {ids[0]} cannot be used: the MXNet installed is the CPU wheel; "
-            f"pip uninstall {CPU_WHEEL}, then pip install '.[cu112]'"
+            f"{uninstall(CPU_WHEEL)}, then {install('cu112')}"
         )
     found = gpus()
     for index in ids:

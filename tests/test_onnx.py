@@ -186,11 +186,11 @@ def without(monkeypatch):
 def test_an_onnx_that_is_missing_or_too_new_is_named_with_the_way_out(missing, without, tmp_path):
     """`onnx.mapping` is what onnx 1.19 and newer lack."""
     without(missing)
-    with pytest.raises(UserError, match=r"older than 1\.19: pip install '\.\[onnx\]'"):
+    with pytest.raises(UserError, match=r"older than 1\.19: .* pip install .*\[onnx\]"):
         export_onnx(mx.sym.var("data"), {}, manifest(), tmp_path / "net.onnx")
 
 
 def test_a_missing_runtime_is_named_with_the_way_out(without, tmp_path):
     without("onnxruntime")
-    with pytest.raises(UserError, match=r"pip install '\.\[onnx\]'"):
+    with pytest.raises(UserError, match=r" pip install .*\[onnx\]"):
         run_onnx(tmp_path / "net.onnx", images(1))

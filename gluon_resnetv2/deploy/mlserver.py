@@ -17,7 +17,7 @@ from gluon_resnetv2.deploy.mlserver_settings import MAX_BATCH
 from gluon_resnetv2.deploy.predictor import Predictor
 from gluon_resnetv2.deploy.protocol import NUMBERS, Refused, decode, encode
 from gluon_resnetv2.deploy.service import Metrics, Model
-from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.errors import UserError, install
 
 try:
     from mlserver import MLModel
@@ -25,7 +25,7 @@ try:
     from mlserver.types import InferenceRequest, InferenceResponse, MetadataTensor, RequestInput
     from mlserver.utils import get_model_uri
 except ImportError:
-    raise UserError("MLServer is not installed: pip install '.[mlserver]'") from None
+    raise UserError(f"MLServer is not installed: {install('mlserver')}") from None
 
 QUEUE = 1024  # images that wait
 

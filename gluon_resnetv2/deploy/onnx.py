@@ -18,12 +18,11 @@ import mxnet as mx
 import numpy as np
 
 from gluon_resnetv2 import __version__
-from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.errors import UserError, install
 from gluon_resnetv2.files import whole_file
 
 OPSET = 13  # the newest that MXNet 1.9.1 translates to
 IR_VERSION = 7  # of the file format, as of that opset (ONNX 1.8, 2020)
-INSTALL = "pip install '.[onnx]'"
 
 
 def export_onnx(
@@ -96,7 +95,7 @@ def run_onnx(path: str | Path, images: np.ndarray) -> np.ndarray:
     try:
         import onnxruntime
     except ImportError:
-        raise UserError(f"ONNX Runtime is not installed: {INSTALL}") from None
+        raise UserError(f"ONNX Runtime is not installed: {install('onnx')}") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -111,7 +110,7 @@ def _exporter():
         import onnx
         from onnx import mapping  # noqa: F401  # which MXNet needs, and onnx 1.19 dropped
     except ImportError:
-        raise UserError(f"ONNX export needs onnx, older than 1.19: {INSTALL}") from None
+        raise UserError(f"ONNX export needs onnx, older than 1.19: {install('onnx')}") from None
     from mxnet.onnx.mx2onnx._export_onnx import MXNetGraph
 
     theirs = MXNetGraph.registry_[OPSET]["mean"]

@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 
 from gluon_resnetv2.distributed import watch
-from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.errors import UserError, python
 
 LOOPBACK = "127.0.0.1"
 
@@ -116,8 +116,8 @@ def _check(options) -> None:
 
 
 def _resume(options) -> str:
-    words = ["python", "-m", "gluon_resnetv2", *sys.argv[1:]]
-    return shlex.join(words if "--resume" in options.command else [*words, "--resume", "auto"])
+    resume = () if "--resume" in options.command else ("--resume", "auto")
+    return python("-m", "gluon_resnetv2", *sys.argv[1:], *resume)
 
 
 def _say(line: str, stream=None) -> None:

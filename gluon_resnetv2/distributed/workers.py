@@ -10,7 +10,7 @@ import numpy as np
 
 from gluon_resnetv2.distributed import watch
 from gluon_resnetv2.distributed.server_optimizer import FIRST_KEY, ServerOptimizer
-from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.errors import UserError, python
 
 PARAMETER_SERVER = ("dist_sync", "dist_device_sync", "dist_async")
 DISTRIBUTED = (*PARAMETER_SERVER, "horovod")
@@ -264,7 +264,8 @@ def connect(kv_store: str) -> Workers:
         if not launched:
             raise UserError(
                 f"--kv-store {kv_store} is for several processes: put "
-                "`python -m gluon_resnetv2 launch --workers N --` before the command"
+                f"`{python('-m', 'gluon_resnetv2', 'launch', '--workers', 'N', '--')}` before the "
+                "command"
             )
         watch.start()
         store = mx.kv.create(kv_store)
@@ -284,7 +285,8 @@ def _connect_horovod() -> Horovod:
     if "HOROVOD_RANK" not in os.environ:
         raise UserError(
             "--kv-store horovod is for several processes: put "
-            "`python -m gluon_resnetv2.distributed.horovodrun -np N` before the command"
+            f"`{python('-m', 'gluon_resnetv2.distributed.horovodrun', '-np', 'N')}` before the "
+            "command"
         )
     try:
         import horovod.mxnet as hvd

@@ -12,7 +12,7 @@ from mxnet.gluon import Block, SymbolBlock
 from gluon_resnetv2.checkpoint import set_parameters
 from gluon_resnetv2.deploy.artifact import Artifact, load
 from gluon_resnetv2.deploy.runtimes import as_block
-from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.errors import UserError, install
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.paper import RESULTS
 from gluon_resnetv2.spec import FAMILIES, FIELDS, Spec, Unit, named
@@ -38,7 +38,7 @@ def register() -> None:
     try:
         from gluoncv.model_zoo import model_zoo
     except ImportError as error:
-        raise UserError(f"GluonCV can't be imported ({error}): pip install '.[gluoncv]'") from None
+        raise UserError(f"GluonCV can't be imported ({error}): {install('gluoncv')}") from None
     if isinstance(model_zoo._models, _Models):
         return
     if taken := sorted(filter(_is_ours, model_zoo._models)):

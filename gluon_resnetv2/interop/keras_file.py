@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from gluon_resnetv2.deploy.untrusted import Fault, quote, read_bytes, read_json, told_of
-from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.errors import UserError, install
 from gluon_resnetv2.interop import keras_config
 from gluon_resnetv2.interop.keras_config import Layer, network, stages_of
 
@@ -162,7 +162,7 @@ def _h5py():
     try:
         import h5py
     except ImportError:
-        raise UserError("Keras' files of weights need h5py; pip install h5py") from None
+        raise UserError(f"Keras' files of weights need h5py: {install('keras')}") from None
     return h5py
 
 

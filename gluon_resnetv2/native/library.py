@@ -12,7 +12,7 @@ from pathlib import Path
 
 import mxnet as mx
 
-from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.errors import UserError, install
 from gluon_resnetv2.files import cache_folder, whole_file
 from gluon_resnetv2.runtime import cpu_flags
 
@@ -86,9 +86,7 @@ def _file(package: str, ending: str) -> Path:
     try:
         files = metadata.distribution(package).files or []
     except metadata.PackageNotFoundError:
-        raise UserError(
-            f"--engine native needs {package}: pip install 'gluon_resnetv2[native]'"
-        ) from None
+        raise UserError(f"--engine native needs {package}: {install('native')}") from None
     for file in files:
         if str(file).endswith(ending):
             return Path(file.locate()).resolve()

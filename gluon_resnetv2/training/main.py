@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import mxnet as mx
 from gluon_resnetv2.deploy.export import export_run
 from gluon_resnetv2.deploy.verify import report
 from gluon_resnetv2.distributed.workers import Workers, connect
-from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.errors import UserError, python
 from gluon_resnetv2.net import ResNetV2, he_normal
 from gluon_resnetv2.spec import Dropout
 from gluon_resnetv2.training.datasets import load_data
@@ -39,13 +38,13 @@ def train(recipe: Recipe, resume: bool = False, name: str | None = None) -> int:
     if workers.rank:
         return 0
     if last is None:
-        command = shlex.join(["python", sys.argv[0], "--resume", str(folder)])
+        command = python(sys.argv[0], "--resume", str(folder))
         alone = workers.count == 1
         print(f"stopped; go on with: {command if alone else 'the same command, --resume auto'}")
         return 0
     verified = report(export_run(folder))
     print(f"test accuracy {100 - last['test_error']:.2f} %; learning curves: {folder}/curves.png")
-    print(f"try: python -m gluon_resnetv2 predict {folder} IMAGE")
+    print(f"try: {python('-m', 'gluon_resnetv2', 'predict', str(folder), 'IMAGE')}")
     return 0 if verified else 1
 
 

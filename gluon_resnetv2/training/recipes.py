@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gluon_resnetv2.errors import python
+
 
 @dataclass(frozen=True)
 class Named:
@@ -30,7 +32,7 @@ class Named:
         """Its command, source, cost and the error to expect, as text."""
         data = " --data-dir DIR" if self.script == "imagenet.py" else ""
         return (
-            f"python train/{self.script} --recipe {name}{data}\n"
+            f"{python(f'train/{self.script}')} --recipe {name}{data}\n"
             f"    from      {self.source}\n"
             f"    cost      {self.cost}\n"
             f"    expected  {self.expected}: test error in %"
