@@ -378,6 +378,8 @@ def test_counts_of_batches_are_left_out_where_mxnet_has_no_place_for_them(comman
     status, out, _ = command("convert", tmp_path / "their.pth", *asked)
     assert status == 0
     assert "took 'module.' off every name" in out
+    manifest = json.loads((tmp_path / "export" / "manifest.json").read_text())
+    assert manifest["source"]["remarks"] == ["took 'module.' off every name"]
     to = ("--to", "torch-preresnet", "-o", tmp_path / "back.params")
     assert command("convert", tmp_path / "export", *to)[0] == 0
     found = weights.read(tmp_path / "back.params")
@@ -417,6 +419,7 @@ def test_a_network_whose_logits_are_zero_is_no_other_network(zoo, tmp_path):
         (("PRERESNET", "-o", "out"), "if you know that it is not: --from torch-preresnet"),
         (("NO-VAR", "-o", "out"), "there is no layer2.1.bn2.running_var, which a preact20"),
         (("V1", "-o", "out"), "is of no layout that is known. For model-zoo, the nearest: "),
+        (("ONE-LOGIT", "-o", "out"), "ONE-LOGIT gives one number, as for a sigmoid, and exports"),
     ],
 )
 def test_mistakes_are_told_in_one_line(zoo, command, words, told, tmp_path, monkeypatch):
@@ -429,6 +432,8 @@ def test_mistakes_are_told_in_one_line(zoo, command, words, told, tmp_path, monk
     torch_file.write("PRERESNET", arrays)
     torch_file.write("NO-VAR", without(arrays, "layer2.1.bn2.running_var"))
     (tmp_path / "README").write_text("No weights here.\n")
+    first = {name: a[:1] if name.startswith("output.") else a for name, a in zoo[1].items()}
+    mx.nd.save("ONE-LOGIT", {name: mx.nd.array(array) for name, array in first.items()})
     mx.nd.save("V1", {name: mx.nd.array(array) for name, array in v1().items()})
     if "EXPORT" in str(words):
         net = ResNetV2(named("preact8", unit="basic"))

@@ -181,6 +181,11 @@ def to_export(
     layout, spec = source.layout, source.spec
     if layout is None:
         raise UserError(f"{source.path} is an export of ours already; name a layout: --to")
+    if spec.classes == 1:
+        raise UserError(
+            f"{source.path} gives one number, as for a sigmoid, and exports have softmax; "
+            "write it as two logits, 0 and that number"
+        )
     size = image_size or SIZES[spec.stem]
     shape = (spec.in_channels, size, size)
     if mean is not None and len(mean) != spec.in_channels:
