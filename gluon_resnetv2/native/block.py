@@ -17,6 +17,7 @@ def native_symbol(
     dtype: str = "float32",
     training: bool = False,
     adds: bool = False,
+    images_gradient: bool = False,
 ) -> mx.sym.Symbol:
     """The graph that computes what `symbol` does, with the native operator up to the features.
 
@@ -28,6 +29,7 @@ def native_symbol(
         training: whether it is for training passes alone, or for inference alone, where parameters
             are taken as they are in the first pass.
         adds: in training, whether gradients are added to what is there (grad_req "add").
+        images_gradient: in training, whether the images' gradient is computed, too; else it is 0.
 
     Raises:
         UserError: the operator has no instruction for something in the network, or can't be used
@@ -39,7 +41,7 @@ def native_symbol(
     inputs = [mx.sym.var(images, dtype="float32"), *map(mx.sym.var, names)]
     if adds:  # the operator writes, as MXNet does not tell it what to do: its neighbours can add
         inputs = [
-            one if name == images or is_statistic(name) else mx.sym.identity(one)
+            one if is_statistic(name) else mx.sym.identity(one)
             for name, one in zip(program.inputs, inputs)
         ]
     features = mx.sym.resnetv2_trunk(
@@ -47,6 +49,7 @@ def native_symbol(
         program=program.text,
         dtype=dtype,
         training=int(training),
+        images=int(images_gradient),
         inputs=len(inputs),
         features=program.features,
     )
@@ -54,20 +57,24 @@ def native_symbol(
 
 
 def native_block(
-    net: ResNetV2, dtype: str = "float32", adds: bool = False, training: bool = True
+    net: ResNetV2,
+    dtype: str = "float32",
+    adds: bool = False,
+    training: bool = True,
+    images_gradient: bool = True,
 ) -> gluon.SymbolBlock:
     """What computes the same as `net`, by the native operator, with its parameters.
 
     In training it is for `autograd.record()` alone; evaluate and export `net`.
 
     Args:
-        dtype, adds, training: as `native_symbol`.
+        dtype, adds, training, images_gradient: as `native_symbol`.
 
     Raises:
         UserError: as `native_symbol`.
     """
     traced = net(mx.sym.var("data"))
-    symbol = native_symbol(traced, net.spec.in_channels, dtype, training, adds)
+    symbol = native_symbol(traced, net.spec.in_channels, dtype, training, adds, images_gradient)
     images = mx.sym.var("data", dtype="float32")
     block = gluon.SymbolBlock(symbol, [images], params=net.collect_params())
     block.hybridize(static_alloc=True, static_shape=True)

@@ -57,6 +57,7 @@ def library() -> Path:
         f"-I{package / 'include'}", f"-I{headers.parents[2]}",
         str(SOURCE), str(package / "src" / "lib_api.cc"),
         str(runtime), f"-Wl,-rpath,{runtime.parent}",
+        "-fno-trapping-math", "-fno-math-errno",  # so that choices and rounding vectorise
     ]  # fmt: skip
     identity = [
         SOURCE.read_text(),

@@ -108,7 +108,8 @@ ATTRIBUTES = {
     },
     "Concat": {"dim": (1, _one_of(1)), "num_args": IGNORED},
     "amp_cast": {"dtype": IGNORED},
-    **dict.fromkeys(("_mul_scalar", "_rminus_scalar"), SCALAR),
+    "_mul_scalar": SCALAR,
+    "_rminus_scalar": {**SCALAR, "scalar": (1, _one_of(1))},
     **{op: {} for op in ("elemwise_add", "elemwise_mul", "sigmoid", "zeros_like")},
 }
 # In training, what differs from that.
@@ -128,6 +129,16 @@ class Widened(NamedTuple):
     source: Activation
     stride: int
     channels: int
+
+
+class Gate(NamedTuple):
+    """The sigmoid of an activation, or of its negative, which is 1 less that; only multiplied by.
+
+    Where bfloat16 has values near 1 its steps are 0.004, more than a gate that starts at 0.0025.
+    """
+
+    source: Activation
+    sign: int
 
 
 class Zeros(NamedTuple):
@@ -162,7 +173,7 @@ class Program:
             for source, *_ in node["inputs"]:
                 self._readers[source].append(index)
         self._lines: list[list] = []  # the words of each
-        self._computed: dict[int, Activation | Widened | Zeros] = {}  # by the node's index
+        self._computed: dict[int, Activation | Widened | Gate | Zeros] = {}  # by the node's index
         self.inputs: list[str] = []
         self.folded: list[str] = []
         self.features = 0
@@ -198,6 +209,10 @@ class Program:
             self._computed[index] = self._found(given[0])  # in the operator's own type
         elif op == "zeros_like":
             self._computed[index] = Zeros(self._found(given[0]).channels)
+        elif op == "sigmoid":
+            self._computed[index] = Gate(self._operand(given[0]), 1)
+        elif op == "_rminus_scalar":
+            self._computed[index] = self._less_than_1(given[0], node)
         elif op in ("slice", "Concat", "slice_axis"):
             self._computed[index] = self._widened(op, attrs, given, node)
         elif op == "elemwise_add" and self._adds_while_it_convolves(*given):
@@ -242,6 +257,12 @@ class Program:
 
     def _instruction(self, op, attrs, given, index):
         """Its name and all its numbers but `out`, and how many channels it computes."""
+        if op == "elemwise_mul":
+            gate, x = sorted(given, key=lambda one: not isinstance(self._found(one), Gate))
+            x, gate = self._operand(x), self._found(gate)
+            if not isinstance(gate, Gate):
+                raise _unsupported(self._nodes[index])
+            return ("gate", x.number, gate.source.number, gate.sign), x.channels
         x = self._operand(given[0])
         if op == "Convolution":
             weight, *bias = map(self._input, given[1:])
@@ -256,15 +277,10 @@ class Program:
             return ("bn", x.number, *statistics, *numbers), x.channels
         if op == "Activation":
             return ("relu", x.number), x.channels
-        if op in ("elemwise_add", "elemwise_mul"):
-            other = self._operand(given[1])
-            return (op[len("elemwise_") :], x.number, other.number), x.channels
-        if op == "sigmoid":
-            return ("sigmoid", x.number), x.channels
+        if op == "elemwise_add":
+            return ("add", x.number, self._operand(given[1]).number), x.channels
         if op == "_mul_scalar":
-            return ("affine", x.number, attrs["scalar"], 0), x.channels
-        if op == "_rminus_scalar":
-            return ("affine", x.number, -1, attrs["scalar"]), x.channels
+            return ("scale", x.number, attrs["scalar"]), x.channels
         if op == "Dropout":
             return ("dropout", x.number, attrs["p"]), x.channels
         if op == "Pooling":
@@ -273,11 +289,18 @@ class Program:
         assert op == "mean", op
         return ("mean", x.number), x.channels
 
+    def _less_than_1(self, index: int, node) -> Gate:
+        """What a gate leaves of 1."""
+        gate = self._found(index)
+        if not isinstance(gate, Gate):
+            raise _unsupported(node)
+        return gate._replace(sign=-gate.sign)
+
     def _widened(self, op, attrs, given, node) -> Widened:
         """What slices, zeros and concatenations come to; computed once something reads it."""
         before, *others = map(self._found, given)
         source = before if isinstance(before, Widened) else Widened(before, 1, before.channels)
-        if isinstance(before, Zeros):
+        if isinstance(before, (Gate, Zeros)):
             raise _unsupported(node)
         if op == "slice":
             return source._replace(stride=source.stride * attrs["step"][2])
@@ -312,7 +335,7 @@ class Program:
     def _operand(self, index: int) -> Activation:
         """What a node has computed, as something that instructions can read."""
         found = self._found(index)
-        if isinstance(found, Zeros):
+        if isinstance(found, (Gate, Zeros)):
             raise _unsupported(self._nodes[index])
         if isinstance(found, Widened):
             source, stride, channels = found
@@ -321,7 +344,7 @@ class Program:
             found = self._computed[index] = Activation(number, channels)
         return found
 
-    def _found(self, index: int) -> Activation | Widened | Zeros:
+    def _found(self, index: int) -> Activation | Widened | Gate | Zeros:
         """What a node has computed; no parameter, which instructions read as such alone."""
         if index not in self._computed:
             raise _unsupported(self._nodes[index])

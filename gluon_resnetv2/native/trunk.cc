@@ -11,8 +11,8 @@
 //           inference gamma beta mean var eps fixed of a normalisation that the weights take in
 //   bn      out in gamma beta mean var eps momentum fixed relu
 //   relu    out in
-//   add     out in in          mul   out in in
-//   sigmoid out in             affine out in scale shift     (scale * in + shift)
+//   add     out in in          scale out in factor
+//   gate    out in gate sign                (in times the sigmoid of sign * gate)
 //   widen   out in channels stride          (every stride-th pixel, zeros as further channels)
 //   dropout out in ratio                    (what stays is divided by 1 - ratio)
 //   maxpool out in kernel stride pad
@@ -62,6 +62,20 @@ inline void store(bfloat16& to, float x) {
   std::memcpy(&bits, &x, sizeof bits);
   // To the nearest, ties to even; what is no number stays none.
   to.bits = x != x ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+// To three units in the last place. A loop over it vectorises, unlike one over std::exp.
+inline float sigmoid(float x) {
+  // e^-|x| as 2^n * e^r, and e^r as its Taylor series.
+  const float least = -std::min(std::abs(x), 87.f), n = std::nearbyint(least * 1.44269504f);
+  const float r = least - n * 0.693145752f - n * 1.42860677e-6f;
+  float e = 1 + r / 7;
+  for (int k = 6; k; --k) e = 1 + r * (1.f / k) * e;
+  const uint32_t bits = uint32_t(int(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+  e *= power;
+  return (x < 0 ? e : 1) / (1 + e);
 }
 
 // Calls f(T*, T*...) with the pointers' type, which all arrays of a network share.
@@ -144,7 +158,7 @@ struct Instruction {
 
   // The activations that it reads.
   std::vector<int> reads() const {
-    if (name == "add" || name == "mul") return {(*this)[1], (*this)[2]};
+    if (name == "add" || name == "gate") return {(*this)[1], (*this)[2]};
     if (name == "conv" && (*this)[8] >= 0) return {(*this)[1], (*this)[8]};
     return {(*this)[1]};
   }
@@ -165,18 +179,21 @@ std::vector<Instruction> parse(const std::string& text) {
 
 class Trunk {
  public:
-  Trunk(const std::string& program, Type type, bool training, const std::vector<MXTensor>& inputs)
+  // `images`: whether the way back gives the images' gradient, too.
+  Trunk(const std::string& program, Type type, bool training, bool images,
+        const std::vector<MXTensor>& inputs)
       : engine_(engine::kind::cpu, 0),
         stream_(engine_),
         pool_(engine_),
         type_(type),
-        training_(training) {
+        training_(training),
+        images_(images) {
     auto instructions = parse(program);
     shapes_ = shapes(inputs);
     values_.resize(instructions.size() + 1);
     gradients_.resize(instructions.size() + 1);
-    auto images = input(0, Tag::nchw), first = compute(0, shapes_[0]);
-    run(forward_, reorder(images, first), {{DNNL_ARG_FROM, images}, {DNNL_ARG_TO, first}});
+    auto given = input(0, Tag::nchw), first = compute(0, shapes_[0]);
+    run(forward_, reorder(given, first), {{DNNL_ARG_FROM, given}, {DNNL_ARG_TO, first}});
     std::map<int, size_t> last;  // that reads an activation
     for (size_t k = 0; k < instructions.size(); ++k)
       for (int value : instructions[k].reads()) last[value] = k;
@@ -189,6 +206,11 @@ class Trunk {
     }
     if (training_)
       for (auto p = plans.rbegin(); p != plans.rend(); ++p) (*p)();
+    if (training_ && images_) {
+      auto found = take(0);
+      auto asked = output(0, Tag::nchw);
+      run(backward_, reorder(*found, asked), {{DNNL_ARG_FROM, *found}, {DNNL_ARG_TO, asked}});
+    }
     gradients_.clear();
     values_.clear();
   }
@@ -232,9 +254,8 @@ class Trunk {
     if (i.name == "bn") return bn(i);
     if (i.name == "relu") return relu(i);
     if (i.name == "add") return add(i);
-    if (i.name == "mul") return mul(i);
-    if (i.name == "sigmoid") return sigmoid(i);
-    if (i.name == "affine") return affine(i);
+    if (i.name == "gate") return gate(i);
+    if (i.name == "scale") return scale(i);
     if (i.name == "widen") return widen(i);
     if (i.name == "dropout") return dropout(i);
     if (i.name == "maxpool") return maxpool(i);
@@ -286,7 +307,7 @@ class Trunk {
       run(backward_, convolution_backward_weights(weights_pd), arguments);
       if (dw.get() != target.get())
         run(backward_, reorder(dw, target), {{DNNL_ARG_FROM, dw}, {DNNL_ARG_TO, target}});
-      if (i[1] == 0) return;  // nobody asks for the images' gradient
+      if (i[1] == 0 && !images_) return;
       convolution_backward_data::primitive_desc data_pd(engine_, direct, x.get_desc(), weights,
                                                         activation(out), strides, pad, pad, pd);
       auto w_back = data_pd.weights_desc() == w.get_desc()
@@ -369,7 +390,7 @@ class Trunk {
         arguments[DNNL_ARG_DIFF_SRC] = dx;
         run(backward_, batch_normalization_backward(back_pd), arguments);
       };
-      if (i[1] == 0)  // nobody asks for it, but the primitive writes it
+      if (i[1] == 0 && !images_)  // nobody asks for it, but the primitive writes it
         write(*pool_.lend(x.get_desc()));
       else
         give(i[1], write);
@@ -397,39 +418,35 @@ class Trunk {
     };
   }
 
-  std::function<void()> mul(const Instruction& i) {
-    auto a = *values_[i[1]], b = *values_[i[2]], y = compute(i[0], a.get_desc().get_dims());
-    forward_.push_back([=] { map([](float s, float t) { return s * t; }, y, a, b); });
-    return [=] {
-      auto dy = take(i[0]);
-      for (auto& [operand, other] : {std::pair{i[1], b}, std::pair{i[2], a}})
-        give(operand, [&, other = other](const memory& dx) {
-          backward_.push_back(
-              [=, dy = *dy] { map([](float g, float t) { return g * t; }, dx, dy, other); });
-        });
-    };
-  }
-
-  std::function<void()> sigmoid(const Instruction& i) {
-    auto x = *values_[i[1]], y = compute(i[0], x.get_desc().get_dims());
-    forward_.push_back([=] { map([](float a) { return 1 / (1 + std::exp(-a)); }, y, x); });
+  // The sigmoid is computed anew wherever it is needed, so that it is never rounded to the type.
+  std::function<void()> gate(const Instruction& i) {
+    auto x = *values_[i[1]], z = *values_[i[2]], y = compute(i[0], x.get_desc().get_dims());
+    const float sign = i[3];
+    forward_.push_back([=] { map([=](float a, float b) { return a * sigmoid(sign * b); }, y, x, z); });
     return [=] {
       auto dy = take(i[0]);
       give(i[1], [&](const memory& dx) {
-        backward_.push_back(
-            [=, dy = *dy] { map([](float g, float s) { return g * s * (1 - s); }, dx, dy, y); });
+        backward_.push_back([=, dy = *dy] {
+          map([=](float g, float b) { return g * sigmoid(sign * b); }, dx, dy, z);
+        });
+      });
+      give(i[2], [&](const memory& dz) {
+        backward_.push_back([=, dy = *dy] {
+          map([=](float g, float a, float b) { return sign * g * a * sigmoid(b) * sigmoid(-b); },
+              dz, dy, x, z);
+        });
       });
     };
   }
 
-  std::function<void()> affine(const Instruction& i) {
+  std::function<void()> scale(const Instruction& i) {
     auto x = *values_[i[1]], y = compute(i[0], x.get_desc().get_dims());
-    const float scale = i.numbers[2], shift = i.numbers[3];
-    forward_.push_back([=] { map([=](float a) { return scale * a + shift; }, y, x); });
+    const float factor = i.numbers[2];
+    forward_.push_back([=] { map([=](float a) { return factor * a; }, y, x); });
     return [=] {
       auto dy = take(i[0]);
       give(i[1], [&](const memory& dx) {
-        backward_.push_back([=, dy = *dy] { map([=](float g) { return scale * g; }, dx, dy); });
+        backward_.push_back([=, dy = *dy] { map([=](float g) { return factor * g; }, dx, dy); });
       });
     };
   }
@@ -638,7 +655,7 @@ class Trunk {
 
   // The same where it is there already.
   void pass_on(int value, const Buffer& gradient) {
-    if (value == 0) return;
+    if (value == 0 && !images_) return;
     if (!gradients_[value]) {
       gradients_[value] = gradient;
       return;
@@ -654,7 +671,7 @@ class Trunk {
   stream stream_;
   Pool pool_;
   Type type_;
-  const bool training_;
+  const bool training_, images_;
   std::vector<std::vector<int64_t>> shapes_;
   std::vector<Buffer> values_;     // while the plan is being made, as the gradients
   std::vector<Buffer> gradients_;
@@ -672,14 +689,15 @@ class Operator : public mxnet::ext::CustomStatefulOp {
   explicit Operator(const Attributes& attributes)
       : program_(attributes.at("program")),
         type_(attributes.at("dtype") == "bfloat16" ? Type::bf16 : Type::f32),
-        training_(attributes.at("training") == "1") {}
+        training_(attributes.at("training") == "1"),
+        images_(attributes.count("images") && attributes.at("images") == "1") {}
 
   mxnet::ext::MXReturnValue Forward(std::vector<MXTensor>* inputs, std::vector<MXTensor>* outputs,
                                     const mxnet::ext::OpResource& resource) override {
     return guarded([&] {
       if (!trunk_ || !trunk_->fits(*inputs)) {
         trunk_.reset();  // before its successor needs the memory
-        trunk_ = std::make_unique<Trunk>(program_, type_, training_, *inputs);
+        trunk_ = std::make_unique<Trunk>(program_, type_, training_, images_, *inputs);
       }
       // MXNet's own generator, which `mx.random.seed` sets.
       uint32_t seed = (*resource.get_cpu_rand_states())();
@@ -706,7 +724,7 @@ class Operator : public mxnet::ext::CustomStatefulOp {
 
   std::string program_;
   Type type_;
-  bool training_;
+  bool training_, images_;
   std::unique_ptr<Trunk> trunk_;
 };
 

@@ -47,7 +47,7 @@ def training_pass(net: ResNetV2, recipe: Recipe) -> Callable:
             net, None if recipe.recompute == "auto" else recipe.recompute
         ).forward_backward
     if recipe.engine == "native":
-        net = native_block(net, recipe.dtype, adds=recipe.accumulate > 1)
+        net = native_block(net, recipe.dtype, adds=recipe.accumulate > 1, images_gradient=False)
     return partial(forward_backward, net)
 
 
