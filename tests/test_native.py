@@ -522,6 +522,19 @@ def test_attributes_that_a_graph_leaves_out_are_mxnets_own():
     ]
 
 
+def test_sums_with_gated_activations_are_rounded_once():
+    """The shortcut's, which is the larger, last."""
+    x = mx.sym.Activation(DATA, act_type="relu")
+    gate = mx.sym.sigmoid(DATA)
+    graph = x * gate + DATA * (1 - gate)
+    assert Program(mx.sym.mean(graph, axis=(2, 3)), 3).text.split(";") == [
+        "relu 1 0",
+        "gate 2 1 0 1 -1",
+        "gate 3 0 0 -1 2",
+        "mean 4 3",
+    ]
+
+
 def test_strides_multiply():
     whole = (None,) * 4
     twice = DATA

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-from typing import NamedTuple
+from typing import NamedTuple, Union
 
 import mxnet as mx
 
@@ -134,17 +134,27 @@ class Widened(NamedTuple):
 class Gate(NamedTuple):
     """The sigmoid of an activation, or of its negative, which is 1 less that; only multiplied by.
 
-    Where bfloat16 has values near 1 its steps are 0.004, more than a gate that starts at 0.0025.
+    Below 1, steps of bfloat16 are 0.004, and a gate may start at 0.0025: it is never rounded.
     """
 
     source: Activation
     sign: int
 
 
+class Gated(NamedTuple):
+    """An activation times a gate; computed once something reads it, with the sum it goes into."""
+
+    source: Activation
+    gate: Gate
+
+
 class Zeros(NamedTuple):
     """Channels of zeros."""
 
     channels: int
+
+
+Value = Union[Activation, Widened, Gate, Gated, Zeros]
 
 
 class Program:
@@ -173,7 +183,7 @@ class Program:
             for source, *_ in node["inputs"]:
                 self._readers[source].append(index)
         self._lines: list[list] = []  # the words of each
-        self._computed: dict[int, Activation | Widened | Gate | Zeros] = {}  # by the node's index
+        self._computed: dict[int, Value] = {}  # by the node's index
         self.inputs: list[str] = []
         self.folded: list[str] = []
         self.features = 0
@@ -213,8 +223,13 @@ class Program:
             self._computed[index] = Gate(self._operand(given[0]), 1)
         elif op == "_rminus_scalar":
             self._computed[index] = self._less_than_1(given[0], node)
+        elif op == "elemwise_mul":
+            self._computed[index] = self._gated(given, node)
         elif op in ("slice", "Concat", "slice_axis"):
             self._computed[index] = self._widened(op, attrs, given, node)
+        elif op == "elemwise_add" and (gated := self._first_gated(reversed(given))):
+            (other,) = (one for one in given if one != gated)
+            self._computed[index] = self._gate(self._found(gated), self._operand(other).number)
         elif op == "elemwise_add" and self._adds_while_it_convolves(*given):
             self._computed[index] = self._computed[given[0]]
         elif index not in self._computed:  # a ReLU may be part of the instruction before it
@@ -229,8 +244,7 @@ class Program:
                     line += [gamma, beta, mean, variance, eps, fixed]
             else:
                 name, *numbers = words
-                activation = Activation(len(self._lines) + 1, channels)
-                self._lines.append([name, activation.number, *numbers])
+                activation = self._line(name, channels, *numbers)
             self._computed[index] = activation
             if op == "BatchNorm" and words[-1]:
                 (relu,) = self._readers[index]
@@ -257,12 +271,6 @@ class Program:
 
     def _instruction(self, op, attrs, given, index):
         """Its name and all its numbers but `out`, and how many channels it computes."""
-        if op == "elemwise_mul":
-            gate, x = sorted(given, key=lambda one: not isinstance(self._found(one), Gate))
-            x, gate = self._operand(x), self._found(gate)
-            if not isinstance(gate, Gate):
-                raise _unsupported(self._nodes[index])
-            return ("gate", x.number, gate.source.number, gate.sign), x.channels
         x = self._operand(given[0])
         if op == "Convolution":
             weight, *bias = map(self._input, given[1:])
@@ -296,11 +304,34 @@ class Program:
             raise _unsupported(node)
         return gate._replace(sign=-gate.sign)
 
+    def _gated(self, given, node) -> Gated:
+        """The product of an activation and a gate, in either order."""
+        x, gate = sorted(given, key=lambda one: isinstance(self._found(one), Gate))
+        if not isinstance(self._found(gate), Gate):
+            raise _unsupported(node)
+        return Gated(self._operand(x), self._found(gate))
+
+    def _first_gated(self, given) -> int | None:
+        """The first of these nodes that is a product with a gate, and that one other reads."""
+        found = (one for one in given if isinstance(self._found(one), Gated))
+        return next(filter(self._has_one_reader, found), None)
+
+    def _gate(self, gated: Gated, more: int = -1) -> Activation:
+        """Computes a product with a gate, and adds an activation to it."""
+        x, gate = gated
+        return self._line("gate", x.channels, x.number, gate.source.number, gate.sign, more)
+
+    def _line(self, name: str, channels: int, *numbers) -> Activation:
+        """Appends an instruction."""
+        activation = Activation(len(self._lines) + 1, channels)
+        self._lines.append([name, activation.number, *numbers])
+        return activation
+
     def _widened(self, op, attrs, given, node) -> Widened:
         """What slices, zeros and concatenations come to; computed once something reads it."""
         before, *others = map(self._found, given)
         source = before if isinstance(before, Widened) else Widened(before, 1, before.channels)
-        if isinstance(before, (Gate, Zeros)):
+        if isinstance(before, (Gate, Gated, Zeros)):
             raise _unsupported(node)
         if op == "slice":
             return source._replace(stride=source.stride * attrs["step"][2])
@@ -339,12 +370,13 @@ class Program:
             raise _unsupported(self._nodes[index])
         if isinstance(found, Widened):
             source, stride, channels = found
-            number = len(self._lines) + 1
-            self._lines.append(["widen", number, source.number, channels, stride])
-            found = self._computed[index] = Activation(number, channels)
+            found = self._line("widen", channels, source.number, channels, stride)
+        if isinstance(found, Gated):
+            found = self._gate(found)
+        self._computed[index] = found
         return found
 
-    def _found(self, index: int) -> Activation | Widened | Gate | Zeros:
+    def _found(self, index: int) -> Value:
         """What a node has computed; no parameter, which instructions read as such alone."""
         if index not in self._computed:
             raise _unsupported(self._nodes[index])

@@ -12,7 +12,7 @@
 //   bn      out in gamma beta mean var eps momentum fixed relu
 //   relu    out in
 //   add     out in in          scale out in factor
-//   gate    out in gate sign                (in times the sigmoid of sign * gate)
+//   gate    out in gate sign more           (in times the sigmoid of sign * gate, and more as above)
 //   widen   out in channels stride          (every stride-th pixel, zeros as further channels)
 //   dropout out in ratio                    (what stays is divided by 1 - ratio)
 //   maxpool out in kernel stride pad
@@ -158,6 +158,7 @@ struct Instruction {
 
   // The activations that it reads.
   std::vector<int> reads() const {
+    if (name == "gate" && (*this)[4] >= 0) return {(*this)[1], (*this)[2], (*this)[4]};
     if (name == "add" || name == "gate") return {(*this)[1], (*this)[2]};
     if (name == "conv" && (*this)[8] >= 0) return {(*this)[1], (*this)[8]};
     return {(*this)[1]};
@@ -422,13 +423,19 @@ class Trunk {
   std::function<void()> gate(const Instruction& i) {
     auto x = *values_[i[1]], z = *values_[i[2]], y = compute(i[0], x.get_desc().get_dims());
     const float sign = i[3];
-    forward_.push_back([=] { map([=](float a, float b) { return a * sigmoid(sign * b); }, y, x, z); });
+    auto gated = [=](float a, float b) { return a * sigmoid(sign * b); };
+    if (i[4] < 0) {
+      forward_.push_back([=] { map(gated, y, x, z); });
+    } else {
+      forward_.push_back([=, more = *values_[i[4]]] {
+        map([=](float a, float b, float c) { return gated(a, b) + c; }, y, x, z, more);
+      });
+    }
     return [=] {
       auto dy = take(i[0]);
+      if (i[4] >= 0) pass_on(i[4], dy);
       give(i[1], [&](const memory& dx) {
-        backward_.push_back([=, dy = *dy] {
-          map([=](float g, float b) { return g * sigmoid(sign * b); }, dx, dy, z);
-        });
+        backward_.push_back([=, dy = *dy] { map(gated, dx, dy, z); });
       });
       give(i[2], [&](const memory& dz) {
         backward_.push_back([=, dy = *dy] {
