@@ -22,7 +22,7 @@ import mxnet as mx
 import numpy as np
 
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.files import sha256, whole_folder, write_json
+from gluon_resnetv2.files import recover_folder, sha256, whole_folder, write_json
 from gluon_resnetv2.layers import is_statistic
 from gluon_resnetv2.net import ResNetV2
 
@@ -168,9 +168,7 @@ def remove_checkpoints(
 def recover_checkpoints(run: str | Path) -> None:
     """Removes what a killed process has left unfinished, once what it was to replace is back."""
     for path in Path(run).glob("checkpoints/.step-*.before"):
-        target = path.with_name(path.name[1:].split(".")[0])
-        if not target.exists():
-            path.rename(target)
+        recover_folder(path.with_name(path.name[1:].split(".")[0]))
     _remove_remains(run)
 
 

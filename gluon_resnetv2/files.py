@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -45,30 +47,78 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        before = temporary.with_name(f"{temporary.name}.before")
-        temporary.chmod(0o755)  # mkdtemp's folders are private
-        yield temporary
-        for file in temporary.iterdir():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
-        _sync_folder(temporary)
-        if path.exists():
-            os.replace(path, before)
-        try:
-            os.replace(temporary, path)
-        except OSError:
-            if before.exists():
-                os.replace(before, path)
-            raise
-        _sync_folder(path.parent)
-        shutil.rmtree(before, ignore_errors=True)
+        recover_folder(path)
+        temporary = tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".new", dir=path.parent)
+        temporary = Path(temporary)
+        with contextlib.ExitStack() as alone:
+            with contextlib.suppress(OSError):  # a file system without locks
+                alone.enter_context(locked(temporary))
+            temporary.chmod(0o755)  # mkdtemp's folders are private
+            yield temporary
+            for file in temporary.iterdir():
+                with open(file, "rb") as handle:
+                    os.fsync(handle.fileno())
+            _sync_folder(temporary)
+            _put_in_place(temporary, path)
     except OSError as error:
         error.filename = str(path)
         raise
     finally:
         if temporary:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_in_place(temporary, path):
+    before = temporary.with_suffix(".before")
+    if path.exists():
+        os.replace(path, before)
+    try:
+        os.replace(temporary, path)
+    except OSError:
+        if before.exists():
+            os.replace(before, path)
+        raise
+    _sync_folder(path.parent)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def recover_folder(path: str | os.PathLike) -> None:
+    """Puts back what a killed `whole_folder` had taken from its place, and removes its remains.
+
+    What another process is still writing is left alone; so is all where that can't be known: on a
+    file system without locks, or without the right to write.
+    """
+    path = Path(path).resolve()
+    remains = re.compile(re.escape(f".{path.name}.") + r"\w{8}\.(new|before)")
+    try:
+        found = [file for file in path.parent.iterdir() if remains.fullmatch(file.name)]
+    except OSError:
+        return
+    for new in {file.with_suffix(".new") for file in found}:
+        before = new.with_suffix(".before")
+        with contextlib.suppress(OSError), contextlib.ExitStack() as alone:
+            if new.exists():
+                alone.enter_context(locked(new))
+            if before.exists() and not (path.exists() and any(path.iterdir())):
+                before.rename(path)
+            shutil.rmtree(before, ignore_errors=True)
+            shutil.rmtree(new, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike) -> Iterator[None]:
+    """Keeps other processes that ask for it out of a folder, until the block or this process ends.
+
+    Raises:
+        BlockingIOError: another process is there.
+        OSError: the file system knows no locks.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _sync_folder(path):

@@ -27,6 +27,7 @@ from gluon_resnetv2.deploy.runtimes import symbol_block
 from gluon_resnetv2.deploy.verify import AT_EXPORT, PLAIN, RUNTIMES, explain, report, verify
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import whole_folder
+from gluon_resnetv2.interop import convert
 from gluon_resnetv2.net import ResNetV2, get_model
 from gluon_resnetv2.spec import named
 from tests.common import randomise, with_new_sums
@@ -398,6 +399,21 @@ def test_a_folder_that_cannot_be_replaced_stays(small, tmp_path, monkeypatch):
         (temporary / "new").touch()
     assert small.params.read_bytes() == before
     assert os.listdir(tmp_path) == ["export"]
+
+
+@pytest.mark.parametrize("path", ["export", "export/preact8-v2-symbol.json", ".", "link"])
+def test_an_export_that_a_killed_process_was_replacing_is_found(small, tmp_path, path):
+    """By its own name, by its symbol's, by its run's, or by a link."""
+    (tmp_path / "link").symlink_to("export")
+    shutil.copytree(small.folder, tmp_path / ".export.abcdefgh.new")
+    small.folder.rename(tmp_path / ".export.abcdefgh.before")
+    assert load(tmp_path / path).manifest == small.manifest
+    assert sorted(os.listdir(tmp_path)) == ["export", "link"]
+
+
+def test_such_an_export_is_converted(small, tmp_path):
+    small.folder.rename(tmp_path / ".export.abcdefgh.before")
+    assert convert.read(small.folder).spec == named("preact8", unit="basic", classes=10)
 
 
 def test_the_parameters_are_those_of_the_same_name(small):

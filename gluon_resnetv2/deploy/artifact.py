@@ -12,7 +12,7 @@ import numpy as np
 from gluon_resnetv2.deploy.pair import Pair, read_pair
 from gluon_resnetv2.deploy.untrusted import read_bytes, read_json, told_of
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.files import sha256
+from gluon_resnetv2.files import recover_folder, sha256
 from gluon_resnetv2.spec import IMAGE_SIZE_MAX, Spec
 
 FORMAT = 2  # of manifest.json
@@ -89,6 +89,9 @@ def load(path: str | Path) -> Artifact:
         UserError: there is no pair of files, or it is not what the manifest says.
     """
     path = Path(path)
+    for folder in (path, path / "export", path.parent):
+        if not folder.exists():  # a process may have been killed as it replaced it
+            recover_folder(folder)
     if not path.exists():
         raise UserError(f"{path} does not exist; name an export's folder")
     if path.is_dir() and (path / "export").is_dir():

@@ -17,7 +17,7 @@ from gluon_resnetv2.deploy.export import export_parameters
 from gluon_resnetv2.deploy.params_file import read_arrays
 from gluon_resnetv2.deploy.reference import logits, reference_images
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.files import sha256, whole_file
+from gluon_resnetv2.files import recover_folder, sha256, whole_file
 from gluon_resnetv2.interop import weights
 from gluon_resnetv2.interop.keras import KERAS
 from gluon_resnetv2.interop.layout import Arrays, Layout, shapes
@@ -114,6 +114,8 @@ def read(
         UserError: the file is damaged or not of that layout.
     """
     path = Path(path)
+    if not path.exists():  # a process may have been killed as it replaced an export
+        recover_folder(path)
     if path.is_dir():
         if layout or key:
             option = "--from" if layout else "--weights"

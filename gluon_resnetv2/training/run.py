@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 from pathlib import Path
@@ -17,7 +15,7 @@ from gluon_resnetv2.checkpoint import (
     write_checkpoint,
 )
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.files import whole_file, write_json
+from gluon_resnetv2.files import locked, whole_file, write_json
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.training.recipe import Recipe
 
@@ -44,6 +42,7 @@ class Run:
         self.recipe, self.writes = recipe, writes
         self._damaged = set()  # checkpoints that were left out
         self._unwritten = ""  # lines of metrics.jsonl that the disk had no room for
+        self._alone = contextlib.ExitStack()  # holds the folder's lock
         if not writes:
             self.folder = Path(recipe.output)
             return
@@ -64,13 +63,12 @@ class Run:
 
     def _lock(self):
         """Keeps other processes from training here until this one ends."""
-        self._folder_lock = os.open(self.folder, os.O_RDONLY)
         try:
-            fcntl.flock(self._folder_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise InUse(f"{self.folder} is in use: another process trains there") from None
-            # Some network file systems know no locks: better unguarded than not at all.
+            self._alone.enter_context(locked(self.folder))
+        except BlockingIOError:
+            raise InUse(f"{self.folder} is in use: another process trains there") from None
+        except OSError:
+            pass  # some network file systems know no locks: better unguarded than not at all
 
     def __enter__(self) -> Run:
         return self
@@ -80,8 +78,7 @@ class Run:
 
     def close(self) -> None:
         """Lets another process go on here."""
-        if self.writes:
-            os.close(self._folder_lock)
+        self._alone.close()
 
     def last_checkpoint(self, warn=print) -> tuple[Path, dict] | None:
         """Path and state of the newest valid checkpoint; `warn` is told of those skipped.
