@@ -112,6 +112,16 @@ def test_evaluation_is_a_plain_loop(tree, packed, net, way):
             assert found["loss"] == pytest.approx(loss, rel=1e-4)
 
 
+@pytest.mark.parametrize("crops", [1, 10])
+def test_five_classes_have_no_top_5_error(mine, net, crops):
+    """Nothing is ever not among five."""
+    for part in ("train", "val"):
+        shutil.rmtree(mine / part / CLASSES[-1])
+    dataset = imagenet.load(mine, image_size=SIZE)
+    found = imagenet.evaluate(net, dataset, [mx.cpu()], batch_size=50, crops=crops)
+    assert found.keys() == {"error", "loss", "images"}
+
+
 @pytest.mark.parametrize("devices", [1, 3])
 @pytest.mark.parametrize("way", WAYS)
 def test_every_view_is_computed_once(tree, way, devices):

@@ -47,7 +47,8 @@ def evaluate(
         progress: told of each few images that are done, how many they were.
 
     Returns:
-        error, error5: percentage of images whose class is not the likeliest, not among five.
+        error, error5: percentage of images whose class is not the likeliest, not among five;
+            with five classes or fewer it always is, and there is no error5.
         loss: mean of -log of the right class's score.
         images: how many.
 
@@ -74,12 +75,8 @@ def evaluate(
         sums += _judge(_scores(net, views, devices, batch_size, dtype), labels)
         progress(len(labels))
     wrong, wrong5, loss, images = sums.tolist()
-    return {
-        "error": 100 * wrong / images,
-        "error5": 100 * wrong5 / images,
-        "loss": loss / images,
-        "images": int(images),
-    }
+    found = {"error": 100 * wrong / images, "loss": loss / images, "images": int(images)}
+    return {**found, "error5": 100 * wrong5 / images} if len(dataset.classes) > 5 else found
 
 
 def _scores(net, views, devices, batch_size, dtype) -> np.ndarray:
