@@ -195,6 +195,33 @@ def test_a_recipe_of_before_momentum_correction_has_none():
     assert Recipe.from_dict(older) == Recipe(momentum_correction=False)
 
 
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        # The defaults: 400 steps of warm-up at 0.01; drops at half and 3/4 of all steps.
+        ({"num_steps": 401}, None),
+        ({"num_steps": 400}, ["400 steps", "--lr 0.1", "takes 400", "--warmup-steps"]),
+        ({"num_steps": 120}, ["120 steps", "--lr 0.1", "takes 400", "--warmup-steps"]),
+        ({"num_epochs": 3, "warmup_epochs": 5}, ["30 steps", "takes 50", "--warmup-epochs"]),
+        ({"num_steps": 120, "warmup_lr": 0.1}, None),
+        ({"num_steps": 120, "warmup_steps": 0}, None),
+        ({"num_steps": 500, "lr_steps": (450, 499)}, None),
+        ({"num_steps": 500, "lr_steps": (450, 500, 600)}, ["500 steps", "500, 600", "--lr-steps"]),
+        (
+            {"num_epochs": 50, "lr_step_epochs": (80.0,)},
+            ["500 steps", "falls at 800;", "--lr-step-epochs"],
+        ),
+        ({"num_steps": 500, "lr_steps": (600,), "lr_factor": 1.0}, None),
+        ({"num_steps": 500, "lr_schedule": "cosine"}, None),
+    ],
+)
+def test_what_a_run_is_too_short_for_is_told(fields, told):
+    """With ten steps in an epoch."""
+    line = Recipe(**fields).beyond_the_end(10)
+    assert (line is None) is (told is None)
+    assert [part for part in told or () if part not in line] == []
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_json_gives_the_recipe_back(name):
     recipe = dataclasses.replace(Recipe(**RECIPES[name].fields), gpus=(0, 1), recompute=3)

@@ -76,6 +76,12 @@ def test_the_same_seed_gives_the_same_bits(tmp_path, dtype):
     assert first["conv0_weight"].dtype == dtype
 
 
+def test_a_warm_up_longer_than_the_run_is_told_once(tmp_path, capfd):
+    train(tmp_path / "run", dataclasses.replace(TINY, warmup_steps=400))
+    lines = capfd.readouterr().out.splitlines()
+    assert [line for line in lines if "never comes to --lr 0.1" in line] == lines[:1]
+
+
 @pytest.mark.parametrize("kv_store", ["device", "local"])
 @pytest.mark.parametrize("devices", [2, 3])
 def test_devices_share_a_batch_without_changing_the_result(

@@ -126,6 +126,8 @@ class Training:
         with Progress(
             self.epochs, self.steps, self.step, total=total, quiet=quiet
         ) as self.progress:
+            if self.step == 0 and (beyond := self.recipe.beyond_the_end(self.steps)):
+                self.progress.line(beyond)
             try:
                 while self.epoch < self.epochs:
                     self._train(stop)

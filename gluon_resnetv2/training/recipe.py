@@ -393,6 +393,21 @@ class Recipe:
             main = schedule.Polynomial(self.lr, last, warm, self.lr_end, self.lr_power)
         return schedule.WarmUp(main, warm, self.warmup_lr, linear=self.warmup == "linear")
 
+    def beyond_the_end(self, steps_per_epoch: int) -> str | None:
+        """A line that tells what of the learning rate's schedule the run is too short for."""
+        end, rate = self.total_steps(steps_per_epoch), self.schedule(steps_per_epoch)
+        late = [step for step in getattr(rate.then, "boundaries", ()) if step >= end]
+        if rate.steps >= end and self.lr != self.warmup_lr:
+            what = f"never comes to --lr {self.lr:g}: its warm-up takes {rate.steps}"
+            names = "warmup_steps", "warmup_epochs"
+        elif late and self.lr_factor != 1:
+            what = f"ends before --lr falls at {', '.join(map(str, late))}"
+            names = "lr_steps", "lr_step_epochs"
+        else:
+            return None
+        (name,) = (name for name in names if getattr(self, name) is not None)
+        return f"a run of {end} steps {what}; {flag(name)} changes that"
+
     def to_dict(self) -> dict:
         """The fields as JSON can hold them."""
         return dataclasses.asdict(self)
