@@ -401,7 +401,7 @@ def test_a_folder_that_cannot_be_replaced_stays(small, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["export"]
 
 
-@pytest.mark.parametrize("path", ["export", "export/preact8-v2-symbol.json", ".", "link"])
+@pytest.mark.parametrize("path", ["export", "export/preact8-symbol.json", ".", "link"])
 def test_an_export_that_a_killed_process_was_replacing_is_found(small, tmp_path, path):
     """By its own name, by its symbol's, by its run's, or by a link."""
     (tmp_path / "link").symlink_to("export")

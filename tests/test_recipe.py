@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from gluon_resnetv2 import cli, data
 from gluon_resnetv2.distributed import launch
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.training.options import CIFAR, IMAGENET, add_options, read_options
-from gluon_resnetv2.training.recipe import Recipe, flag
+from gluon_resnetv2.training.recipe import SCHEDULE, Recipe, flag
 from gluon_resnetv2.training.recipes import RECIPES
 from gluon_resnetv2.training.run import Run
 from gluon_resnetv2.training.schedule import Cosine, Polynomial, Steps, WarmUp
@@ -256,7 +257,7 @@ OPTIONS = {
     "init": ("out", "out"),
     "zero_init": (None, True),
     "dataset": ("digits", "digits"),
-    "data_dir": ("there", "there"),
+    "data_dir": ("/there", "/there"),
     "image_size": ("48", 48),
     "test_size": ("320", 320),
     "augmentation": ("scale-aspect", "scale-aspect"),
@@ -522,16 +523,17 @@ MACHINE = [field.name for field in dataclasses.fields(Recipe) if field.metadata[
 
 
 @pytest.mark.parametrize("field", [name for name in OPTIONS if name != "output"])
-def test_only_where_and_how_a_run_goes_on_can_be_changed(field):
+def test_only_the_schedule_and_how_a_run_goes_on_can_be_changed(field):
     context = CONTEXT.get(field, ())
     folder = begin("--output", "mine", *context)
     before = (folder / "recipe.json").read_bytes()
     words = OTHER.get(field) or words_of(field)
     # One option excludes another, which auto would be given as well.
-    given = ["--output", "mine", *(TINY if field != "num_steps" else ()), *context]
+    length = {"--num-epochs", "3"} if field == "num_steps" else ()
+    given = ["--output", "mine", *(word for word in TINY if word not in length), *context]
     for resume in (["--resume", "mine"], [*given, "--resume", "auto"]):
         options = [*resume, *words]
-        if field in MACHINE:
+        if field in (*MACHINE, *SCHEDULE):
             recipe, goes_on = parse(*options, without=())
             assert getattr(recipe, field) == OPTIONS[field][1]
             assert (recipe.output, goes_on) == ("mine", True)
@@ -542,18 +544,30 @@ def test_only_where_and_how_a_run_goes_on_can_be_changed(field):
     assert (folder / "recipe.json").read_bytes() == before
 
 
-def test_a_refusal_names_the_option_and_both_values():
-    begin("--output", "mine", "--lr-steps", "5,7")
+def test_a_refusal_names_the_option_both_values_and_a_way_out():
+    begin("--output", "mine", "--order", "original")
     for words, says in (
-        ("--lr 0.2", "--lr 0.1, not with --lr 0.2"),
-        ("--lr-steps 5,8", "--lr-steps 5,7, not with --lr-steps 5,8"),
-        ("--num-epochs 4", "--num-epochs 3, not with --num-epochs 4"),
+        ("--wd 0.2", "--wd 0.0001, not with --wd 0.2; .* leave out --wd, or name a new --output"),
+        ("--order relu_preact", "--order original, not with --order relu_preact; "),
+        ("--shortcut gate:0", "no --shortcut, not with --shortcut gate:0; "),
+        ("--coarse --dataset cifar100", "--dataset digits, not with --dataset cifar100; "),
+        ("--zero-init", "--no-zero-init, not with --zero-init; "),
     ):
-        with pytest.raises(UserError, match=says):
-            parse("--resume", "mine", *words.split())
-    with pytest.raises(UserError, match="not with --num-steps 9") as error:
-        parse("--resume", "mine", "--num-steps", "9")
-    assert "None" not in str(error.value)
+        with pytest.raises(UserError, match=f"mine was started with {says}"):
+            parse("--resume", "mine", *words.split(), without=())
+
+
+def test_a_folder_of_images_is_known_from_everywhere(monkeypatch):
+    """Old recipes may hold names that others complete."""
+    monkeypatch.setenv("HOME", "/home/someone")
+    here = os.getcwd()
+    for given, stored in (
+        ("images", f"{here}/images"),
+        ("../images", f"{Path(here).parent}/images"),
+        ("~/images", "/home/someone/images"),
+        ("/images", "/images"),
+    ):
+        assert Recipe.from_dict({"data_dir": given}).to_dict()["data_dir"] == stored
 
 
 def test_options_that_say_the_same_again_are_welcome():
@@ -578,8 +592,9 @@ def test_auto_begins_a_run_or_goes_on_with_it():
     assert not Path("mine").exists()
     first, again = (begin("--output", "mine", "--resume", "auto") for _ in range(2))
     assert first == again == Path("mine")
-    with pytest.raises(UserError, match="started with --lr"):
-        parse(*TINY, "--output", "mine", "--resume", "auto", "--lr", "0.5")
+    assert parse(*TINY, "--output", "mine", "--resume", "auto", "--lr", "0.5")[0].lr == 0.5
+    with pytest.raises(UserError, match="started with --wd"):
+        parse(*TINY, "--output", "mine", "--resume", "auto", "--wd", "0.5")
 
 
 def test_auto_finds_the_newest_run_of_the_same_recipe():

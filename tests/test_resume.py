@@ -947,6 +947,115 @@ def test_going_on_with_a_finished_run_changes_nothing(finished, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def lr_drops(*steps, factor=0.5, **changes) -> Recipe:
+    """Rates of few binary digits, so that one schedule's are exactly another's."""
+    changes = {"lr": 0.125, "warmup_steps": 0, "mom": 0.5, **changes}
+    return variant(lr_step_epochs=None, lr_steps=steps, lr_factor=factor, **changes)
+
+
+EXTENDED = {
+    "twice as many epochs": (variant(), variant(num_epochs=4), variant(num_epochs=4)),
+    "steps for epochs": (
+        variant(),
+        variant(num_epochs=None, num_steps=12),
+        variant(num_epochs=None, num_steps=12),
+    ),
+    # From 0.125 at step 7 to 0.0625 at step 8, where one schedule is all 0.125 and one all 0.0625.
+    "another rate": (
+        lr_drops(),
+        lr_drops(lr=0.0625, num_epochs=3),
+        lr_drops(8, num_epochs=3),
+    ),
+    "another rate, corrected momenta": (
+        lr_drops(momentum_correction=True),
+        lr_drops(lr=0.0625, num_epochs=3, momentum_correction=True),
+        lr_drops(8, num_epochs=3, momentum_correction=True),
+    ),
+    "another rate, corrected where gradients meet": (
+        lr_drops(momentum_correction=True, update_on_kvstore=True, cpus=2),
+        lr_drops(lr=0.0625, num_epochs=3, momentum_correction=True, update_on_kvstore=True, cpus=2),
+        lr_drops(8, num_epochs=3, momentum_correction=True, update_on_kvstore=True, cpus=2),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EXTENDED)
+def test_a_finished_run_goes_on_with_the_bits_of_a_longer_one(tmp_path, capfd, case):
+    first, then, straight = EXTENDED[case]
+    train(tmp_path / "long", straight)
+    train(tmp_path / "run", first)
+    capfd.readouterr()
+    train(tmp_path / "run", then)
+    assert capfd.readouterr().out.splitlines()[0].startswith("from step 8 on: --")
+    found, expected = outcome(tmp_path / "run"), outcome(tmp_path / "long")
+    assert found["state"].pop("recipe")["num_epochs"] == then.num_epochs
+    del expected["state"]["recipe"]
+    assert differences(found, expected) == []
+    stored = Recipe.from_dict(json.loads((tmp_path / "run" / "recipe.json").read_text()))
+    assert stored == dataclasses.replace(then, output=str(tmp_path / "run"))
+    assert train(tmp_path / "run", stored)["step"] == 12 + 4 * (
+        then.num_epochs == 4
+    )  # is at its end
+
+
+def test_another_rate_within_an_epoch(tmp_path, capfd):
+    """Killed then, before a checkpoint says so: the step's old rate is still the old schedule's."""
+    first = lr_drops(momentum_correction=True, num_epochs=3)
+    then = dataclasses.replace(first, lr=0.0625)
+    train(tmp_path / "run", first, before_update(5, send(signal.SIGTERM)))  # ends after step 6
+    for step in (7, None):
+        train(tmp_path / "run", then, before_update(step, kill) if step else None)
+    assert capfd.readouterr().out.count("from step 6 on: --lr 0.0625, instead of --lr 0.125\n") == 2
+    train(tmp_path / "long", lr_drops(6, momentum_correction=True, num_epochs=3))
+    found, expected = (outcome(tmp_path / name) for name in ("run", "long"))
+    del found["state"]["recipe"], expected["state"]["recipe"]
+    assert differences(found, expected) == []
+
+
+def test_a_run_that_ended_within_an_epoch_goes_on_there(tmp_path):
+    """But for what its epoch's record says of training, which begins where it ended."""
+    for name, lengths in (("run", (6, 12)), ("long", (12,))):
+        for steps in lengths:
+            train(tmp_path / name, variant(num_epochs=None, num_steps=steps))
+    found, expected = (outcome(tmp_path / name) for name in ("run", "long"))
+    for one in (found, expected):
+        del one["state"]["best"]  # it may be of what is no longer an end
+        (record,) = (record for record in one["metrics"] if record.get("epoch") == 2)
+        del record["train_loss"], record["train_error"]
+    assert differences(found, expected) == []
+
+
+@pytest.mark.parametrize(
+    "changes", [{"lr": 0.01}, {"num_epochs": 1}, {"num_epochs": None, "num_steps": 7}]
+)
+def test_a_finished_run_needs_more_to_go_on(finished, changes):
+    before = contents(finished.folder)
+    with pytest.raises(UserError, match=r"has done 8 steps and .* name more --num-epochs or --"):
+        train(finished.folder, variant(**changes))
+    assert contents(finished.folder) == before
+
+
+def test_what_fails_before_it_begins_leaves_no_folder(tmp_path):
+    def fail(folder, resume=False, act=lambda run: None):
+        with contextlib.suppress(UserError), Run(variant(output=str(folder)), resume=resume) as run:
+            act(run)
+            raise UserError("no")
+
+    (tmp_path / "empty").mkdir()
+    for name in ("new", "empty"):
+        fail(tmp_path / name)
+        fail(tmp_path / name, resume=True)
+        fail(tmp_path / name, act=lambda run: (run.folder / "events.out.tfevents.1.x").touch())
+    assert os.listdir(tmp_path) == ["empty"]
+    assert os.listdir(tmp_path / "empty") == []
+    # Whatever has been done, or had been before, stays.
+    fail(tmp_path / "new", act=lambda run: run.log(step=1, loss=1.0))
+    assert sorted(os.listdir(tmp_path / "new")) == ["metrics.jsonl", "recipe.json"]
+    Run(variant(output=str(tmp_path / "killed"))).close()
+    fail(tmp_path / "killed", resume=True)
+    assert os.listdir(tmp_path / "killed") == ["recipe.json"]
+
+
 def test_two_processes_do_not_train_in_one_folder(finished):
     recipe = variant(output=str(finished.folder))
     first = Run(recipe, resume=True)
@@ -966,7 +1075,7 @@ def test_another_data_set_or_network_is_refused_before_anything_is_changed(finis
     larger = data.load("synthetic", image_size=8, train_count=40)
     with pytest.raises(UserError, match="steps in an epoch"):
         train(folder, dataset=larger)
-    with pytest.raises(UserError, match="another model"):
+    with pytest.raises(UserError, match="started with --model preact8, not with --model preact14"):
         train(folder, variant(model="preact14"))
     assert contents(folder) == before
 

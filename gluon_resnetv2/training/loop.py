@@ -31,7 +31,7 @@ from gluon_resnetv2.training.optimizer import (
 )
 from gluon_resnetv2.training.precision import all_finite
 from gluon_resnetv2.training.progress import Progress
-from gluon_resnetv2.training.recipe import Recipe
+from gluon_resnetv2.training.recipe import Recipe, words
 from gluon_resnetv2.training.run import Run
 from gluon_resnetv2.training.step import Step
 from gluon_resnetv2.training.stop import StopSignal
@@ -95,6 +95,7 @@ class Training:
         best: step, epoch and test error of the best epoch so far.
         record: the last epoch's.
         saved: {step: path} of the checkpoints that are valid, oldest first.
+        news: lines about the schedule, to be printed.
     """
 
     def __init__(self, net, dataset, recipe, devices, run, workers):
@@ -126,8 +127,8 @@ class Training:
         with Progress(
             self.epochs, self.steps, self.step, total=total, quiet=quiet
         ) as self.progress:
-            if self.step == 0 and (beyond := self.recipe.beyond_the_end(self.steps)):
-                self.progress.line(beyond)
+            for line in self.news:
+                self.progress.line(line)
             try:
                 while self.epoch < self.epochs:
                     self._train(stop)
@@ -359,14 +360,12 @@ class Training:
     def _start(self):
         """Begins where the newest valid checkpoint ends, or at the beginning."""
         path, state = self.run.last_checkpoint(self._warn) or (None, None)
+        changes = self._check(path, state) if path else {}
         if path:
-            if state["steps_per_epoch"] != self.steps:
-                raise UserError(
-                    f"{path} has {state['steps_per_epoch']} steps in an epoch, not {self.steps}: "
-                    "another data set, or so many devices or workers that the last batch changes"
-                )
             load_parameters(self.net, path / "net.params", self.devices)
         self.run.rewind(state)
+        self.run.keep_schedule()
+        self.news = self._news(state, changes)
         recipe, workers = self.recipe, self.workers
         step = state["step"] if state else 0
         self.trainer = make_trainer(self.net, recipe, workers, self.lr_at, step)
@@ -374,11 +373,43 @@ class Training:
         if path:
             self._restore(path, state)
 
+    def _check(self, path, state) -> dict[str, tuple]:
+        """Lets a run go on from a checkpoint; returns what its schedule has that is new."""
+        if state["steps_per_epoch"] != self.steps:
+            raise UserError(
+                f"{path} has {state['steps_per_epoch']} steps in an epoch, not {self.steps}: "
+                "another data set, or so many devices or workers that the last batch changes"
+            )
+        step, end = state["step"], self.steps_in_all
+        evaluated = state["epoch"] * self.steps >= step
+        changes = Recipe.from_dict(state["recipe"]).differences(self.recipe, machine=False)
+        if changes and (step > end or (step == end and evaluated)):
+            raise UserError(
+                f"{self.run.folder} has done {step} steps and would end after {end}: to go on with "
+                "another schedule, name more --num-epochs or --num-steps"
+            )
+        if state["epoch"] * self.steps > step < end:  # the run ended there, within an epoch
+            state["epoch"] -= 1
+        return changes
+
+    def _news(self, state, changes) -> list[str]:
+        """What is to be told of the schedule: of a new run's, or of one that it goes on with."""
+        if state and not changes:
+            return []
+        lines = [self.recipe.beyond_the_end(self.steps)]
+        if changes:
+            before, now = (words(zip(changes, values)) for values in zip(*changes.values()))
+            lines.insert(0, f"from step {state['step']} on: {now}, instead of {before}")
+        return [line for line in lines if line]
+
     def _restore(self, path, state):
         self.step, self.epoch, self.seconds = (state[k] for k in ("step", "epoch", "seconds"))
         self.best, self.record, self.saved = state["best"], state["metrics"], {self.step: path}
         if self.update.scaler and state["loss_scale"]:
             self.update.scaler.load(state["loss_scale"])
+        if self.step:
+            started = Recipe.from_dict(state["recipe"]).schedule(self.steps)
+            self.trainer.set_learning_rate(started(self.step - 1))
         arrays = {"optimizer": {}}
         for name, array in mx.nd.load(str(path / "training.params")).items():
             kind, _, name = name.partition(":")

@@ -48,13 +48,13 @@ def make_trainer(
 def set_learning_rate(trainer: gluon.Trainer, recipe: Recipe, schedule, step: int) -> float:
     """Gives the trainer `schedule(step)`, the learning rate of that update, and returns it.
 
+    From step 1 on the trainer has to have that of the update before, perhaps another schedule's.
     MXNet's SGD and NAG hold the rate within their momenta. With --momentum-correction these are
     scaled as it changes (arXiv:1706.02677, section 3), whether updates are left out or not.
     """
-    lr = schedule(step)
+    lr, last = schedule(step), trainer.learning_rate
     trainer.set_learning_rate(lr)
-    last = schedule(step - 1) if recipe.momentum_correction and step else lr
-    if lr != last:
+    if recipe.momentum_correction and step and lr != last:
         for updater in _updaters(trainer):
             for state in updater.states.values():
                 for momentum in _named("", state).values():

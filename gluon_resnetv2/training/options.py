@@ -83,8 +83,8 @@ def read_options(given: dict, defaults: dict | None = None) -> tuple[Recipe, boo
     recipe = override({**fields, "output": None}, given)  # never the folder of another run
     folder = resume and (recipe.output or _last_of(recipe))
     if folder and (Path(folder) / "recipe.json").is_file():
-        recipe = dataclasses.replace(recipe, output=str(folder))
-        return _same(run_recipe(folder), recipe, folder), True
+        run_recipe(folder).check_goes_on(recipe, folder)
+        return dataclasses.replace(recipe, output=str(folder)), True
     return recipe, bool(resume)
 
 
@@ -94,7 +94,9 @@ def _resumed(given, name, folder):
     started = run_recipe(folder)
     if given.setdefault("output", folder) != folder:
         raise UserError(f"--resume {folder} goes on there; leave out --output")
-    return _same(started, override(vars(started), given), folder)
+    recipe = override(vars(started), given)
+    started.check_goes_on(recipe, folder)
+    return recipe
 
 
 def run_recipe(folder: str | Path) -> Recipe:
@@ -181,24 +183,6 @@ def override(fields: dict, given: dict) -> Recipe:
                 f"for {', '.join(values)}"
             )
     return recipe
-
-
-def _same(started: Recipe, recipe: Recipe, folder) -> Recipe:
-    """Lets a recipe be that computes what the run in `folder` has begun to."""
-    differences = started.differences(recipe, machine=False)
-    # Of two that exclude each other, the one that was given.
-    for name, (before, now) in sorted(differences.items(), key=lambda item: item[1][1] is None):
-        raise UserError(
-            f"{folder} was started with {_option(name, before)}, not with {_option(name, now)}; "
-            "leave it so, or name a new --output"
-        )
-    return recipe
-
-
-def _option(name, value) -> str:
-    if value is None:
-        return f"no {flag(name)}"
-    return f"{flag(name)} {','.join(map(str, value)) if isinstance(value, tuple) else value}"
 
 
 def _last_of(recipe: Recipe) -> Path | None:

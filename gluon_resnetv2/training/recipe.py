@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from gluon_resnetv2.data import NAMES
 from gluon_resnetv2.distributed.workers import DISTRIBUTED
@@ -31,6 +34,12 @@ OPTIMIZERS = (
 )
 MOMENTUM = ("sgd", "nag", "signum")
 CORRECTED = ("sgd", "nag")  # those whose momentum holds the learning rate; Signum's does not
+
+# Fields of the learning rate's schedule, which may change as a run goes on.
+SCHEDULE = (
+    *("num_epochs", "num_steps", "lr", "lr_schedule", "lr_steps", "lr_step_epochs", "lr_factor"),
+    *("lr_power", "lr_end", "warmup", "warmup_lr", "warmup_steps", "warmup_epochs"),
+)
 
 FLOAT32_MAX = 3.4e38  # MXNet's optimisers take no larger number
 
@@ -203,6 +212,8 @@ class Recipe:
             values["warmup_lr"] = self.lr / 10
         if self.warmup_steps is None and self.warmup_epochs is None:
             values["warmup_steps"] = 400
+        if self.data_dir is not None:  # runs go on, and are evaluated, from other folders
+            values["data_dir"] = os.path.abspath(os.path.expanduser(self.data_dir))
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
@@ -429,23 +440,58 @@ class Recipe:
                 raise UserError(f"a recipe's {name} can't be {value!r}")
         return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
 
-    def differences(self, other: Recipe, machine: bool = True) -> dict[str, tuple]:
+    def differences(
+        self, other: Recipe, machine: bool = True, schedule: bool = True
+    ) -> dict[str, tuple]:
         """{field: (value here, value in other)} where they differ.
 
         Args:
-            machine: with the fields that may differ when a run goes on.
+            machine: with the fields of where and how it runs.
+            schedule: with those of the learning rate's schedule.
         """
         return {
             field.name: (getattr(self, field.name), getattr(other, field.name))
             for field in dataclasses.fields(self)
             if (machine or not field.metadata["machine"])
+            and (schedule or field.name not in SCHEDULE)
             and getattr(self, field.name) != getattr(other, field.name)
         }
+
+    def check_goes_on(self, other: Recipe, source: str | Path) -> None:
+        """Lets a run of this recipe go on with another that differs in its schedule, or in how.
+
+        Args:
+            source: of this recipe, to name.
+
+        Raises:
+            UserError: they differ elsewhere.
+        """
+        differences = self.differences(other, machine=False, schedule=False)
+        for name, values in differences.items():
+            before, now = (words([(name, value)]) or f"no {flag(name)}" for value in values)
+            raise UserError(
+                f"{source} was started with {before}, not with {now}; "
+                f"only the schedule can change (--num-epochs, --lr, ...): leave out {flag(name)}, "
+                "or name a new --output"
+            )
 
 
 def flag(name: str) -> str:
     """The option of a field: "--batch-size" of "batch_size"."""
     return f"--{name.replace('_', '-')}"
+
+
+def words(fields: Iterable[tuple[str, object]]) -> str:
+    """The options that set fields, such as "--batch-size 128", without those that are None."""
+    return " ".join(_words(name, value) for name, value in fields if value is not None)
+
+
+def _words(name, value):
+    if isinstance(value, bool):
+        return flag(name if value else f"no_{name}")
+    values = value if isinstance(value, tuple) else (value,)
+    texts = (f"{one:.12g}" if isinstance(one, float) else str(one) for one in values)
+    return f"{flag(name)} {','.join(texts)}"
 
 
 # What a field's annotation lets a value in JSON be.

@@ -17,7 +17,10 @@ from gluon_resnetv2.checkpoint import (
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import locked, whole_file, write_json
 from gluon_resnetv2.net import ResNetV2
-from gluon_resnetv2.training.recipe import Recipe
+from gluon_resnetv2.training.recipe import SCHEDULE, Recipe
+
+# What the names of a run's files begin with that has done nothing yet.
+UNBEGUN = ("recipe.json", ".recipe.json.", "events.out.tfevents.")
 
 
 class InUse(UserError):
@@ -26,6 +29,8 @@ class InUse(UserError):
 
 class Run:
     """A run's folder while it is being written: `recipe.output`, or a new one in runs/.
+
+    As a context, it leaves no folder of a new run that fails before it has done anything.
 
     Args:
         recipe: what is run.
@@ -43,6 +48,7 @@ class Run:
         self._damaged = set()  # checkpoints that were left out
         self._unwritten = ""  # lines of metrics.jsonl that the disk had no room for
         self._alone = contextlib.ExitStack()  # holds the folder's lock
+        self._made = None  # of a new run: whether its folder is new, too
         if not writes:
             self.folder = Path(recipe.output)
             return
@@ -51,14 +57,13 @@ class Run:
             self._lock()
             recover_checkpoints(self.folder)
             return
-        was_there = recipe.output and Path(recipe.output).exists()
+        self._made = not (recipe.output and Path(recipe.output).exists())
         self.folder = _new_folder(recipe)
         self._lock()
         try:
             write_json(self.folder / "recipe.json", recipe.to_dict())
         except OSError:
-            if not was_there:
-                self.folder.rmdir()
+            self._leave_nothing()
             raise
 
     def _lock(self):
@@ -73,8 +78,20 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, failed, *exception) -> None:
+        if failed and self._made is not None:
+            self._leave_nothing()
         self.close()
+
+    def _leave_nothing(self):
+        """Takes back the folder of a run that ended before it had done anything."""
+        files = list(self.folder.iterdir())
+        if all(file.name.startswith(UNBEGUN) for file in files):
+            with contextlib.suppress(OSError):
+                for file in files:
+                    file.unlink()
+                if self._made:
+                    self.folder.rmdir()
 
     def close(self) -> None:
         """Lets another process go on here."""
@@ -87,8 +104,7 @@ class Run:
             UserError: there should be one, and none is valid; or it is of another recipe.
         """
         for path, state in valid_checkpoints(self.folder, warn):
-            for name in Recipe.from_dict(state["recipe"]).differences(self.recipe, machine=False):
-                raise UserError(f"{path} is of a recipe with another {name} than recipe.json's")
+            Recipe.from_dict(state["recipe"]).check_goes_on(self.recipe, path)
             self._damaged = {one for one in checkpoints(self.folder) if one.name > path.name}
             return path, state
         # One epoch may be there without: its record comes before its checkpoint.
@@ -97,6 +113,20 @@ class Run:
         if checkpoints(self.folder) or len(epochs) > 1:
             raise UserError(f"{self.folder} has no valid checkpoint left; name a new --output")
         return None
+
+    def keep_schedule(self) -> None:
+        """Has recipe.json say the schedule that the run goes on with.
+
+        Raises:
+            OSError: it can't be written; it is then as it was.
+        """
+        if not self.writes:
+            return
+        path = self.folder / "recipe.json"
+        before = json.loads(path.read_text(encoding="utf-8-sig"))
+        after = {**before, **{name: getattr(self.recipe, name) for name in SCHEDULE}}
+        if Recipe.from_dict(after) != Recipe.from_dict(before):
+            write_json(path, after)
 
     def rewind(self, state: dict | None) -> None:
         """Removes from metrics.jsonl what came after a checkpoint, or everything."""
@@ -160,8 +190,7 @@ def check_folder(recipe: Recipe) -> None:
     if not recipe.output or not folder.exists():
         return
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name]
-    ours = ("recipe.json", ".recipe.json.", "events.out.tfevents.")
-    if not all(name.startswith(ours) for name in names):
+    if not all(name.startswith(UNBEGUN) for name in names):
         way_out = " or add --resume auto" if "recipe.json" in names else ""
         raise UserError(f"--output {folder} exists already; name a new folder{way_out}")
 
