@@ -234,6 +234,9 @@ def main() -> int:
         help="first measure batch normalisation's statistics over N training batches",
     )
     options.add_argument("--threads", type=int, help="that read images; default: one per CPU")
+    options.add_argument(
+        "--leave-out", action="store_true", help="ImageNet: go without images that can't be decoded"
+    )
     options = verb(pack, "pack a folder of images, SOURCE/CLASS/*.JPEG, into RecordIO")
     options.add_argument("source", help="folder with a folder of images for each class")
     options.add_argument("output", help="train.rec or val.rec to be")

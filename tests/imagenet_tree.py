@@ -57,7 +57,7 @@ def files(part: Path) -> list[tuple[int, Path]]:
     """(label, path) of every image, in the order of class and name."""
     return [
         (CLASSES.index(folder.name), path)
-        for folder in sorted(part.iterdir())
+        for folder in sorted(part.glob("[!.]*"))
         for path in sorted(folder.iterdir())
     ]
 

@@ -176,6 +176,10 @@ def test_imagenet_from_folders_and_from_recordio(command, tmp_path):
         assert (status, printed) == (2, "")
         assert "1.JPEG" in line
     assert not Path("again.rec").exists()
+    status, printed, _ = command("gluon_resnetv2", "evaluate", "run", "--leave-out")
+    assert status == 0
+    wrong = 24 * float(printed.split()[1]) / 100  # of 25 images one is left out
+    assert abs(wrong - round(wrong)) < 0.01
 
 
 def test_models_lists_the_papers_networks(command):

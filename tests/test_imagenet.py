@@ -11,6 +11,7 @@ from PIL import Image
 
 from gluon_resnetv2 import get_model, imagenet
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.imagenet import damage
 from gluon_resnetv2.pixels import decode
 from tests.common import randomise
 from tests.imagenet_tree import (
@@ -214,8 +215,7 @@ def test_what_is_left_out_is_counted_and_named(mine, tmp_path, capfd):
         image.save(ape / name, "JPEG" if name < "c" else None)
     dataset = imagenet.load(mine, image_size=16)
     assert dataset.train_count == 31 + len(taken)
-    (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith(told)
+    assert capfd.readouterr().err.startswith(told)
     for options, count in (({}, 37), ({"images": 34}, 34)):
         batches = list(dataset.batches(8, train=True, **options))
         assert sum(len(labels) for _, labels in batches) == count
@@ -231,29 +231,87 @@ def test_a_class_of_other_files_says_what_images_are(mine):
         imagenet.load(mine)
 
 
-def test_a_corrupted_file_is_named(mine):
-    bad = corrupt(mine / "val" / "cat" / "1.JPEG")
-    dataset = imagenet.load(mine, image_size=16)
-    with pytest.raises(UserError, match=f"^{bad} can't be read as an image"):
-        list(dataset.batches(8))
-    (mine / "train" / "fox" / "2.JPEG").write_bytes(b"no image")
-    with pytest.raises(
-        UserError, match=r"train/fox/2.JPEG is no image of a kind that is read: JPEG,"
-    ):
-        list(dataset.batches(8, train=True))
+@pytest.fixture(params=["folder", "records"])
+def damaged(request, tree, mine, tmp_path):
+    """A data set with damaged images, what they are called, and what mends the first."""
+    names = ["train/cat/1.JPEG", "train/fox/2.JPEG", "val/eel/0.JPEG"]
+
+    def pack():
+        for part in ("train", "val"):
+            items = [(label, path.read_bytes()) for label, path in files(mine / part)]
+            write_rec(tmp_path / f"{part}.rec", items)
+
+    def mend():
+        shutil.copy(tree / names[0], mine / names[0])
+        pack()
+
+    (mine / names[0]).write_bytes(b"")
+    (mine / names[1]).write_bytes(b"no image")
+    corrupt(mine / names[2])
+    pack()
+    if request.param == "folder":
+        return mine, [str(mine / name) for name in names], mend
+    keys = []
+    for name in names:
+        part = mine / name.split("/")[0]
+        keys.append([path for _, path in files(part)].index(mine / name))
+    parts = ("train", "train", "val")
+    called = [f"{tmp_path}/{part}.rec, record {key}" for part, key in zip(parts, keys)]
+    return tmp_path, called, mend
 
 
-def test_a_corrupted_record_is_named(mine, tmp_path):
-    for part in ("train", "val"):
-        items = [(label, path.read_bytes()) for label, path in files(mine / part)]
-        items[11] = (2, b"no image")
-        write_rec(tmp_path / f"{part}.rec", items)
-    (tmp_path / "val.lst").write_text("11\t2\tsome/cat.JPEG\n")
-    dataset = imagenet.load(tmp_path, image_size=16)
-    with pytest.raises(UserError, match=r"/val.rec, record 11 \(some/cat.JPEG\) is no image"):
-        list(dataset.batches(8))
-    with pytest.raises(UserError, match=r"1 of 31 images .* /.*/train.rec, record 11 is no image"):
-        dataset.batches(8, train=True)
+def test_damaged_images_are_told_all_at_once(damaged, capfd, monkeypatch):
+    root, names, mend = damaged
+    looked_at, look = [], damage.read
+    monkeypatch.setattr(damage, "read", lambda *row: looked_at.append(row) or look(*row))
+    for looks in (56, 3):  # what was found is looked at again: it may have been mended
+        with pytest.raises(UserError, match=r"^3 of 56 images can't be .* --leave-out") as told:
+            imagenet.load(root, image_size=16).batches(8, train=True)
+        assert f"the first: {names[0]} " in str(told.value)
+        lines = capfd.readouterr().err.splitlines()
+        assert [sum(f"{name} " in line for line in lines) for name in names] == [1, 1, 1]
+        assert len(looked_at) == looks
+        looked_at.clear()
+    with pytest.raises(UserError, match=f"^1 of 25 images can't be read, the first: {names[2]} "):
+        list(imagenet.load(root, image_size=16).batches(8))
+    mend()
+    with pytest.raises(UserError, match=r"^2 of 56 images"):
+        imagenet.load(root, image_size=16).batches(8, train=True)
+
+
+def test_damaged_images_are_left_out_in_training_and_evaluation(damaged, tree, net, capfd):
+    """And in packing: see `test_imagenet_pack`."""
+    root, _, mend = damaged
+    for count in (29, 30):
+        dataset = imagenet.load(root, image_size=SIZE, leave_out=True)
+        assert (dataset.train_count, dataset.test_count) == (count, 24)
+        labels = np.concatenate([labels for _, labels in dataset.batches(8, train=True)])
+        expected = np.bincount([label for label, _ in files(tree / "train")])
+        expected[[2, 5]] -= [count == 29, 1]  # cat and fox
+        assert np.bincount(labels).tolist() == expected.tolist()
+        mend()
+    good = imagenet.evaluate(net, dataset, [mx.cpu()], batch_size=7)
+    assert good["images"] == 24
+    assert ": 2 images are left out" in capfd.readouterr().err
+    # What is left is evaluated as if the other had never been there.
+    other = shutil.copytree(tree, root / "other")
+    (other / "val" / "eel" / "0.JPEG").unlink()
+    dataset = imagenet.load(other, image_size=SIZE)
+    assert imagenet.evaluate(net, dataset, [mx.cpu()], batch_size=7) == good
+
+
+@pytest.mark.parametrize("packed_too", [False, True])
+def test_a_class_is_not_left_out(mine, packed_too):
+    for path in (mine / "val" / "fox").iterdir():
+        corrupt(path)
+    if packed_too:
+        items = [(label, path.read_bytes()) for label, path in files(mine / "val")]
+        write_rec(mine / "val.rec", items)
+        lines = [f"{key}\t{label}\t{CLASSES[label]}/x\n" for key, (label, _) in enumerate(items)]
+        (mine / "val.lst").write_text("".join(lines))
+    dataset = imagenet.load(mine, image_size=16, leave_out=True)
+    with pytest.raises(UserError, match="class fox has no image that can be decoded"):
+        dataset.test_count  # noqa: B018
 
 
 def test_a_broken_record_file_is_told(packed, tmp_path):

@@ -262,6 +262,7 @@ OPTIONS = {
     "test_size": ("320", 320),
     "augmentation": ("scale-aspect", "scale-aspect"),
     "colour": ("--no-colour", False),
+    "leave_out": ("--leave-out", True),
     "threads": ("3", 3),
     "coarse": (None, True),
     "label_smoothing": ("0.1", 0.1),
@@ -312,8 +313,7 @@ FOLLOWS = {
 
 # What has to be said as well for some of them to have an effect.
 CONTEXT = {
-    **{name: ["--dataset", "imagenet"] for name in ("test_size", "augmentation", "colour")},
-    "threads": ["--dataset", "imagenet"],
+    **{name: ["--dataset", "imagenet"] for name in IMAGENET[:-1]},
     "coarse": ["--dataset", "cifar100"],
     "lr_power": ["--lr-schedule", "poly"],
     "lr_end": ["--lr-schedule", "cosine"],

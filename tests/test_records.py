@@ -120,7 +120,7 @@ def test_all_that_is_damaged_is_told_at_once(small, capfd):
     for place in (length, 4 * length + frame_and_header):  # a magic number, an image's beginning
         data[place : place + 4] = b"oops"
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"^2 of 6 images .*; pack the images again"):
+    with pytest.raises(UserError, match=r"^2 of 12 images .* leave them out with --leave-out"):
         imagenet.load(small, image_size=8).batches(2, train=True)
     told = capfd.readouterr().err
     assert f"{path}, record 1 (d/1.png) is broken\n" in told

@@ -15,6 +15,7 @@ from gluon_resnetv2 import runtime
 from gluon_resnetv2.data import normalise, num_batches, random_numbers
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.imagenet.augment import Augmentation
+from gluon_resnetv2.imagenet.damage import check
 from gluon_resnetv2.imagenet.folder import Folder
 from gluon_resnetv2.imagenet.images import centre_crop, read
 from gluon_resnetv2.imagenet.records import Records
@@ -36,6 +37,7 @@ def load(
     mean: tuple[float, float, float] = MEAN,
     std: tuple[float, float, float] = STD,
     threads: int | None = None,
+    leave_out: bool = False,
 ) -> ImageNet:
     """The data set in `data_dir`, for training and evaluation.
 
@@ -52,6 +54,8 @@ def load(
         colour: whether training adds random light.
         mean, std: of each channel, 0..255; ImageNet's by default.
         threads: that decode; one per CPU by default.
+        leave_out: whether images that can't be decoded are left out; else they are an error where
+            the part that holds them is first used.
 
     Raises:
         UserError: nothing that can be read there, or an option out of range.
@@ -68,6 +72,7 @@ def load(
         mean=mean,
         std=std,
         threads=threads or runtime.cpus(),
+        leave_out=leave_out,
     )
 
 
@@ -82,6 +87,9 @@ def _part(root: Path, name: str) -> Folder | Records:
 class ImageNet:
     """Training and test images, decoded as they are needed.
 
+    A part's images are checked before anything is made of it, once for ever (`damage.check`); with
+    the training images the test images are, too.
+
     Attributes:
         name: "imagenet".
         classes: the classes' names.
@@ -91,23 +99,47 @@ class ImageNet:
         test_size, crop: as `load` takes them.
 
     Raises:
-        UserError: the test images have a class that the training images lack.
+        UserError: the test images have a class that the training images lack; later, images that
+            can't be decoded.
     """
 
     name = "imagenet"
 
-    def __init__(self, train, test, augmentation, test_size, crop, mean, std, threads):
-        self._train, self._test, self._augmentation = train, test, augmentation
+    def __init__(self, train, test, augmentation, test_size, crop, mean, std, threads, leave_out):
+        self._parts, self._augmentation, self._leave_out = (train, test), augmentation, leave_out
         self.classes = train.classes
         self._train_numbers = dict(zip(train.class_labels, range(len(train.classes))))
         self._test_numbers = _numbers(train, test)
         self.mean, self.std = tuple(mean), tuple(std)
         self.image_shape = (3, test_size, test_size)
         self._train_shape = (3, augmentation.size, augmentation.size)
-        self.train_count, self.test_count = len(train), len(test)
         self.test_size, self.crop = test_size, crop
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
+        self._checked = set()  # of the parts, those that were
+
+    @property
+    def train_count(self) -> int:
+        return len(self._train)
+
+    @property
+    def test_count(self) -> int:
+        return len(self._test)
+
+    @property
+    def _train(self):
+        return self._usable(0)
+
+    @property
+    def _test(self):
+        return self._usable(1)
+
+    def _usable(self, number):
+        """The training or the test images, whose damaged ones are known and not among them."""
+        new = [part for part in self._parts[number:] if part not in self._checked]
+        check(new, self._pool, self._leave_out)
+        self._checked.update(new)
+        return self._parts[number]
 
     def batches(
         self,
@@ -142,15 +174,12 @@ class ImageNet:
             labels: int32 (n,).
 
         Raises:
-            UserError: at once: batches too small for the devices, or images in RecordIO that can't
-                be decoded. From folders such an image raises with its batch.
+            UserError: batches too small for the devices, or images that can't be decoded.
         """
         if not train:
             return self._test_batches(batch_size, start, worker, workers)
         images = images or self.train_count
         steps = num_batches(images, batch_size, devices * workers)
-        if isinstance(self._train, Records):
-            self._train.check(self._pool)
         order = random_numbers(seed, epoch).permutation(self.train_count)[:images]
         batches = np.split(order, np.arange(1, steps) * batch_size)[start:]
         return (
@@ -177,10 +206,12 @@ class ImageNet:
             yield self._views(range(first, min(first + count, self.test_count)), make)
 
     def _views(self, rows, make):
+        source = self._test
+
         def one(row):
-            image, label = read(self._test, row)
+            image, label = read(source, row)
             views = [self._normalise(np.asarray(view), self.mean) for view in make(image)]
-            return views, _number(self._test_numbers, label, self._test)
+            return views, _number(self._test_numbers, label, source)
 
         views, labels = zip(*self._pool.map(one, rows))
         return list(views), np.array(labels, np.int32)
@@ -197,13 +228,14 @@ class ImageNet:
     def _training_batch(self, rows, seed, epoch):
         images = np.empty((len(rows), *self._train_shape), np.float32)
         labels = np.empty(len(rows), np.int32)
+        source = self._train
 
         def fill(place):
             row = rows[place]
-            image, label = read(self._train, row)
+            image, label = read(source, row)
             pixels, light = self._augmentation(image, random_numbers(seed, epoch, row))
             images[place] = self._normalise(pixels, self.mean - light)
-            labels[place] = _number(self._train_numbers, label, self._train)
+            labels[place] = _number(self._train_numbers, label, source)
 
         for _ in self._pool.map(fill, range(len(rows))):
             pass  # raises what a thread raised

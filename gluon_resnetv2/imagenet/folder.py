@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,7 @@ class Folder:
 
     Attributes:
         path: the folder that holds the classes' folders.
+        marker: see `Records`.
         classes: their names, sorted.
         class_labels: the label of each class: its index.
         named: True; see `Records`.
@@ -36,7 +40,7 @@ class Folder:
     named = True
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+        self.path, self.marker = Path(path), Path(path) / ".checked"
         if not self.path.is_dir():
             raise UserError(f"{self.path} is no folder")
         inside = _entries(self.path)
@@ -80,6 +84,23 @@ class Folder:
             OSError: the file can't be read.
         """
         return Path(self.name(row)).read_bytes(), int(self.labels[row])
+
+    def contents(self) -> str:
+        """As of `Records`."""
+        digest = hashlib.sha256()
+        for row, file in enumerate(self.files):
+            with contextlib.suppress(OSError):  # such an image is found to be damaged
+                digest.update(os.fsencode(f"{file}\0{os.stat(self.name(row)).st_size}\0"))
+        return f"{len(self)} images of names and sizes {digest.hexdigest()}"
+
+    def leave_out(self, rows: Sequence[int]) -> None:
+        """As of `Records`."""
+        self.files = np.delete(self.files, rows).tolist()
+        self.labels = np.delete(self.labels, rows)
+
+    def present(self) -> set[int]:
+        """As of `Records`."""
+        return set(self.labels.tolist())
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:

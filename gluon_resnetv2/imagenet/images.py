@@ -12,13 +12,15 @@ def read(source, row: int) -> tuple[Image.Image, int]:
     """Image `row` of a `Folder` or `Records`, decoded, and its label there.
 
     Raises:
-        UserError: it can't be decoded; the message names it.
+        UserError: it can't be read or decoded; the message names it.
     """
-    data, label = source.read(row)
     try:
+        data, label = source.read(row)
         return decode(data), label
     except NoImage as error:
         raise UserError(f"{source.name(row)} {error}") from None
+    except OSError as error:
+        raise UserError(f"{source.name(row)} can't be read: {error.strerror}") from None
 
 
 def resize_shorter(image: Image.Image, side: int) -> Image.Image:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from gluon_resnetv2 import runtime
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.imagenet.damage import mark
 from gluon_resnetv2.imagenet.folder import Folder
 from gluon_resnetv2.imagenet.images import resize_shorter
 from gluon_resnetv2.imagenet.progress import in_turn, told
@@ -97,7 +98,7 @@ def pack(
         _im2rec(made, copies if resize else folder.path.resolve(), len(checksums))
         records = Records(made)
         _compare(records, folder, checksums)
-        records.mark_checked()
+        mark(records)
         for suffix, target in targets.items():  # the .rec last: without it there is nothing to read
             with open(made.with_suffix(suffix), "rb") as file:
                 os.fsync(file.fileno())

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.files import whole_file
 from gluon_resnetv2.imagenet import recordio
-from gluon_resnetv2.imagenet.progress import in_turn, told
-from gluon_resnetv2.pixels import NoImage, decode
 
 
 class Records:
@@ -29,6 +24,7 @@ class Records:
 
     Attributes:
         path, index: of the .rec and the .idx file.
+        marker: NAME.checked, which `damage.check` writes.
         keys: int64 (N,), ascending.
         classes: the classes' names, sorted; numbers in their order.
         class_labels: the label that each has in this file.
@@ -42,7 +38,7 @@ class Records:
         self.path = Path(path)
         self.index = self.path.with_suffix(".idx")
         self._list = self.path.with_suffix(".lst")
-        self._marker = self.path.with_suffix(".checked")
+        self.marker = self.path.with_suffix(".checked")
         if not self.path.is_file():
             raise UserError(f"{self.path} is missing; pack the images again")
         keys, offsets = self._indexed() if self.index.is_file() else self._found()
@@ -52,7 +48,7 @@ class Records:
         self.named = names is not None
         if not self.named:
             print(f"{self.path}: classes are named by number: no usable .lst", file=sys.stderr)
-            names = {label: str(label) for label in self._labels()}
+            names = {label: str(label) for label in self.present()}
         self.class_labels = tuple(sorted(names, key=names.get if self.named else None))
         self.classes = tuple(names[label] for label in self.class_labels)
 
@@ -75,47 +71,18 @@ class Records:
         with open(self.path, "rb") as file:
             return self._read(recordio.read, file, row)
 
-    def check(self, pool: ThreadPoolExecutor) -> None:
-        """Decodes all images, unless `pack` or an earlier call did: NAME.checked says so.
+    def contents(self) -> str:
+        """What tells whether the images are still those that were checked."""
+        return f"{len(self)} images in {self._bytes()} bytes"
 
-        Raises:
-            UserError: some can't be decoded; each is named on standard error.
-        """
-        if self._marker.is_file() and self._marker.read_text() == self._all_is_well():
-            return
+    def leave_out(self, rows: Sequence[int]) -> None:
+        """Forgets some of the images, of which the others close ranks."""
+        self.keys, self._offsets = (np.delete(one, rows) for one in (self.keys, self._offsets))
 
-        def problem(row):
-            try:
-                decode(self.read(row)[0])
-            except NoImage as error:
-                return f"{self.name(row)} {error}"
-            except UserError as error:  # there is no record, or it has no label
-                return str(error)
-
-        bad = []
-        for message in told(in_turn(pool, problem, len(self)), f"check {self.path}", len(self)):
-            if message:
-                bad.append(message)
-                print(message, file=sys.stderr)
-        if bad:
-            raise UserError(
-                f"{len(bad)} of {len(self)} images can't be read, the first: {bad[0]}; pack the "
-                "images again"
-            )
-        with contextlib.suppress(OSError):  # a folder that can't be written to is checked each time
-            self.mark_checked()
-
-    def mark_checked(self) -> None:
-        """Notes beside the file that all its images can be decoded.
-
-        Raises:
-            OSError: the folder can't be written to.
-        """
-        with whole_file(self._marker) as temporary:
-            temporary.write_text(self._all_is_well())
-
-    def _all_is_well(self):
-        return f"{len(self)} images in {self._bytes()} bytes, all decoded once\n"
+    def present(self) -> set[int]:
+        """All labels, from the records' headers alone: the images are not read."""
+        with open(self.path, "rb", buffering=0) as file:
+            return {self._read(recordio.head, file, row)[1] for row in range(len(self))}
 
     def _bytes(self):
         return self.path.stat().st_size
@@ -174,11 +141,6 @@ class Records:
                 raise UserError(
                     f"{self._list} has a line that is not 'key, label, path': {line}"
                 ) from None
-
-    def _labels(self) -> set[int]:
-        """All labels, from the records' headers alone: the images are not read."""
-        with open(self.path, "rb", buffering=0) as file:
-            return {self._read(recordio.head, file, row)[1] for row in range(len(self))}
 
     def _read(self, read, file, row):
         try:

@@ -39,6 +39,7 @@ def assess(
     scales: Sequence[int] = (),
     recalibrate: int = 0,
     threads: int | None = None,
+    leave_out: bool = False,
 ) -> dict[str, float]:
     """The error of a run's checkpoint or of an export on its test images, each counted once.
 
@@ -46,7 +47,8 @@ def assess(
         source: a run's folder, or an export's.
         checkpoint: of a run: "last", "best" or the number of a step.
         dataset, data_dir: by default those of the run.
-        size, threads: ImageNet only, as `imagenet.load` takes them.
+        size, threads, leave_out: ImageNet only, as `imagenet.load` takes them; `leave_out` by
+            default as the run.
         crops, scales: ImageNet only, as `imagenet.evaluate`.
         recalibrate: over how many training batches a run's moving statistics are measured anew.
 
@@ -77,12 +79,16 @@ def assess(
     recipe = Recipe.from_dict(about["recipe"])
     others = {"dataset": dataset, "data_dir": data_dir, "test_size": size, "threads": threads}
     given = {name: value for name, value in others.items() if value is not None}
+    if leave_out:
+        given["leave_out"] = True
     if dataset not in (None, recipe.dataset):  # what was said of the run's does not hold for it
         given = {"data_dir": None, "image_size": None, "coarse": False, **given}
     recipe = dataclasses.replace(recipe, **given)
     name = recipe.dataset
-    if name != "imagenet" and (size or threads or crops != 1 or scales):
-        raise UserError(f"--size, --threads, --crops and --scales are for ImageNet, not {name}")
+    if name != "imagenet" and (size or threads or leave_out or crops != 1 or scales):
+        raise UserError(
+            f"--size, --threads, --leave-out, --crops and --scales are for ImageNet, not {name}"
+        )
     images = load_data(recipe)
     if list(images.classes) != list(about["classes"]):
         raise UserError(f"the network has other classes than the data set {name}")

@@ -26,6 +26,7 @@ def load_data(recipe: Recipe):
             augmentation=recipe.augmentation,
             colour=recipe.colour,
             threads=recipe.threads,
+            leave_out=recipe.leave_out,
         )
     counts = {}
     if recipe.dataset == "synthetic":

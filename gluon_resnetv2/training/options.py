@@ -16,7 +16,7 @@ from gluon_resnetv2.training.recipes import RECIPES
 from gluon_resnetv2.training.run import default_folder
 
 # Fields, and choices of "dataset", that only one of the scripts in train/ has.
-IMAGENET = ("test_size", "augmentation", "colour", "threads", "imagenet")
+IMAGENET = ("test_size", "augmentation", "colour", "threads", "leave_out", "imagenet")
 CIFAR = ("coarse", "unit", "stem", "cifar10", "cifar100", "digits")
 
 
@@ -156,6 +156,7 @@ NEEDS = {
     "augmentation": ("dataset", ("imagenet",)),
     "colour": ("dataset", ("imagenet",)),
     "threads": ("dataset", ("imagenet",)),
+    "leave_out": ("dataset", ("imagenet",)),
 }
 
 

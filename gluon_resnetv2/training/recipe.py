@@ -106,6 +106,9 @@ class Recipe:
     threads: int = _option(
         None, "ImageNet: threads that read images; default: one per CPU", machine=True
     )
+    leave_out: bool = _option(
+        False, "ImageNet: go without images that can't be decoded", flag=True, later=True
+    )
     coarse: bool = _option(False, "CIFAR-100's 20 coarse classes instead of 100", flag=True)
     label_smoothing: float = _option(0.0, "part of each label given to all classes alike")
     mixup: float = _option(0.0, "alpha of mixup, the Beta distribution of its weights; 0: none")
