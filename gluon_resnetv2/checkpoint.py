@@ -88,7 +88,7 @@ def load_parameters(
         raise UserError(f"{path} is missing")
     try:
         values = mx.nd.load(str(path))
-        values = {name.partition(":")[2]: value for name, value in values.items()}
+        values = {name.rpartition(":")[2]: value for name, value in values.items()}
     except (mx.MXNetError, ValueError, AttributeError):
         raise UserError(f"{path} is not an MXNet parameter file") from None
     set_parameters(net, values, path, devices)

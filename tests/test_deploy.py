@@ -23,7 +23,7 @@ from gluon_resnetv2.deploy.artifact import load
 from gluon_resnetv2.deploy.export import Form, export
 from gluon_resnetv2.deploy.predictor import Predictor
 from gluon_resnetv2.deploy.reference import reference_images
-from gluon_resnetv2.deploy.runtimes import symbol_block
+from gluon_resnetv2.deploy.runtimes import module, predictor, simple_bind, symbol_block
 from gluon_resnetv2.deploy.verify import AT_EXPORT, PLAIN, RUNTIMES, explain, report, verify
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import whole_folder
@@ -432,6 +432,29 @@ def test_a_module_checkpoint_is_verified_too(tmp_path, one_runtime, monkeypatch)
     (found,) = verify([load(tmp_path)])
     assert [check.runtime for check in found if not check.passed] == []
     assert len(found) == len(RUNTIMES)
+
+
+def test_a_pair_without_arg_and_aux_is_served_verified_and_loaded(tmp_path, monkeypatch, capsys):
+    """As Gluon's `collect_params().save` writes it. MXNet's C predict API does not take it."""
+    net = get_model("preact8", unit="basic")
+    randomise(net)
+    net(mx.sym.var("data")).save(str(tmp_path / "net-symbol.json"))
+    net.collect_params().save(str(tmp_path / "net-0000.params"))
+    artifact, images = load(tmp_path), reference_images((3, 16, 16))
+    expected = net(mx.nd.array(images)).asnumpy()
+    for way in (symbol_block, module, simple_bind, predictor):
+        found = way(str(artifact.symbol), str(artifact.params), images)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    monkeypatch.setattr(
+        verification, "RUNTIMES", [("C predict API", PLAIN), ("simple_bind", PLAIN)]
+    )
+    assert report(artifact, (3, 16, 16))
+    said = capsys.readouterr().out
+    assert said.count("  ok  ") == 1
+    assert "left out: C predict API" in said
+    again = get_model("preact8", unit="basic")
+    load_parameters(again, artifact.params)
+    assert np.array_equal(again(mx.nd.array(images)).asnumpy(), expected)
 
 
 def test_of_several_epochs_the_last_is_taken_and_said_or_the_one_that_is_named(

@@ -77,7 +77,7 @@ def written(folder: Path, content: bytes) -> Path:
 def test_a_file_packed_by_hand_is_read(tmp_path, dtype, version):
     path = written(tmp_path, packed(dtype=dtype, version=version, name=b"aux:a.b/c", device=(2, 3)))
     (found,) = read_arrays(path).items()
-    assert found[0] == "aux:a.b/c"
+    assert found[0] == "a.b/c"
     assert found[1].dtype == dtype
     assert found[1].tolist() == [[1, 2, 3], [4, 5, 6]]
     assert not found[1].flags.writeable
@@ -94,8 +94,8 @@ def test_arrays_are_those_that_mxnet_saved(tmp_path):
     path = tmp_path / "net-0000.params"
     mx.nd.save(str(path), arrays)
     found = read_arrays(path)
-    assert list(found) == list(arrays)
-    for name, array in arrays.items():
+    assert list(found) == [name[4:] for name in arrays]
+    for name, array in zip(found, arrays.values()):
         assert found[name].dtype == array.dtype
         assert found[name].tobytes() == array.asnumpy().tobytes()
 
@@ -110,7 +110,7 @@ def test_arrays_are_those_that_mxnet_saved(tmp_path):
         (packed()[:60], "cut off"),
         (packed() + b"\0", "1 bytes more"),
         (packed(copies=2), "name for each"),
-        (packed(copies=2, names=2), "arg:w twice"),
+        (packed(copies=2, names=2), "has w twice"),
         (packed(version=0xF993FACB), "format"),
         (packed(storage=1), "not dense"),
         (packed(device=(7, 0)), "device"),
@@ -123,10 +123,10 @@ def test_arrays_are_those_that_mxnet_saved(tmp_path):
         (packed(dims=(0, 3)), "shape"),
         (packed(dims=(2**62, 2**62)), "cut off"),
         (packed(dims=(10**9, 3)), "cut off"),
-        (packed(name=b"w"), "arg:NAME"),
-        (packed(name=b"arg:"), "arg:NAME"),
-        (packed(name=b"arg:\xff"), "arg:NAME"),
-        (packed(name=b"arg:a\n"), "arg:NAME"),
+        (packed(name=b""), "no parameter's"),
+        (packed(name=b"arg:"), "no parameter's"),
+        (packed(name=b"arg:\xff"), "no parameter's"),
+        (packed(name=b"arg:a\n"), "no parameter's"),
         (packed((1, 2, 3, 4, 5, float("nan"))), "not finite"),
         (packed((1, 2, 3, 4, 5, float("-inf")), dtype="float16"), "not finite"),
     ],
@@ -211,6 +211,23 @@ def is_read_as_by_mxnet(symbol: Path, params: Path):
     found = computed(pair.symbol(), *pair.arrays(), pair.data, pair.labels)
     assert np.isfinite(found).all()
     return np.array_equal(found, expected)
+
+
+def test_parameters_are_read_with_arg_and_aux_before_their_names_or_without(tmp_path):
+    """`collect_params().save` and `save_checkpoint` beside the same symbol."""
+    symbol, arguments, states = traced()
+    files = saved(tmp_path, symbol, arguments, states)
+    expected = read_pair(*files)
+    mx.nd.save(str(files[1]), {**arguments, **states})
+    found = read_pair(*files)
+    assert (expected.kinds, found.kinds) == (True, False)
+    for before, after in zip(expected.arrays(), found.arrays()):
+        assert set(before) == set(after)
+        assert all(np.array_equal(before[k].asnumpy(), after[k].asnumpy()) for k in before)
+    assert set(found.arrays()[1]) == set(states)
+    mx.nd.save(str(files[1]), {**arguments, **{f"arg:{name}": states[name] for name in states}})
+    with pytest.raises(UserError, match="as another kind of parameter than its file"):
+        read_pair(*files)
 
 
 SWITCHES = {

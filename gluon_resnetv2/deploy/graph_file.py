@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from gluon_resnetv2.deploy.operators import FUSIBLE, OPERATORS, dimensions
-from gluon_resnetv2.deploy.params_file import NAME, PARAMS_BYTES, TYPES, parse_arrays
+from gluon_resnetv2.deploy.params_file import NAME, PARAMS_BYTES, TYPES, bare, parse_arrays
 from gluon_resnetv2.deploy.untrusted import Fault, quote, read_bytes, read_json, told_of
 
 SYMBOL_BYTES, NODES = 8 << 20, 20_000  # largest graph; preact1001's has 2.5 MB and 8 344 nodes
@@ -159,7 +159,7 @@ def seal(text: str, params: str | Path) -> str:
     """
     with told_of(params):
         data = read_bytes(params, PARAMS_BYTES)
-        names = {name[4:] for name in parse_arrays(data)}
+        names = set(map(bare, parse_arrays(data)))
     with told_of("the graph"):
         graph = read_json(text.encode())
         images, _ = free_inputs(check_graph(graph), names)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,10 +28,7 @@ from gluon_resnetv2.deploy.graph_file import (
     free_inputs,
 )
 from gluon_resnetv2.deploy.operators import OPERATORS
-from gluon_resnetv2.deploy.params_file import (
-    PARAMS_BYTES,
-    parse_arrays,
-)
+from gluon_resnetv2.deploy.params_file import PARAMS_BYTES, bare, parse_arrays
 from gluon_resnetv2.deploy.untrusted import Fault, read_bytes, read_json, told_of
 from gluon_resnetv2.errors import last_line
 from gluon_resnetv2.layers import DTYPES
@@ -51,7 +48,8 @@ class Pair:
         text: the graph as JSON, as MXNet is given it.
         graph: the same, parsed.
         nodes: the same, node by node.
-        parameters: a read-only array for each "arg:NAME" and "aux:NAME", a view of the file.
+        parameters: a read-only array for each name, a view of the file.
+        kinds: whether the file has "arg:" or "aux:" before each name.
         data: name of the images' input.
         labels: names of inputs that a loss would read.
         shape: (C, H, W) of an image, as given, or a usual one that fits.
@@ -61,6 +59,7 @@ class Pair:
     graph: dict
     nodes: list[Node] = field(repr=False)
     parameters: dict[str, np.ndarray] = field(repr=False)
+    kinds: bool
     data: str
     labels: list[str]
     shape: tuple[int, int, int]
@@ -71,12 +70,12 @@ class Pair:
 
     def arrays(self) -> tuple[dict[str, mx.nd.NDArray], dict[str, mx.nd.NDArray]]:
         """Copies of the parameters on the CPU, by name: the arguments, the auxiliary states."""
-        arguments, states = {}, {}
-        for name, value in self.parameters.items():
-            kind, _, name = name.partition(":")
-            array = mx.nd.array(value, ctx=mx.cpu(), dtype=value.dtype)
-            (arguments if kind == "arg" else states)[name] = array
-        return arguments, states
+        arrays = {
+            name: mx.nd.array(value, ctx=mx.cpu(), dtype=value.dtype)
+            for name, value in self.parameters.items()
+        }
+        states = {name: arrays.pop(name) for name in self.symbol().list_auxiliary_states()}
+        return arrays, states
 
     def check(self, shape: tuple[int, int, int]) -> int:
         """Has the graph take images of (C, H, W); returns how many classes it tells apart.
@@ -108,8 +107,9 @@ def read_pair(
     """
     with told_of(params):
         data = read_bytes(params, PARAMS_BYTES, _sum_of(params, sums))
-        parameters = parse_arrays(data)
-    arrays = {name[4:]: array for name, array in parameters.items()}
+        named = parse_arrays(data)
+    arrays = {bare(name): array for name, array in named.items()}
+    kinds = not any(name in arrays for name in named)
     with told_of(symbol):
         graph = read_json(read_bytes(symbol, SYMBOL_BYTES, _sum_of(symbol, sums)))
         nodes = check_graph(graph, {n for n, array in arrays.items() if array.dtype.kind in "iu"})
@@ -118,8 +118,8 @@ def read_pair(
         check_hidden(nodes, arrays)
         graph = clean(graph)
         text = json.dumps(graph)
-        pair = Pair(text, graph, nodes, parameters, images.name, labels, shape or ())
-        _check_symbol(pair)
+        pair = Pair(text, graph, nodes, arrays, kinds, images.name, labels, shape or ())
+        _check_symbol(pair, named)
         if not shape:
             return replace(pair, shape=_usual_shape(pair))
         _check_shapes(pair, shape)
@@ -130,14 +130,14 @@ def _sum_of(path, sums) -> str | None:
     return None if sums is None else sums.get(Path(path).name, "none")
 
 
-def _check_symbol(pair: Pair) -> None:
-    """Has MXNet read the graph, and the parameters be what it takes them for."""
+def _check_symbol(pair: Pair, names: Iterable[str]) -> None:
+    """Has MXNet read the graph, and the parameters be what their `names` in the file say."""
     try:
         symbol = pair.symbol()
     except mx.MXNetError as error:
         raise Fault(f"is no graph to MXNet: {last_line(error)}") from None
     types = {
-        name[4:]: array.dtype.newbyteorder("=")
+        name: array.dtype.newbyteorder("=")
         for name, array in pair.parameters.items()
         if array.dtype != DTYPES["bfloat16"]  # which it has not heard of
     }
@@ -145,12 +145,12 @@ def _check_symbol(pair: Pair) -> None:
         symbol.infer_type_partial(**types, **{pair.data: "float32"})
     except mx.MXNetError as error:
         raise Fault(f"does not fit its parameters' types: {last_line(error)}") from None
-    arguments = set(symbol.list_arguments()) - {pair.data, *pair.labels}
     states = set(symbol.list_auxiliary_states())
-    expected = {f"arg:{name}" for name in arguments} | {f"aux:{name}" for name in states}
-    if expected != set(pair.parameters):
-        name = min(expected ^ set(pair.parameters))
-        raise Fault(f"has {name[4:]} as another kind of parameter than its file")
+    right = {*pair.parameters, *(f"aux:{name}" for name in states)}
+    right |= {f"arg:{name}" for name in set(pair.parameters) - states}
+    wrong = [*(states - set(pair.parameters)), *(bare(name) for name in set(names) - right)]
+    if wrong:
+        raise Fault(f"has {min(wrong)} as another kind of parameter than its file")
 
 
 def _usual_shape(pair: Pair) -> tuple[int, int, int]:
@@ -171,7 +171,7 @@ def _channels(pair: Pair) -> int:
     for node in pair.nodes:
         first = node.values.get("chain", [node])[0]
         if first.op == "Convolution":
-            weight = pair.parameters.get(f"arg:{pair.nodes[node.inputs[1][0]].name}")
+            weight = pair.parameters.get(pair.nodes[node.inputs[1][0]].name)
             if weight is not None and weight.ndim == 4:
                 return weight.shape[1] * first.values.get("num_group", 1)
     return 3
@@ -239,7 +239,7 @@ def _check_rows(pair, found) -> None:
 
 def _shapes(pair, internals, images) -> list[tuple]:
     """The shape of each output of each node, for images (N, C, H, W)."""
-    given = {name[4:]: array.shape for name, array in pair.parameters.items()}
+    given = {name: array.shape for name, array in pair.parameters.items()}
     try:
         arguments, shapes, states = internals.infer_shape_partial(**given, **{pair.data: images})
     except mx.MXNetError as error:

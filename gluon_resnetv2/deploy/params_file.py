@@ -43,24 +43,27 @@ NAME = re.compile(r"[!#-\[\]-~]{1,256}")  # printable, and nothing that JSON wou
 BLOCK = 1 << 20  # elements that are looked at at once
 
 
-def read_arrays(
-    path: str | Path, sha256: str | None = None, kinds: bool = True
-) -> dict[str, np.ndarray]:
-    """The read-only arrays of a .params file by name.
+def read_arrays(path: str | Path, sha256: str | None = None) -> dict[str, np.ndarray]:
+    """The read-only arrays of a .params file by their `bare` names.
 
     Args:
         sha256: the file's, in hexadecimal, where it is known.
-        kinds: whether names have to be "arg:NAME" and "aux:NAME", as in a pair.
 
     Raises:
         UserError: the file is missing, damaged, or another one.
     """
     with told_of(path):
-        return parse_arrays(read_bytes(path, PARAMS_BYTES, sha256), kinds)
+        arrays = parse_arrays(read_bytes(path, PARAMS_BYTES, sha256))
+    return {bare(name): array for name, array in arrays.items()}
 
 
-def parse_arrays(data: bytes, kinds: bool = True) -> dict[str, np.ndarray]:
-    """The arrays of a .params file's content, as views of it, by name as in `read_arrays`.
+def bare(name: str) -> str:
+    """A name without "arg:" or "aux:", which the files of pairs have before it, and no others."""
+    return name[4:] if name.startswith(("arg:", "aux:")) else name
+
+
+def parse_arrays(data: bytes) -> dict[str, np.ndarray]:
+    """The arrays of a .params file's content, as views of it, by the names that it has for them.
 
     Raises:
         Fault: it is damaged, or something else.
@@ -84,24 +87,20 @@ def parse_arrays(data: bytes, kinds: bool = True) -> dict[str, np.ndarray]:
             raise Fault(f"{fault} (array {len(arrays)} of {count})") from None
     if cursor.numbers("Q") != (count,):
         raise Fault("does not have a name for each array")
-    named = {}
+    named, names = {}, set()
     for array in arrays:
         (length,) = cursor.numbers("Q")
         name = str(cursor.take(length), "ascii", "replace")
-        kind, _, rest = name.partition(":")
-        if kinds and (kind not in ("arg", "aux") or not NAME.fullmatch(rest)):
-            raise Fault(f"has a name, {quote(name)}, that is not of the form arg:NAME or aux:NAME")
-        if not NAME.fullmatch(name):
+        if not NAME.fullmatch(bare(name)):
             raise Fault(f"has a name, {quote(name)}, that is no parameter's")
-        if name in named:
-            raise Fault(f"has {name} twice")
+        if bare(name) in names:
+            raise Fault(f"has {bare(name)} twice")
+        names.add(bare(name))
         if not _finite(array):
             raise Fault(f"has a number in {name} that is not finite")
         named[name] = array
     if cursor.left:
         raise Fault(f"has {cursor.left} bytes more than its arrays need")
-    if kinds and len({name[4:] for name in named}) != count:
-        raise Fault("has arg: and aux: of the same name")
     return named
 
 

@@ -174,7 +174,7 @@ def recorded(artifact: Artifact) -> tuple[np.ndarray, np.ndarray, dict]:
     else:
         path = artifact.folder / CALIBRATION
         arrays = read_arrays(path, manifest["sha256"][CALIBRATION])
-        pixels, logits = arrays.get("arg:pixels"), arrays.get("arg:logits")
+        pixels, logits = arrays.get("pixels"), arrays.get("logits")
         _check_calibration(path, pixels, logits, artifact)
         images = normalise(pixels, described)
     if described["values"] == "pixels":

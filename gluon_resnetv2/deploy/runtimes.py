@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import mxnet as mx
 import numpy as np
 
+from gluon_resnetv2.deploy.params_file import bare
 from gluon_resnetv2.errors import last_line
 
 
@@ -50,7 +51,7 @@ def module(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
     data, labels = inputs(loaded, values)
     bound = mx.mod.Module(loaded, data_names=[data], label_names=labels)
     bound.bind([(data, images.shape)], for_training=False)
-    bound.set_params(_part(values, "arg"), _part(values, "aux"))
+    bound.set_params(*_parts(loaded, values))
     bound.forward(mx.io.DataBatch([mx.nd.array(images)]), is_train=False)
     return bound.get_outputs()[0].asnumpy()
 
@@ -60,12 +61,15 @@ def simple_bind(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
     loaded, values = mx.sym.load(symbol), mx.nd.load(params)
     data, _ = inputs(loaded, values)
     executor = loaded.simple_bind(mx.cpu(), grad_req="null", **{data: images.shape})
-    executor.copy_params_from(_part(values, "arg"), _part(values, "aux"))
+    executor.copy_params_from(*_parts(loaded, values))
     return executor.forward(is_train=False, **{data: mx.nd.array(images)})[0].asnumpy()
 
 
 def c_predict(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
-    """The C predict API (`c_predict_api.h`), which native programs serve with."""
+    """The C predict API (`c_predict_api.h`), which native programs serve with.
+
+    Parameters whose names have no "arg:" or "aux:" it leaves as memory happens to be.
+    """
     from mxnet.base import _LIB, check_call
 
     data, _ = inputs(mx.sym.load(symbol), mx.nd.load(params))
@@ -126,7 +130,7 @@ def inputs(symbol: mx.sym.Symbol, values: dict) -> tuple[str, list[str]]:
     Raises:
         ValueError: there is no such input, or more than one that is no label.
     """
-    given = {name.partition(":")[2] for name in values}
+    given = set(map(bare, values))
     free = [name for name in symbol.list_inputs() if name not in given]
     images = [name for name in free if not name.endswith("label")]
     if len(images) != 1:
@@ -134,10 +138,11 @@ def inputs(symbol: mx.sym.Symbol, values: dict) -> tuple[str, list[str]]:
     return images[0], [name for name in free if name.endswith("label")]
 
 
-def _part(values, kind):
-    return {
-        name.partition(":")[2]: value for name, value in values.items() if name.startswith(kind)
-    }
+def _parts(symbol, values):
+    """The parameters by their bare names: the arguments, the auxiliary states."""
+    arguments = {bare(name): value for name, value in values.items()}
+    states = {name: arguments.pop(name) for name in symbol.list_auxiliary_states()}
+    return arguments, states
 
 
 WAYS = {

@@ -147,7 +147,7 @@ def _read_export(folder):
     if not manifest or manifest["precision"] != "float32" or manifest["fused"]:
         raise UserError(f"{folder} is no plain float32 export, which alone can be converted")
     sums = manifest["sha256"]
-    arrays = weights.without_kind(read_arrays(artifact.params, sums[artifact.params.name]))
+    arrays = read_arrays(artifact.params, sums[artifact.params.name])
     spec = Spec.from_dict(manifest["spec"])
     # What a graph that prepares images has beside the network's own is left out.
     ours = {name: arrays[name] for name in shapes(spec) if name in arrays}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -55,8 +54,7 @@ def read(
     if key is not None:
         raise UserError(f"{path} is no PyTorch file, and has no {key!r}; leave out --weights")
     if head.startswith(MXNET):
-        arrays = without_kind(read_arrays(path, kinds=False)).items()
-        return {name: torch_file.widened(array) for name, array in arrays}
+        return {name: torch_file.widened(array) for name, array in read_arrays(path).items()}
     if hdf5:
         return keras_file.read(path, report)
     if head[8:9] == b"{":
@@ -65,11 +63,6 @@ def read(
         f"{path} is no file of weights that is known: .params of MXNet's, .pth, .safetensors, "
         ".h5 or .keras"
     )
-
-
-def without_kind(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Without the "arg:" and "aux:" that the names in a pair begin with."""
-    return {re.sub("^(arg|aux):", "", name): array for name, array in arrays.items()}
 
 
 def _write_params(path, arrays):
