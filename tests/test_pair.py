@@ -12,7 +12,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from gluon_resnetv2.deploy import forms
+from gluon_resnetv2.deploy import forms, old_graph
 from gluon_resnetv2.deploy.graph_file import SEAL, seal
 from gluon_resnetv2.deploy.pair import read_pair
 from gluon_resnetv2.deploy.params_file import read_arrays
@@ -36,34 +36,39 @@ FLAGS = {  # MXNet's number of a type, from mshadow/base.h, and `struct`'s lette
 }
 
 
+def packed_array(
+    values, dims, dtype="float32", *, version=0xF993FAC9, storage=0, device=(1, 0), flag=None
+) -> bytes:
+    """An array, packed by hand; of version 0 is MXNet's before 0.11."""
+    number, letter = FLAGS[dtype]
+    if version:
+        array = struct.pack("<I", version)
+        array += b"" if version == 0xF993FAC8 else struct.pack("<i", storage)
+        array += struct.pack(f"<i{len(dims)}q", len(dims), *dims)
+    else:
+        array = struct.pack(f"<{1 + len(dims)}I", len(dims), *dims)
+    array += struct.pack("<3i", *device, number if flag is None else flag)
+    return array + struct.pack(f"<{len(values)}{letter}", *values)
+
+
+def packed_file(arrays, names) -> bytes:
+    named = b"".join(struct.pack("<Q", len(name)) + name for name in names)
+    count = struct.pack("<3Q", 0x112, 0, len(arrays))
+    return count + b"".join(arrays) + struct.pack("<Q", len(names)) + named
+
+
 def packed(
     values=(1, 2, 3, 4, 5, 6),
     dims=(2, 3),
     dtype="float32",
     name=b"arg:w",
     *,
-    version=0xF993FAC9,
-    storage=0,
-    device=(1, 0),
-    flag=None,
     names=1,
     copies=1,
+    **details,
 ) -> bytes:
-    """A file of `copies` of one array, packed by hand."""
-    number, letter = FLAGS[dtype]
-    array = struct.pack("<I", version) + (
-        b"" if version == 0xF993FAC8 else struct.pack("<i", storage)
-    )
-    array += struct.pack(f"<i{len(dims)}q", len(dims), *dims)
-    array += struct.pack("<3i", *device, number if flag is None else flag)
-    array += struct.pack(f"<{len(values)}{letter}", *values)
-    named = struct.pack("<Q", len(name)) + name
-    return (
-        struct.pack("<3Q", 0x112, 0, copies)
-        + copies * array
-        + struct.pack("<Q", names)
-        + names * named
-    )
+    """A file of `copies` of one array."""
+    return packed_file(copies * [packed_array(values, dims, dtype, **details)], names * [name])
 
 
 def written(folder: Path, content: bytes) -> Path:
@@ -73,7 +78,7 @@ def written(folder: Path, content: bytes) -> Path:
 
 
 @pytest.mark.parametrize("dtype", FLAGS)
-@pytest.mark.parametrize("version", [0xF993FAC8, 0xF993FAC9])
+@pytest.mark.parametrize("version", [0, 0xF993FAC8, 0xF993FAC9])
 def test_a_file_packed_by_hand_is_read(tmp_path, dtype, version):
     path = written(tmp_path, packed(dtype=dtype, version=version, name=b"aux:a.b/c", device=(2, 3)))
     (found,) = read_arrays(path).items()
@@ -119,6 +124,10 @@ def test_arrays_are_those_that_mxnet_saved(tmp_path):
         (packed(flag=2), "format|name"),
         (packed(dims=()), "0 dimensions"),
         (packed(dims=(1,) * 9), "9 dimensions"),
+        (packed(dims=(), version=0), "0 dimensions"),
+        (packed(dims=(1,) * 9, version=0), "format"),
+        (packed(dims=(2**32 - 1,) * 8, version=0), "cut off"),
+        (packed(version=0)[:-30], "cut off"),
         (packed(dims=(2, -3)), "shape"),
         (packed(dims=(0, 3)), "shape"),
         (packed(dims=(2**62, 2**62)), "cut off"),
@@ -303,6 +312,65 @@ def test_gluoncv_s_exports_are_read(tmp_path, name):
 def test_the_model_zoo_s_exports_are_read(tmp_path, name):
     zoo_export(getattr(mx.gluon.model_zoo.vision, name)(classes=10), tmp_path)
     assert is_read_as_by_mxnet(tmp_path / "net-symbol.json", tmp_path / "net-0000.params")
+
+
+def as_old(graph: dict, states: set[str], version: int | None) -> dict:
+    """A graph of today's as MXNet 0.9 to 0.12 wrote it; or, without version, as 0.8 did."""
+    nodes, places = [], {}
+    for index, node in enumerate(graph["nodes"]):
+        if not version and node["name"] in states:
+            continue
+        places[index] = len(nodes)
+        new = {"op": node["op"], "name": node["name"].removesuffix("_fwd")}
+        said = node.get("attrs", {})
+        said = {k: v for k, v in said.items() if not k.startswith("__")}
+        if node["op"] == "BatchNorm":
+            said.pop("axis")
+        entries = [(places[i], *rest) for i, *rest in node["inputs"] if i in places]
+        if version:
+            nodes.append({**new, "attr": {**said, "lr_mult": "2.0"}, "inputs": entries})
+            continue
+        new["op"] = {"elemwise_add": "_Plus", "SoftmaxOutput": "Softmax"}.get(*2 * [node["op"]])
+        entries = [entry[:2] for entry in entries]
+        new.update(param=said, inputs=entries, backward_source_id=-1)
+        layer = node["op"] == "Convolution"
+        nodes.append({**new, "attr": {"weight_lr_mult": "1.2"} if layer else {"ctx_group": "b"}})
+    variables = [index for index, node in enumerate(nodes) if node["op"] == "null"]
+    old = {"nodes": nodes, "arg_nodes": variables, "heads": [[len(nodes) - 1, 0]]}
+    if version:
+        old.update(heads=[[len(nodes) - 1, 0, 0]], node_row_ptr=list(range(len(nodes) + 1)))
+        old["attrs"] = {"mxnet_version": ["int", version]}
+    return old
+
+
+@pytest.mark.parametrize(
+    ("version", "arrays"), [(None, 0), (905, 0), (1100, 0xF993FAC8), (1200, 0xF993FAC9)]
+)
+def test_pairs_of_mxnet_0_are_read(tmp_path, version, arrays):
+    """What MXNet 1.9.1 makes of the same files is what they should be."""
+    symbol, arguments, states = traced(input_bn="shift")
+    symbol = mx.sym.SoftmaxOutput(symbol, name="softmax", multi_output=False, out_grad=False)
+    paths = tmp_path / "net-symbol.json", tmp_path / "net-0000.params"
+    graph = as_old(json.loads(symbol.tojson()), set(states), version)
+    paths[0].write_text(json.dumps(graph))
+    named = {f"arg:{name}": array.asnumpy() for name, array in arguments.items()}
+    named.update({f"aux:{name}": array.asnumpy() for name, array in states.items()})
+    content = [packed_array(a.ravel(), a.shape, version=arrays) for a in named.values()]
+    paths[1].write_bytes(packed_file(content, [name.encode() for name in named]))
+    assert is_read_as_by_mxnet(*paths)
+    assert read_pair(*paths).labels == ["softmax_label"]
+    graph["nodes"][1]["plugin"] = 1
+    paths[0].write_text(json.dumps(graph))
+    with pytest.raises(UserError, match="may have"):
+        read_pair(*paths)
+
+
+@pytest.mark.parametrize("name", old_graph.NAMES)
+def test_operators_have_the_names_that_mxnet_gives_them_now(name):
+    operator = getattr(mx.sym, name, None) or getattr(mx.sym._internal, name)
+    one, two = map(mx.sym.var, "ab")
+    made = operator(one, scalar=2) if "Scalar" in name else operator(one, two)
+    assert json.loads(made.tojson())["nodes"][-1]["op"] == old_graph.NAMES[name]
 
 
 def zoo_export(net, folder):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gluon_resnetv2.deploy.old_graph import VERSION
 from gluon_resnetv2.deploy.operators import FUSIBLE, OPERATORS, dimensions
 from gluon_resnetv2.deploy.params_file import NAME, PARAMS_BYTES, TYPES, bare, parse_arrays
 from gluon_resnetv2.deploy.untrusted import Fault, quote, read_bytes, read_json, told_of
@@ -26,12 +27,11 @@ HIDDEN = {SEAL} | {  # attributes that graphs of MXNet have
     f"__{name}__"
     for name in (
         *("shape", "dtype", "storage_type", "init", "lr_mult", "wd_mult", "layout", "ctx_group"),
-        *("profiler_scope", "force_mirroring"),
+        *("profiler_scope", "force_mirroring", "mirror_stage"),
     )
 }
 TEXT = re.compile(r"[ -~]{0,4096}")  # MXNet's reader knows no other characters' escapes
 VERSIONS = range(10000, 20000)  # of MXNet: since 1.0 graphs have been written like this
-VERSION = 10901  # whose graphs MXNet 1.9.1 takes as they are
 KEYS = ({"nodes", "arg_nodes", "heads"}, {"node_row_ptr", "attrs"})  # needed, and possible
 NODE_KEYS = ({"op", "name", "inputs"}, {"attrs", "subgraphs"})
 

@@ -112,7 +112,10 @@ BATCH_NORM = {
     **RANGES,
 }
 ACTIVATION = {"act_type": _choice("relu", "sigmoid", "tanh", "softrelu", "softsign")}
-LEAKY = {"act_type": _choice("elu", "gelu", "leaky", "selu"), "slope": _number}
+LEAKY = {
+    "act_type": _choice("elu", "gelu", "leaky", "selu"),
+    **dict.fromkeys(("slope", "lower_bound", "upper_bound"), _number),
+}
 DROPOUT = {"p": _number, "axes": _choice("()"), "cudnn_off": _boolean}
 SOFTMAX = {"axis": AXIS, "temperature": _optional(_positive)}
 SOFTMAX_OUTPUT = {
@@ -121,8 +124,14 @@ SOFTMAX_OUTPUT = {
     "ignore_label": _number,
     "use_ignore": _boolean,
     "normalization": _choice("null", "batch", "valid"),
+    **dict.fromkeys(("multi_output", "preserve_shape", "out_grad"), FALSE),
 }
-RESHAPE = {"shape": _tuple(_integer(-4, 1 << 24), range(9)), "reverse": FALSE}
+RESHAPE = {
+    "shape": _tuple(_integer(-4, 1 << 24), range(9)),
+    "reverse": FALSE,
+    "target_shape": _choice("(0,0)"),  # as MXNet 0.8 says that there is none
+    "keep_highest": FALSE,
+}
 REDUCTION = {"axis": _tuple(AXIS, range(7)), "keepdims": _boolean, "exclude": FALSE}
 SLICE = {
     "begin": _tuple(_optional(_integer(0, 10**6)), range(7)),  # -9 of 8 makes kernels fail
@@ -311,6 +320,7 @@ OPERATORS = {
         ("Flatten", "relu", "sigmoid", "_copy", "BlockGrad", "zeros_like"), Operator(1, {})
     ),
     **dict.fromkeys(("elemwise_add", "elemwise_mul"), Operator(2, {})),
+    "add_n": Operator(_arguments, {"num_args": COUNT}),
     **{f"broadcast_{name}": Operator(2, {}) for name in ("add", "sub", "mul", "div")},
     **{
         f"_{name}_scalar": Operator(1, SCALAR) for name in ("plus", "minus", "rminus", "mul", "div")

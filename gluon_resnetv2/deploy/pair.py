@@ -27,6 +27,7 @@ from gluon_resnetv2.deploy.graph_file import (
     clean,
     free_inputs,
 )
+from gluon_resnetv2.deploy.old_graph import modern
 from gluon_resnetv2.deploy.operators import OPERATORS
 from gluon_resnetv2.deploy.params_file import PARAMS_BYTES, bare, parse_arrays
 from gluon_resnetv2.deploy.untrusted import Fault, read_bytes, read_json, told_of
@@ -111,7 +112,7 @@ def read_pair(
     arrays = {bare(name): array for name, array in named.items()}
     kinds = not any(name in arrays for name in named)
     with told_of(symbol):
-        graph = read_json(read_bytes(symbol, SYMBOL_BYTES, _sum_of(symbol, sums)))
+        graph = modern(read_json(read_bytes(symbol, SYMBOL_BYTES, _sum_of(symbol, sums))))
         nodes = check_graph(graph, {n for n, array in arrays.items() if array.dtype.kind in "iu"})
         check_seal(graph, data)
         images, labels = free_inputs(nodes, set(arrays))

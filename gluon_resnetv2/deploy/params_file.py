@@ -9,6 +9,9 @@ its `NDArray::Save` (src/ndarray/ndarray.cc) writes, little-endian:
         int32 type, data
     uint64 count, then for each name
         uint64 length, characters
+
+An array of before 0.12 begins with 0xF993FAC8 and has no storage type; one of before 0.11 is
+uint32 ndim, uint32 dims, and from the device on the same.
 """
 
 from __future__ import annotations
@@ -25,9 +28,10 @@ from gluon_resnetv2.layers import DTYPES
 
 PARAMS_BYTES = 4 << 30  # the most that is read
 LIST = 0x112
-# V1 has no storage type; V3 is written where shapes follow NumPy's rules.
+# V3 is written where shapes follow NumPy's rules.
 V1, V2, V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 DENSE = 0
+MOST_DIMENSIONS = 8
 TYPES = {
     0: np.dtype("float32"),
     1: np.dtype("float64"),
@@ -126,14 +130,15 @@ class _Cursor:
 
 def _array(cursor: _Cursor) -> np.ndarray:
     (version,) = cursor.numbers("I")
-    if version not in (V1, V2, V3):
+    if version > MOST_DIMENSIONS and version not in (V1, V2, V3):
         raise Fault("has an array that is not in MXNet's format")
-    if version != V1 and cursor.numbers("i") != (DENSE,):
+    if version in (V2, V3) and cursor.numbers("i") != (DENSE,):
         raise Fault("has an array that is not dense")
-    (ndim,) = cursor.numbers("i")
-    if not 1 <= ndim <= 8:
+    first = version <= MOST_DIMENSIONS
+    ndim, size = (version, "I") if first else (*cursor.numbers("i"), "q")
+    if not 1 <= ndim <= MOST_DIMENSIONS:
         raise Fault(f"has an array of {ndim} dimensions")
-    dims = cursor.numbers(f"{ndim}q")
+    dims = cursor.numbers(f"{ndim}{size}")
     device, number, kind = cursor.numbers("iii")
     if device not in DEVICES or not 0 <= number < 256:
         raise Fault("has an array of an unknown device")

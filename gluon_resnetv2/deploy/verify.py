@@ -15,6 +15,7 @@ import numpy as np
 
 from gluon_resnetv2.deploy.artifact import Artifact
 from gluon_resnetv2.deploy.forms import misfolded
+from gluon_resnetv2.deploy.old_graph import modern
 from gluon_resnetv2.deploy.reference import (
     TOLERANCE,
     Check,
@@ -187,7 +188,7 @@ def _against(artifact):
 
 def explain(artifact: Artifact) -> str:
     """Why MXNet's fusing backend computes this pair wrongly, or "" where no reason is known."""
-    graph = json.loads(artifact.symbol.read_text(encoding="utf-8"))
+    graph = modern(json.loads(artifact.symbol.read_text(encoding="utf-8")))
     for index, readers in misfolded(graph):
         norm, *norms = (node["name"] for node in readers if node["op"] == "BatchNorm")
         others = [node["name"] for node in readers if node["op"] != "BatchNorm"]
