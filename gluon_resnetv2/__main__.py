@@ -290,7 +290,7 @@ def main() -> int:
         "export", help="folder of an export or run, or a pair's -symbol.json or .params"
     )
     options.add_argument(
-        "--shape", type=cli.shape, help="C,H,W of an image, for a pair without manifest"
+        "--shape", type=cli.shape, help="C,H,W (or H,W,C) of an image, for a pair without manifest"
     )
     add_engine(options)
     options = verb(predict, "the likeliest five classes of image files")

@@ -16,6 +16,7 @@ from gluon_resnetv2.deploy.artifact import load
 from gluon_resnetv2.deploy.export import export
 from gluon_resnetv2.deploy.images import read_image
 from gluon_resnetv2.deploy.predictor import Predictor
+from gluon_resnetv2.deploy.runtimes import symbol_block
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.interop import convert, torch_file, weights
 from gluon_resnetv2.interop.layout import Facts, shapes
@@ -116,6 +117,32 @@ def test_gluoncvs_cifar_networks_are_served_right_where_mxnet_fuses_them_wrongly
     module.forward(mx.io.DataBatch([mx.nd.array(images)]))
     fused = module.get_outputs()[0].asnumpy()
     assert relative(fused, expected) > 1e-2  # or there is no need for the predictor's care
+
+
+def test_what_gluoncv_exports_with_preprocessing_is_served_and_converted(tmp_path):
+    """`export_block` by default: pixels 0..255, height, width, channels."""
+    gluoncv = pytest.importorskip("gluoncv")
+    block = gluoncv.model_zoo.cifarresnet.CIFARBasicBlockV2
+    net = gluoncv.model_zoo.cifarresnet.CIFARResNetV2(block, [1, 1, 1], [16, 16, 32, 64])
+    gluon_arrays(net)
+    gluoncv.utils.export_block(str(tmp_path / "net"), net, data_shape=(32, 32, 3))
+    artifact = load(tmp_path)
+    pixels = np.random.RandomState(0).randint(0, 256, (3, 32, 32, 3)).astype("float32")
+    expected = symbol_block(str(artifact.symbol), str(artifact.params), pixels)
+    predictor = Predictor(artifact)
+    assert predictor.shape == (32, 32, 3)
+    assert relative(predictor.run(pixels), expected) <= 1e-5
+    told = []
+    convert.to_export(convert.read(artifact.params), tmp_path / "export", report=told.append)
+    assert "mean 123.675,116.28,103.53, std 58.395,57.12,57.375" in told[0]
+    predictor = Predictor(load(tmp_path / "export"))
+    images = predictor.prepare(pixels.transpose(0, 3, 1, 2))
+    assert relative(predictor.run(images), expected) <= 1e-5
+    values = dict(mx.nd.load(str(artifact.params)))
+    name = next(name for name in values if name.endswith("init_scale"))
+    mx.nd.save(str(artifact.params), {**values, name: mx.nd.zeros((1, 1, 1, 3))})
+    with pytest.raises(UserError, match="std 0,0,0"):
+        convert.to_export(convert.read(artifact.params), tmp_path / "other")
 
 
 @pytest.mark.parametrize("depth", [34, 50])

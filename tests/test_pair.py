@@ -287,6 +287,21 @@ def test_forms_of_our_exports_are_read(tmp_path, name):
     assert is_read_as_by_mxnet(*saved(tmp_path, *CHANGES[name](*traced())))
 
 
+def test_images_whose_channels_are_last_are_taken(tmp_path):
+    symbol, arguments, states = traced()
+    data, mean = mx.sym.var("data"), mx.sym.var("mean")
+    centred = mx.sym.transpose(mx.sym.broadcast_sub(data, mean), axes=(0, 3, 1, 2))
+    numbers = mx.nd.array([[[[1, 2, 3]]]])
+    files = saved(tmp_path, symbol(data=centred), {**arguments, "mean": numbers}, states)
+    assert read_pair(*files).shape == (32, 32, 3)
+    assert read_pair(*files, (16, 24, 3)).shape == (16, 24, 3)
+    with pytest.raises(UserError, match=r"takes images of shape \(16, 24, 3\), not \(3, 16, 24\)"):
+        read_pair(*files, (3, 16, 24))
+    files = saved(tmp_path, symbol, arguments, states)
+    with pytest.raises(UserError, match=r"takes images of shape \(3, 16, 24\), not \(16, 24, 3\)"):
+        read_pair(*files, (16, 24, 3))
+
+
 def test_symbols_that_mxnet_named_the_variables_of_are_read(tmp_path):
     """`mx.sym` leaves an operator's attributes on the variables that it makes for it."""
     conv = mx.sym.Convolution(mx.sym.var("data"), kernel=(3, 3), num_filter=4, name="conv")
@@ -641,6 +656,10 @@ def swapped(x):
     return mx.sym.SwapAxis(x, dim1=0, dim2=1)
 
 
+def transposed(x):
+    return mx.sym.transpose(x, axes=(1, 0, 2, 3))
+
+
 def in_int8(x, **ranges):
     return mx.sym.contrib.dequantize(*mx.sym.contrib.quantize_v2(x, out_type="int8", **ranges))
 
@@ -661,6 +680,7 @@ MIXING = {
     "halves of two": lambda x: mx.sym.slice_axis(
         mx.sym.Reshape(mx.sym.Concat(x, x, dim=-4), shape=(-1, 6, 0, 0)), axis=1, begin=0, end=3
     ),
+    "transposed": lambda x: transposed(mx.sym.softmax(transposed(x), axis=1)),
     "the range of all": in_int8,
 }
 APART = {
@@ -668,6 +688,7 @@ APART = {
     "mean": lambda x: mx.sym.broadcast_sub(x, mx.sym.mean(x, axis=-1, keepdims=True)),
     "softmax": lambda x: mx.sym.softmax(x, axis=-3),
     "swapped axes": lambda x: mx.sym.SwapAxis(x, dim1=2, dim2=3),
+    "transposed": lambda x: mx.sym.transpose(x, axes=(0, 1, 3, 2)),
     "a calibrated range": lambda x: in_int8(x, min_calib_range=-3, max_calib_range=3),
 }
 

@@ -66,8 +66,8 @@ class Artifact:
         """The pair, checked.
 
         Args:
-            shape: (C, H, W) of an image, for a pair without manifest; by default a usual one that
-                fits.
+            shape: of an image, for a pair without manifest: (C, H, W), or as its graph takes it,
+                which may be (H, W, C); by default a usual one that fits.
 
         Raises:
             UserError: as `read_pair`.

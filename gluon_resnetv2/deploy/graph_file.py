@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gluon_resnetv2.deploy.old_graph import VERSION
+from gluon_resnetv2.deploy.old_graph import VERSION, modern
 from gluon_resnetv2.deploy.operators import FUSIBLE, OPERATORS, dimensions
 from gluon_resnetv2.deploy.params_file import NAME, PARAMS_BYTES, TYPES, bare, parse_arrays
 from gluon_resnetv2.deploy.untrusted import Fault, quote, read_bytes, read_json, told_of
@@ -161,7 +161,7 @@ def seal(text: str, params: str | Path) -> str:
         data = read_bytes(params, PARAMS_BYTES)
         names = set(map(bare, parse_arrays(data)))
     with told_of("the graph"):
-        graph = read_json(text.encode())
+        graph = modern(read_json(text.encode()))
         images, _ = free_inputs(check_graph(graph), names)
     for node in graph["nodes"]:
         _attributes(node).pop(SEAL, None)

@@ -167,6 +167,12 @@ def _reshape_rule(values) -> None:
             raise Fault("shape should split an axis into two sizes, one of which may be -1")
 
 
+def _transpose_rule(values) -> None:
+    axes = values.get("axes", ())
+    if axes[:1] != (0,) or sorted(axes) != list(range(len(axes))):
+        raise Fault("it mixes images: axes should be all, and begin with 0, which is theirs")
+
+
 def _slice_rule(values) -> None:
     begin, end = values.get("begin", ())[:1], values.get("end", ())[:1]
     if begin not in ((), (None,), (0,)) or end not in ((), (None,)):
@@ -308,6 +314,7 @@ OPERATORS = {
     "SoftmaxOutput": Operator(2, SOFTMAX_OUTPUT),
     "Reshape": Operator(1, RESHAPE, rule=_reshape_rule, sizes=_reshape_sizes),
     "SwapAxis": Operator(1, {"dim1": _integer(0, 7), "dim2": _integer(0, 7)}),
+    "transpose": Operator(1, {"axes": _tuple(_integer(0, 7), range(9))}, rule=_transpose_rule),
     "expand_dims": Operator(1, {"axis": AXIS}),
     "Concat": Operator(_arguments, {"num_args": COUNT, "dim": AXIS}),
     "slice": Operator(1, SLICE, rule=_slice_rule),

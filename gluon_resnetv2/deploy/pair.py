@@ -9,6 +9,7 @@ parameters, against what is worth allocating, and for images that would mix.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -53,7 +54,7 @@ class Pair:
         kinds: whether the file has "arg:" or "aux:" before each name.
         data: name of the images' input.
         labels: names of inputs that a loss would read.
-        shape: (C, H, W) of an image, as given, or a usual one that fits.
+        shape: of an image as the graph takes it, (C, H, W) in most, as given or a usual one.
     """
 
     text: str
@@ -79,7 +80,7 @@ class Pair:
         return arrays, states
 
     def check(self, shape: tuple[int, int, int]) -> int:
-        """Has the graph take images of (C, H, W); returns how many classes it tells apart.
+        """Has the graph take images of `shape`; returns how many classes it tells apart.
 
         Raises:
             UserError: it does not take them, mixes those of a batch, or would make far more of
@@ -100,7 +101,7 @@ def read_pair(
     Allocates no more than the files' size, and once more for the graph's JSON.
 
     Args:
-        shape: (C, H, W) of an image, where it is known.
+        shape: of an image as the graph takes it, where it is known.
         sums: what the files' SHA-256 should be, in hexadecimal, by the files' names.
 
     Raises:
@@ -123,7 +124,7 @@ def read_pair(
         _check_symbol(pair, named)
         if not shape:
             return replace(pair, shape=_usual_shape(pair))
-        _check_shapes(pair, shape)
+        _check_given(pair, shape)
         return pair
 
 
@@ -154,17 +155,32 @@ def _check_symbol(pair: Pair, names: Iterable[str]) -> None:
         raise Fault(f"has {min(wrong)} as another kind of parameter than its file")
 
 
+def _check_given(pair: Pair, shape: tuple) -> None:
+    """`_check_shapes`, and where channels stand last instead of first, or first, it says so."""
+    try:
+        _check_shapes(pair, shape)
+    except Fault:
+        for other in ((*shape[1:], shape[0]), (shape[2], *shape[:2])):
+            with contextlib.suppress(Fault):
+                _check_shapes(pair, other)
+                break
+        else:
+            raise
+        raise Fault(f"takes images of shape {other}, not {shape}") from None
+
+
 def _usual_shape(pair: Pair) -> tuple[int, int, int]:
-    """The first usual shape of images that the graph takes."""
+    """The first usual shape of images that the graph takes, channels first or last."""
     channels, faults = _channels(pair), []
     for size in SIZES:
-        try:
-            _check_shapes(pair, (channels, size, size))
-        except Fault as fault:
-            faults.append(f"{size} pixels: {fault}")
-        else:
-            return channels, size, size
-    raise Fault(f"takes no images of a usual size; {faults[0]}; {faults[1]}")
+        for shape in ((channels, size, size), (size, size, channels)):
+            try:
+                _check_shapes(pair, shape)
+            except Fault as fault:
+                faults.append(f"{size} pixels: {fault}")
+            else:
+                return shape
+    raise Fault(f"takes no images of a usual size; {faults[0]}; {faults[2]}")
 
 
 def _channels(pair: Pair) -> int:
@@ -188,7 +204,7 @@ def _check_shapes(pair: Pair, shape: tuple) -> int:
     found = {node.name: [] for node in pair.nodes}  # shapes of outputs, for two images and three
     for name, *shapes in zip(names, two, three):
         found[name].append(shapes)
-    _check_memory(pair, found, math.prod(shape[1:]))
+    _check_memory(pair, found, math.prod(shape) // min(shape))
     _check_rows(pair, found)
     for node in pair.nodes:
         sizes = node.op != "null" and OPERATORS[node.op].sizes

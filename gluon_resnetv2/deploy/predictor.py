@@ -43,7 +43,8 @@ class Predictor:
     Args:
         artifact: an export, or any pair that takes images and gives a row of logits for each.
         max_batch: so many images are computed at once; more are split.
-        shape: (C, H, W) of an image, for a pair without manifest; by default a usual one that fits.
+        shape: of an image, for a pair without manifest: (C, H, W), or as its graph takes it; by
+            default a usual one that fits.
         engine: "native" for the native operator, which takes graphs that are not fused, in float32
             or bfloat16.
 
@@ -170,7 +171,7 @@ class Predictor:
         if not self.prepares:
             raise UserError(
                 f"{self.name} has no manifest.json, which says how images are prepared; give it "
-                "arrays as the graph takes them"
+                "arrays as the graph takes them, or make an export of it with `convert`"
             )
         return self._input
 

@@ -49,7 +49,7 @@ class Interface:
 
     name: str
     classes: list[str]
-    shape: tuple[int, int, int]  # (C, H, W)
+    shape: tuple[int, int, int]  # (C, H, W), or as the graph of a pair without manifest takes it
     output: str  # what the network computes: "logits" or "probabilities"
     max_batch: int  # images in one request
 

@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--port", type=int, default=8080, help="0: any that is free")
     add("--max-batch", type=int, default=64, help="images in one request, or computed at once")
     add_engine(parser)
-    add("--shape", type=cli.shape, help="C,H,W of an image, for a pair without manifest")
+    add("--shape", type=cli.shape, help="C,H,W (or H,W,C) of an image, for a pair without manifest")
     add("--queue", type=int, default=1024, help="images that wait for a model")
     add("--body-limit", type=float, default=64, help="MB of one body")
     add("--memory", type=float, default=256, help="MB of all bodies at hand")

@@ -62,8 +62,7 @@ def verify(
     own, which all artifacts share.
 
     Args:
-        shape: (channels, height, width) for artifacts without a manifest; by default a usual one
-            that fits.
+        shape: of an image, for artifacts without a manifest, as for `Artifact.read`.
         engine: "native" has the native operator checked as well.
 
     Returns:

@@ -205,6 +205,16 @@ def to_export(
         if mean is None:
             told = ",".join(map(str, described["mean"]))
             report(f"{why}: mean {told} (--mean has another), crop {described['crop']}")
+    inside = layout.prepared_inside(source.theirs)
+    if inside:
+        told = ", ".join(
+            f"{key} {','.join(f'{number:g}' for number in numbers)}"
+            for key, numbers in inside.items()
+        )
+        if min(inside.get("std", [1])) <= 0:
+            raise UserError(f"{source.path} prepares images by {told}, which can't be")
+        report(f"images are prepared as its own graph does: {told}")
+        described = {**described, **inside}
     if mean is not None:
         described = {**described, "mean": mean}
     prepared = {key: _for_channels(described[key], spec.in_channels) for key in ("mean", "std")}

@@ -78,6 +78,8 @@ class Layout:
         input: how its images are prepared: mean and std, 0 to 255, and crop.
         crops: the crop of depths that have another.
         prepare: `input` where weights of ours and the size of images decide, and why, in words.
+        inside: how the names of the arrays end by which a file's own graph prepares images: "mean"
+            and "std", as in `input`.
         decode, encode: an array of theirs as ours and back, given our name for it.
         extra: what a file may hold that no network of ours has, by how its name ends; and the
             array that stands for it on the way back.
@@ -96,6 +98,7 @@ class Layout:
     input: Mapping
     crops: Mapping[int, float] = field(default_factory=dict)
     prepare: Callable[[Spec, Arrays, int], tuple[Mapping, str]] | None = None
+    inside: Mapping[str, str] = field(default_factory=dict)
     decode: Callable[[str, np.ndarray], np.ndarray] = _same
     encode: Callable[[str, np.ndarray], np.ndarray] = _same
     extra: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -197,9 +200,18 @@ class Layout:
                 raise UserError(f"{theirs} has negative variances")
             ours[name] = array
         for theirs in left:
-            if not theirs.endswith(tuple(self.extra)):
+            if not theirs.endswith((*self.extra, *self.inside.values())):
                 raise UserError(f"there is {theirs}, which {self._a(spec)} has not")
         return spec, ours
+
+    def prepared_inside(self, theirs: Arrays) -> dict[str, list[float]]:
+        """What of `input` a file's own graph says, by its arrays."""
+        return {
+            key: theirs[name].ravel().tolist()
+            for key, ending in self.inside.items()
+            for name in theirs
+            if name.endswith(ending)
+        }
 
     def from_ours(self, spec: Spec, ours: Arrays) -> dict[str, np.ndarray]:
         """The parameters as that implementation names and shapes them.

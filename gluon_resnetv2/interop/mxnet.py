@@ -92,6 +92,8 @@ def _block_names(stem: int, head: int) -> dict[str, str]:
     }
 
 
+# Of GluonCV's `export_block`, whose graphs take height, width and channels from 0 to 255.
+_INSIDE = {"mean": "_init_mean", "std": "_init_scale"}
 _COUNTED = re.compile(
     r"(?:stage(?P<stage>\d+)_)?(?P<kind>batchnorm|conv|dense)(?P<number>\d+)_(?P<field>\w+)"
 )
@@ -101,9 +103,11 @@ def _from_pair(stem: int, head: int):
     """Renames an exported pair's parameters, which are counted, as `save_parameters` would."""
 
     def canonical(arrays: Arrays) -> Arrays:
+        inside = {name: arrays[name] for name in arrays if name.endswith((*_INSIDE.values(),))}
+        arrays = {name: arrays[name] for name in arrays if name not in inside}
         found = {name: _COUNTED.search(name) for name in arrays}
         if not all(found.values()):
-            return arrays
+            return {**arrays, **inside}
         layers = {}  # those of each stage, in order
         for match in found.values():
             place = int(match["stage"] or 0), match["kind"]
@@ -130,7 +134,7 @@ def _from_pair(stem: int, head: int):
                     kind, index, len(numbers), 3 if bottleneck else 2
                 )
             renamed[f"{block}.{match['field']}"] = arrays[name]
-        return renamed if len(renamed) == len(arrays) else arrays
+        return {**(renamed if len(renamed) == len(arrays) else arrays), **inside}
 
     return canonical
 
@@ -190,6 +194,7 @@ MODEL_ZOO = Layout(
     fields=_GLUON_FIELDS,
     spec=_model_zoo,
     input=IMAGENET_INPUT,
+    inside=_INSIDE,
     canonical=_from_pair(stem=4, head=9),
     logits=_model_zoo_logits,
     package="mxnet",
@@ -202,6 +207,7 @@ GLUONCV_CIFAR = Layout(
     fields=_GLUON_FIELDS,
     spec=_gluoncv_cifar,
     input=CIFAR_INPUT,
+    inside=_INSIDE,
     canonical=_from_pair(stem=1, head=5),
     logits=_gluoncv_cifar_logits,
     package="gluoncv",
