@@ -30,7 +30,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "exports",
         nargs="+",
         metavar="[NAME=]EXPORT",
-        help="folder of an export or a run, and the name it is served by; default: the export's",
+        help="folder of an export or a run, or any NAME-symbol.json or NAME-NNNN.params (of one "
+        "epoch), and the name it is served by; default: the export's",
     )
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every one")
     add("--port", type=int, default=8080, help="0: any that is free")
