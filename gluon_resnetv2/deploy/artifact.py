@@ -16,7 +16,7 @@ from gluon_resnetv2.files import recover_folder, sha256
 from gluon_resnetv2.spec import IMAGE_SIZE_MAX, Spec
 
 FORMAT = 2  # of manifest.json
-EPOCH = re.compile(r"(.+)-\d{4}\.params")
+EPOCH = re.compile(r"(.+)-\d{4}\.params", re.DOTALL)
 CALIBRATION = "calibration.params"  # real images, and what the network gives for them in float32
 CALIBRATION_IMAGES = 4096  # at most
 LARGEST_MANIFEST = 8 << 20  # bytes
