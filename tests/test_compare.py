@@ -13,7 +13,7 @@ from PIL import Image
 
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.training.compare import compare
-from gluon_resnetv2.training.curves import draw_curves, scale_errors
+from gluon_resnetv2.training.curves import draw_curves, scale_errors, steps_per_epoch
 
 BLUE, RED, GREEN = (0, 114, 178), (213, 94, 0), (0, 158, 115)
 
@@ -31,8 +31,8 @@ def write_run(
         for step in range((epoch - 1) * steps + every, epoch * steps + 1, every):
             records.append({"step": step, "lr": lr, "loss": value, "images_per_second": speed})
         record = {"epoch": epoch, "step": epoch * steps, "lr": lr}
-        for part in ("train", "test"):
-            record |= {f"{part}_loss": value, f"{part}_error": error}
+        record |= {"train_loss": value, "test_loss": value}
+        record |= {"train_error": 100 - error, "test_error": error}  # best in different epochs
         records.append({**record, "images_per_second": speed, "seconds": seconds})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
     return folder
@@ -55,6 +55,11 @@ def test_curves_show_loss_and_error(tmp_path, epochs):
         rows = pixels(path, colour)[:, 0]
         assert rows.min() < legend < rows.max() < plot
     assert pixels(path, GREEN)[:, 0].min() > plot
+
+
+def test_an_epoch_is_as_long_as_the_first():
+    """The last one may have been cut short."""
+    assert steps_per_epoch([{"epoch": 1, "step": 20}, {"epoch": 2, "step": 25}]) == 20
 
 
 @pytest.mark.parametrize(("error", "top"), [(1, 5), (6, 20), (24.5, 60), (90, 100)])

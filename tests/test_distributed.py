@@ -24,6 +24,7 @@ from gluon_resnetv2 import cli
 from gluon_resnetv2.checkpoint import checkpoints
 from gluon_resnetv2.distributed import launch, watch
 from gluon_resnetv2.distributed import workers as workers_module
+from gluon_resnetv2.distributed.server_optimizer import ServerOptimizer
 from gluon_resnetv2.distributed.workers import Workers, connect
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.training.run import read_metrics
@@ -309,6 +310,20 @@ def test_two_workers_are_as_one_process(kv_store, job, tmp_path):
     for i, (expected, before) in enumerate(zip(alone, start)):
         far = np.abs(expected - before).max()
         assert np.abs(found[f"parameter{i}"] - expected).max() < 1e-6 < far
+
+
+def test_a_servers_optimizer_has_the_rate_of_the_step_and_its_part_of_the_decay():
+    sgd = mx.optimizer.SGD(momentum=0.9, wd=0.2)
+    rates = {3: 0.5, 4: 0.25}
+    optimizer = ServerOptimizer(sgd, rates.__getitem__, count=2, step=3)
+    optimizer.rescale_grad = 1 / 8
+    weight, expected, velocity = mx.nd.ones(1), 1.0, 0.0
+    state = optimizer.create_state_multi_precision(0, weight)
+    for step in (3, 3, 4, 4):  # of each worker an update
+        optimizer.update_multi_precision(0, weight, mx.nd.array([3.0]), state)
+        velocity = 0.9 * velocity - rates[step] * (3 / 8 + 0.2 / 2 * expected)
+        expected += velocity
+        assert weight.asscalar() == pytest.approx(expected)
 
 
 @pytest.mark.slow

@@ -86,6 +86,8 @@ def check_float32(graph, pixels, expected):
     assert difference(run(forms.fused(*graph), images), expected) <= 1e-5
     assert difference(run(prepared, pixels), expected) <= 1e-5
     assert difference(run(forms.fused(*prepared), pixels), expected) <= 1e-5
+    # Half of bfloat16's form, and the one that every processor computes.
+    assert difference(run(forms._folded(*graph), images), expected) <= 1e-5
 
 
 def check_bfloat16(graph, pixels, expected):
@@ -153,6 +155,14 @@ def test_int8_computes_all_but_the_stem_the_mixed_sum_and_the_classifier_in_8_bi
     assert len(inner) == 13
     assert kept == ["relu0_fwd", "stage1_unit1__plus0"]
     assert "_sg_mkldnn_fully_connected" in symbol.tojson()
+
+
+def test_ranges_are_those_of_all_images():
+    images = np.zeros((3 * forms.CALIBRATED, 1, 1, 1), "float32")
+    images[1], images[forms.CALIBRATED + 1] = -7, 5
+    twice = mx.sym.elemwise_add(mx.sym.var("data"), mx.sym.var("data"), name="twice")
+    found = forms._ranges(mx.sym.relu(twice, name="relu"), {}, images)
+    assert found == {"twice_output": (-14, 10), "relu_output": (0, 10)}
 
 
 def test_int8_needs_images():

@@ -172,6 +172,13 @@ def test_a_recipes_learning_rates(name):
                 assert set(rates(schedule, among)) == {schedule(before)} == {schedule(after)}
 
 
+def test_epochs_need_not_be_whole():
+    """A study of fewer epochs has its rates fall within them."""
+    recipe = Recipe(lr=0.1, num_epochs=3, lr_step_epochs=(1.5, 2.26), warmup_epochs=0.4)
+    found = rates(recipe.schedule(10), (3, 4, 14, 15, 22, 23))
+    assert found == pytest.approx([0.01, 0.1, 0.1, 0.01, 0.01, 0.001])
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_named_recipe_is_a_whole_one(name):
     named = RECIPES[name]

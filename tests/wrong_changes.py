@@ -118,7 +118,7 @@ CHANGES = (
     Change(
         "an epoch's record has the next step's learning rate",
         "training/loop.py", '"lr": self.lr_at(self.step - 1)', '"lr": self.lr_at(self.step)',
-        "test_training.py", "step_has_its_learning_rate",
+        "test_training.py", "leaves_behind",
     ),
     Change(
         "grey of 16 bits is divided by 256",
@@ -171,6 +171,52 @@ CHANGES = (
         "a converted network is given blue's mean for red",
         "interop/mxnet.py", "(123.68, 116.779, 103.939)", "(103.939, 116.779, 123.68)",
         "test_interop.py", "prepared_as_in",
+    ),
+    Change(
+        "a run's export forgets which part of an image is used",
+        "deploy/export.py", '("mean", "std", "crop"))', '("mean", "std"))',
+        "test_training.py", "export_says",
+    ),
+    Change(
+        "the best epoch of a comparison is the one that fits best",
+        "training/compare.py", 'record: record["test_error"]', 'record: record["train_error"]',
+        "test_compare.py", "tells_what_differs",
+    ),
+    Change(
+        "curves take a last epoch that was cut short for a whole one",
+        "training/curves.py", 'epochs[0]["step"] / epochs[0]', 'epochs[-1]["step"] / epochs[-1]',
+        "test_compare.py", "as_long_as",
+    ),
+    Change(
+        "a rate falls at the end of an epoch that is not whole",
+        "training/recipe.py", "round(epochs * steps_per_epoch)", "round(epochs) * steps_per_epoch",
+        "test_recipe.py", "not_be_whole",
+    ),
+    Change(
+        "a server's optimiser decays once for each worker",
+        "distributed/server_optimizer.py", "optimizer.wd /= count", "pass",
+        "test_distributed.py", "optimizer_has",
+    ),
+    Change(
+        "a server's learning rate is an update ahead",
+        "distributed/server_optimizer.py", "max(num_update - 1, 0)", "num_update",
+        "test_distributed.py", "optimizer_has",
+    ),
+    Change(
+        "int8 has the ranges of the last images alone",
+        "deploy/forms.py", "extremes[..., 0].min(axis=0), extremes[..., 1].max(axis=0)",
+        "extremes[-1, :, 0], extremes[-1, :, 1]",
+        "test_forms.py", "ranges",
+    ),
+    Change(
+        "a normalisation is folded with its mean unscaled",
+        "deploy/forms.py", "names[2]: beta - mean * gamma}", "names[2]: beta - mean}",
+        "test_forms.py", "float32_forms",
+    ),
+    Change(
+        "answers of a shared batch go to other requests",
+        "deploy/batching.py", "for array in arrays[:-1]]", "for array in arrays[:0:-1]]",
+        "test_batching.py", "",
     ),
 )  # fmt: skip
 
