@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from gluon_resnetv2.errors import UserError
+
 
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
@@ -153,6 +155,23 @@ def sha256(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
+def expanded(path: str | os.PathLike, way_out: str = "name another folder") -> Path:
+    """`path` with the home folder that a leading ~ or ~USER stands for.
+
+    Raises:
+        UserError: that is not known: no HOME, and the system does not know the user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"no home folder is known for {path}; {way_out}") from None
+
+
 def cache_folder() -> Path:
-    """Where downloads and compiled code go (XDG base directory specification)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gluon_resnetv2"
+    """Where downloads and compiled code go (XDG base directory specification).
+
+    Raises:
+        UserError: as `expanded`.
+    """
+    named = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return expanded(named, "set HOME or XDG_CACHE_HOME") / "gluon_resnetv2"

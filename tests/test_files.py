@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import pwd
 import subprocess
 import sys
 
 import pytest
 
 from gluon_resnetv2 import files
+from gluon_resnetv2.data.cifar import load_cifar10
+from gluon_resnetv2.errors import UserError
 
 # Writes the folder argv[1] and is killed before it renames for the argv[2]-th time, counted from 0.
 KILLED = """
@@ -87,5 +90,17 @@ def test_the_cache_is_in_the_home_folder_unless_xdg_says_otherwise(monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert str(files.cache_folder()) == "/home/someone/.cache/gluon_resnetv2"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    assert str(files.cache_folder()) == "/elsewhere/gluon_resnetv2"
+
+
+def test_a_user_whom_the_system_does_not_know_is_told_the_way_out(monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # as in a container run with any number
+    with pytest.raises(UserError, match=r"no home folder is known for ~/\.cache; set HOME or XDG"):
+        files.cache_folder()
+    with pytest.raises(UserError, match="no home folder is known for ~nobody-of-this-name/cifar"):
+        load_cifar10("~nobody-of-this-name/cifar")
     monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
     assert str(files.cache_folder()) == "/elsewhere/gluon_resnetv2"

@@ -604,6 +604,13 @@ def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(monkeypatch, tmp_pat
     assert list((tmp_path / "cache" / "gluon_resnetv2").iterdir()) == []
 
 
+def test_a_cache_that_cannot_be_written_is_told(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"file.* can't be written: .*; set XDG_CACHE_HOME to"):
+        library.library()
+
+
 def test_a_training_reports_what_is_missing_in_one_line(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("XDG_CACHE_HOME", "/nonexistent")

@@ -17,7 +17,7 @@ import numpy as np
 from gluon_resnetv2.data.dataset import CHUNK, Dataset, Split, channel_statistics
 from gluon_resnetv2.data.download import download, md5
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.files import cache_folder
+from gluon_resnetv2.files import cache_folder, expanded
 
 SIZE = 32  # height and width of every image, in pixels
 PIXELS = 3 * SIZE * SIZE  # bytes of an image: all of its red, then green, then blue
@@ -95,7 +95,7 @@ def load_cifar100(data_dir: str | os.PathLike | None = None, coarse: bool = Fals
 
 def _load(name: str, data_dir: str | os.PathLike | None, label: int) -> Dataset:
     source = SOURCES[name]
-    where = _find(source, Path(data_dir).expanduser() if data_dir else cache_folder())
+    where = _find(source, expanded(data_dir) if data_dir else cache_folder())
     classes, train, test = _read(source, where, label)
     mean, std = channel_statistics(train.images)
     return Dataset(

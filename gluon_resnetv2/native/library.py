@@ -69,7 +69,13 @@ def library() -> Path:
     digest = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
     path = cache_folder() / f"native-{digest}.so"
     if not path.is_file():
-        print("compiling the native engine, once for this machine", file=sys.stderr)
+        _compile(command, path)
+    return path
+
+
+def _compile(command: list[str], path: Path) -> None:
+    print("compiling the native engine, once for this machine", file=sys.stderr)
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as temporary:
             done = subprocess.run(
@@ -78,8 +84,12 @@ def library() -> Path:
             if done.returncode:
                 errors = [line for line in done.stderr.splitlines() if "error" in line]
                 why = (errors or done.stderr.splitlines() or ["no reason given"])[0]
-                raise UserError(f"{compiler} can't compile the native engine: {why}")
-    return path
+                raise UserError(f"{command[0]} can't compile the native engine: {why}")
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or path} can't be written: {error.strerror or error}; "
+            "set XDG_CACHE_HOME to another folder"
+        ) from None
 
 
 def _file(package: str, ending: str) -> Path:
