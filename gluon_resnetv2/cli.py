@@ -84,6 +84,10 @@ def one_line_errors() -> Iterator[None]:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         sys.exit(1)
+    except UnicodeEncodeError as error:  # of a file's name with bytes that aren't UTF-8
+        message = (
+            f"{error.object!r} is no text in UTF-8, which MXNet needs of names; choose another"
+        )
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         message = f"{where}{error.strerror or error}{WAYS_OUT.get(error.errno, '')}"
@@ -110,9 +114,14 @@ def aligned(lines: Sequence[Sequence[str]], right: Container[int] = ()) -> str:
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Runs `main` within `one_line_errors` and exits with what it returns."""
+    """Runs `main` within `one_line_errors` and exits with what it returns.
+
+    What standard output's encoding lacks is escaped, as it is on standard error.
+    """
+    if sys.stdout:  # which may be closed
+        sys.stdout.reconfigure(errors="backslashreplace")
     with one_line_errors():
         status = main()
-        if sys.stdout:  # which may be closed
+        if sys.stdout:
             sys.stdout.flush()  # here rather than at exit, where a full disk would be a traceback
     sys.exit(status)

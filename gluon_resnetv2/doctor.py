@@ -85,6 +85,7 @@ def _ask_mxnet() -> dict:
             env={**os.environ, "DNNL_VERBOSE": "1"},
             capture_output=True,
             text=True,
+            errors="backslashreplace",
             timeout=PATIENCE,
         )
     except subprocess.TimeoutExpired:

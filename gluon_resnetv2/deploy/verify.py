@@ -216,6 +216,7 @@ def _run(runtime, jobs, folder):
             input=json.dumps(jobs),
             capture_output=True,
             text=True,
+            errors="backslashreplace",
             env=environment,
             timeout=PATIENCE,
             check=False,

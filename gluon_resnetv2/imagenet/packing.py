@@ -167,6 +167,7 @@ def _im2rec(made, root, count):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        errors="backslashreplace",
     )
     last = ""
 

@@ -79,7 +79,7 @@ def _compile(command: list[str], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as temporary:
             done = subprocess.run(
-                [*command, "-o", str(temporary)], capture_output=True, text=True, check=False
+                [*command, "-o", str(temporary)], capture_output=True, errors="replace", check=False
             )
             if done.returncode:
                 errors = [line for line in done.stderr.splitlines() if "error" in line]

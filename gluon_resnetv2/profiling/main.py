@@ -75,6 +75,7 @@ def run(job: dict) -> tuple[list[list[Primitive]], dict]:
             env={**os.environ, "DNNL_VERBOSE": "1"},
             capture_output=True,
             text=True,
+            errors="backslashreplace",
         )
     if done.returncode:
         raise UserError(f"the profiled process failed: {last_line(RuntimeError(done.stderr))}")

@@ -89,6 +89,7 @@ def _measured(imagenet: bool, slot: Slot) -> Speed:
         env={**os.environ, "OMP_NUM_THREADS": str(slot.threads)},
         capture_output=True,
         text=True,
+        errors="backslashreplace",
     )
     if done.returncode:
         raise UserError(f"the speed of this machine: {last_line(RuntimeError(done.stderr))}")
