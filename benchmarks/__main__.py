@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -65,7 +63,7 @@ def quick(count: int, threads: int) -> dict[str, Iterator[dict]]:
 
 def measure(plan: Callable, count: int, threads: int, folder: Path) -> None:
     """Makes every comparison of `full` or `quick`; the JSON is there as soon as a case is done."""
-    load = os.getloadavg()[0]  # later it would be our own
+    load = rounds.load_before()  # later it would be our own
     for name, cases in plan(count, threads).items():
         output = str(folder / name)
         options = argparse.Namespace(rounds=count, threads=threads, output=output)
@@ -84,7 +82,7 @@ def report(folder: Path) -> None:
         if not path.is_file():
             continue
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            document = rounds.read(path)
             sections.append(section(name, document))
             rounds.draw(document["cases"], folder / f"{name}.png")
             machines.setdefault(document["machine"], []).append(name)
@@ -105,13 +103,13 @@ def summary(folder: Path) -> str:
     rows = [["", *bases], ["---", *["---:"] * len(bases)]]
     for name in ("training", "inference"):
         path = folder / f"{name}.json"
-        for one in json.loads(path.read_text(encoding="utf-8"))["cases"] if path.is_file() else ():
+        for one in rounds.read(path)["cases"] if path.is_file() else ():
             ours = {way: v for way, v in one["ways"].items() if way.startswith("ours")}
             best = max(ours, key=lambda way: ours[way]["median"])
             ways = [best, "ours native float32"] if name == "training" else [best]
             for way in dict.fromkeys(ways):
                 ratios = ours[way]["ratios"]
-                cells = [f"{ratios[b]['median']:.2f}" if b in ratios else "" for b in bases]
+                cells = [rounds.ratio(one, ratios[b]) if b in ratios else "" for b in bases]
                 rows.append([f"{one['title']}, {way.removeprefix('ours ')}", *cells])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) if rows[2:] else ""
 

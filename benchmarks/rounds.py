@@ -6,11 +6,13 @@ A case is one network in one situation, as the dictionary that `case` makes and 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from gluon_resnetv2.spec import named
 
 MORE_IS_BETTER = ("images/s",)  # units; of all others, less is
 OURS, OTHERS = "#d55e00", "#7f7f7f"
+QUIET = 0.5  # load average above which something else computes here
 PACKAGES = ("mxnet", "torch", "gluoncv", "onnxruntime", "openvino", "onednn-cpu-gomp")
 
 
@@ -83,13 +86,13 @@ def compare(
         "machine": machine(),
         "threads": options.threads,
         "rounds": options.rounds,
-        "load": os.getloadavg()[0] if load is None else load,
+        "load": load_before() if load is None else load,
         "cases": [],
     }
     print(f"{document['machine']}\n{conditions(document)}\n", flush=True)
     if options.output:
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-    for one in cases:
+    for one in _marked(cases, document["load"]):
         print(f"{one['title']}\n{text(one)}\n", flush=True)
         document["cases"].append(one)
         if options.output:  # after each case: the next one may take an hour
@@ -101,7 +104,30 @@ def compare(
 def conditions(document: dict) -> str:
     """Under what its cases were measured."""
     threads, count, load = document["threads"], document["rounds"], document["load"]
-    return f"Threads: {threads}; n = {count}; load {load:.1f} before it began."
+    text = f"Threads: {threads}; n = {count}; load {load:.1f} before it began."
+    return f"{text} Something else ran, so ratios are marked *." if load > QUIET else text
+
+
+def load_before() -> float:
+    """The machine's load average now, before we add to it; warns where something else runs."""
+    load = os.getloadavg()[0]
+    if load > QUIET:
+        print(
+            f"warning: load {load:.1f} before we begin: something else runs, and ratios may be off",
+            file=sys.stderr,
+            flush=True,
+        )
+    return load
+
+
+def _marked(cases: Iterable[dict], load: float) -> Iterator[dict]:
+    return ({**one, "loaded": load > QUIET} for one in cases)
+
+
+def read(path: Path) -> dict:
+    """The document that `compare` wrote; those from before they had marks get them here."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    return {**document, "cases": list(_marked(document["cases"], document["load"]))}
 
 
 def machine() -> str:
@@ -208,12 +234,17 @@ def cells(one: dict) -> list[list[str]]:
     for way, values in ways.items():
         line = [way, _figure(values["median"]), _range(values, _figure)]
         line += [
-            f"{r['median']:.2f} ({_range(r, '{:.2f}'.format)})" for r in values["ratios"].values()
+            f"{ratio(one, r)} ({_range(r, '{:.2f}'.format)})" for r in values["ratios"].values()
         ]
         if differ:
             line.append(f"{values['difference']:.1e}" if "difference" in values else "")
         lines.append(line)
     return lines
+
+
+def ratio(one: dict, values: dict) -> str:
+    """A ratio of a case, marked where the machine was loaded."""
+    return f"{values['median']:.2f}{'*' * one.get('loaded', False)}"
 
 
 def _figure(value):

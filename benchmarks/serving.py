@@ -28,6 +28,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, installed or not
 
+from benchmarks.rounds import load_before
 from gluon_resnetv2 import cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -186,6 +187,7 @@ def main() -> None:
     clients = {"bare sockets": bare_clients}
     if args.tritonclient:
         clients["tritonclient"] = triton_clients
+    load_before()
     rates, latencies = {ALONE: []}, {}
     for _ in range(args.rounds):
         job = (args.export, args.clients, args.seconds)

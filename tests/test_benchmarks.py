@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,23 @@ def test_the_page_has_what_the_json_says(tmp_path):
     assert page.index("## Start-up") < page.index("## Updates")
     for name in ("startup", "updates"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("load", "mark"), [(0.4, ""), (1.5, "*")])
+def test_ratios_from_a_loaded_machine_are_marked(monkeypatch, capsys, tmp_path, load, mark):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 9.0, 9.0))
+    (case,) = document()["cases"]
+    options = argparse.Namespace(rounds=3, threads=1, output=str(tmp_path / "startup"))
+    rounds.compare("Start-up.", options, [case])
+    printed, warned = capsys.readouterr()
+    assert warned.startswith("warning: load 1.5 before we begin") if mark else not warned
+    (written,) = json.loads((tmp_path / "startup.json").read_text())["cases"]
+    assert written == {**case, "loaded": bool(mark)}
+    report(tmp_path)
+    for text in (printed, (tmp_path / "README.md").read_text()):
+        assert f"0.40{mark} (0.33-0.91)" in text
+        assert ("ratios are marked *" in text) == bool(mark)
 
 
 def test_the_summary_has_our_best_way_and_in_training_our_float32(tmp_path):
