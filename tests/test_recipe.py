@@ -102,8 +102,11 @@ RATES = {
     "tornadomeet-cifar10": (
         50_000,
         391,
-        78_200,
-        {0: 0.1, 46_919: 0.1, 46_920: 0.01, 62_559: 0.01, 62_560: 0.001, 78_199: 0.001},
+        117_300,
+        {
+            **{0: 0.1, 86_019: 0.1, 86_020: 0.01, 101_659: 0.01, 101_660: 0.001},
+            **{109_479: 0.001, 109_480: 0.0001, 117_299: 0.0001},
+        },
     ),
     "gluoncv-cifar10": (
         50_000,
@@ -197,10 +200,38 @@ def test_momenta_are_corrected_where_a_recipes_source_is_in_torch():
     assert corrected == {"released-cifar10", "paper-imagenet-aspect"}
 
 
-def test_a_recipe_of_before_momentum_correction_has_none():
+@pytest.mark.parametrize("later", ["momentum_correction", "mixup_off_epochs"])
+def test_a_recipe_of_before_an_option_has_none(later):
     older = Recipe().to_dict()
-    del older["momentum_correction"]
-    assert Recipe.from_dict(older) == Recipe(momentum_correction=False)
+    assert not older.pop(later)
+    assert Recipe.from_dict(older) == Recipe()
+
+
+# Of the sources' code and logs: train_mixup_cifar10.py, cifarresnet.py, symbol_resnet.py,
+# train_resnet.py and log/resnet-164.log, preresnet.lua, train.lua.
+SOURCES = {
+    "released-cifar10": {"stride_on": "first", "init": "out", "optimizer": "nag"},
+    "tornadomeet-cifar10": {"stride_on": "3x3", "init": "in", "optimizer": "nag"},
+    "gluoncv-cifar10": {"widening": "B", "input_bn": "plain", "mixup": 0},
+    "gluoncv-cifar10-mixup": {"widening": "B", "input_bn": "plain", "mixup": 1},
+    "paper-imagenet": {"optimizer": "sgd", "stride_on": "first", "init": "in"},
+    "paper-imagenet-aspect": {"optimizer": "nag", "stride_on": "3x3", "init": "out"},
+    "tornadomeet-imagenet": {"stride_on": "3x3", "input_bn": "shift", "colour": False},
+    "gluoncv-imagenet": {"stride_on": "3x3", "input_bn": "plain", "colour": True},
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_recipe_is_its_sources(name):
+    recipe = Recipe(**RECIPES[name].fields)
+    spec = recipe.spec(10)
+    found = {field: getattr(spec, field, getattr(recipe, field)) for field in SOURCES[name]}
+    assert found == SOURCES[name]
+
+
+def test_gluoncvs_last_20_epochs_are_without_mixup():
+    recipe = Recipe(**RECIPES["gluoncv-cifar10-mixup"].fields)
+    assert (recipe.total_steps(391), recipe.mixed_steps(391)) == (86_020, 78_200)
 
 
 @pytest.mark.parametrize(
@@ -274,6 +305,7 @@ OPTIONS = {
     "coarse": (None, True),
     "label_smoothing": ("0.1", 0.1),
     "mixup": ("0.2", 0.2),
+    "mixup_off_epochs": ("20", 20),
     "batch_size": ("96", 96),
     "num_epochs": ("7", 7),
     "num_steps": ("700", 700),
@@ -322,6 +354,7 @@ FOLLOWS = {
 CONTEXT = {
     **{name: ["--dataset", "imagenet"] for name in IMAGENET[:-1]},
     "coarse": ["--dataset", "cifar100"],
+    "mixup_off_epochs": ["--mixup", "1"],
     "lr_power": ["--lr-schedule", "poly"],
     "lr_end": ["--lr-schedule", "cosine"],
 }
@@ -477,6 +510,7 @@ VALUE_MISTAKES = {
     "--lr inf": "--lr must",
     "--mom -0.1": "--mom must",
     "--mixup -1": "--mixup must",
+    "--mixup-off-epochs -1": "--mixup-off-epochs must",
     "--momentum-correction --optimizer signum": "is for --optimizer sgd and nag, not signum",
     "--momentum-correction --kv-store dist_async": "servers of --kv-store dist_async",
     "--momentum-correction --warmup-lr 0": "none, --warmup-lr too, may be 0",

@@ -82,6 +82,23 @@ def test_a_warm_up_longer_than_the_run_is_told_once(tmp_path, capfd):
     assert [line for line in lines if "never comes to --lr 0.1" in line] == lines[:1]
 
 
+def test_the_last_epochs_are_without_mixup(tmp_path, monkeypatch):
+    """Of two epochs of 11 steps: the weights of both images, by step."""
+    weights = []
+    mix = Step._mix
+
+    def noted(self, *args):
+        mixed = mix(self, *args)
+        weights.append(mixed[2])
+        return mixed
+
+    monkeypatch.setattr(Step, "_mix", noted)
+    train(tmp_path / "run", dataclasses.replace(TINY, mixup=1.0, mixup_off_epochs=1))
+    steps = len(weights) // 2
+    assert all(weight < 1 for weight in weights[:steps])
+    assert weights[steps:] == [1.0] * steps
+
+
 @pytest.mark.parametrize("kv_store", ["device", "local"])
 @pytest.mark.parametrize("devices", [2, 3])
 def test_devices_share_a_batch_without_changing_the_result(

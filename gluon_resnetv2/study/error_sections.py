@@ -180,7 +180,7 @@ def degradation(name: str, rows: Sequence[Row]) -> list:
     seeds = len(rows[0].runs)
     head = ("network", "paper's test error", "ours", "training error", "training error by seed")
     table = Table(head, [
-        (row.network_for, str(row.result), percent(row.error),
+        (row.network_for, row.result.reported, percent(row.error),
          *_training_errors(row)) for _, same in families for row in same
     ])  # fmt: skip
     parts = [table]

@@ -96,9 +96,8 @@ def _cells(row, rows, name_data):
     if FAIL not in row.errors:
         mean = f"{statistics.mean(row.errors):.2f}"
         mean += f" ± {row.deviation:.2f}" if len(row.errors) > 1 else ""
-    paper = str(row.result) + (f" ({row.result.spread})" if row.result.spread else "")
     ours = percent(row.error) + (" (fail)" if FAILS < row.error < FAIL else "")
-    return (case, row.network_for, paper, ours, mean, *map(percent, row.errors))
+    return (case, row.network_for, row.result.reported, ours, mean, *map(percent, row.errors))
 
 
 def _top5(row):

@@ -369,7 +369,8 @@ class Training:
         recipe, workers = self.recipe, self.workers
         step = state["step"] if state else 0
         self.trainer = make_trainer(self.net, recipe, workers, self.lr_at, step)
-        self.update = Step(self.net, self.trainer, recipe, self.devices, workers.rank)
+        mixed = recipe.mixed_steps(self.steps)
+        self.update = Step(self.net, self.trainer, recipe, self.devices, workers.rank, mixed)
         if path:
             self._restore(path, state)
 

@@ -112,6 +112,7 @@ class Recipe:
     coarse: bool = _option(False, "CIFAR-100's 20 coarse classes instead of 100", flag=True)
     label_smoothing: float = _option(0.0, "part of each label given to all classes alike")
     mixup: float = _option(0.0, "alpha of mixup, the Beta distribution of its weights; 0: none")
+    mixup_off_epochs: int = _option(0, "last epochs, without mixup", later=True)
     # Optimisation
     batch_size: int = _option(128, "images per step, over all devices and workers")
     num_epochs: int = _option(None, "passes over the training images, instead of --num-steps")
@@ -230,7 +231,7 @@ class Recipe:
                 raise UserError(f"{flag(name)} must be at least 1, not {value}")
         for name in (
             *("lr", "lr_factor", "lr_power", "lr_end", "warmup_lr", "warmup_steps"),
-            *("warmup_epochs", "mom", "wd", "seed", "mixup"),
+            *("warmup_epochs", "mom", "wd", "seed", "mixup", "mixup_off_epochs"),
         ):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= FLOAT32_MAX:
@@ -385,6 +386,10 @@ class Recipe:
         if self.num_steps is not None:
             return self.num_steps
         return self.num_epochs * steps_per_epoch
+
+    def mixed_steps(self, steps_per_epoch: int) -> int:
+        """Before which step mixup ends."""
+        return self.total_steps(steps_per_epoch) - self.mixup_off_epochs * steps_per_epoch
 
     def schedule(self, steps_per_epoch: int):
         """The learning rate by step, counted from 0 (see `schedule`)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -83,6 +84,7 @@ class Step:
     Attributes:
         forward_backward: what computes the gradients, as the function of this name.
         scaler: a `LossScaler`, or None.
+        mixed_steps: before which step the recipe's mixup ends.
     """
 
     def __init__(
@@ -92,8 +94,10 @@ class Step:
         recipe: Recipe,
         devices: Sequence[mx.Context],
         worker: int = 0,
+        mixed_steps: float = math.inf,
     ):
         self.trainer, self.recipe, self.devices, self.worker = trainer, recipe, devices, worker
+        self.mixed_steps = mixed_steps
         self.forward_backward = training_pass(net, recipe)
         self.scaler = LossScaler() if recipe.dtype == "float16" else None
         self._draws = isinstance(net.spec.shortcut, Dropout)
@@ -159,7 +163,7 @@ class Step:
 
     def _mix(self, images, labels, step):
         """Images, the classes of those mixed in, and the weight of their own."""
-        if not self.recipe.mixup:
+        if not self.recipe.mixup or step >= self.mixed_steps:
             return images, labels, 1.0
         rng = random_numbers(self.recipe.seed, step, self.worker, 1)
         weight = float(rng.beta(self.recipe.mixup, self.recipe.mixup))
