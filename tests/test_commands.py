@@ -175,7 +175,11 @@ def test_imagenet_from_folders_and_from_recordio(command, tmp_path):
         status, printed, line = command("gluon_resnetv2", *verb)
         assert (status, printed) == (2, "")
         assert "1.JPEG" in line
+    words = ("--data-dir", tree, "--model", "preact18", "--image-size", "32", "--output", "new")
+    status, _, line = command("train/imagenet.py", *words)
+    assert (status, "1.JPEG" in line) == (2, True)
     assert not Path("again.rec").exists()
+    assert not Path("new").exists()
     status, printed, _ = command("gluon_resnetv2", "evaluate", "run", "--leave-out")
     assert status == 0
     wrong = 24 * float(printed.split()[1]) / 100  # of 25 images one is left out
