@@ -68,7 +68,8 @@ def _step(spec, job, images, labels, **hybridize):
     net = ResNetV2(spec, dtype=job["dtype"])
     net.initialize()
     if job["engine"] == "native":
-        block = native_block(net, job["dtype"], training=not job["inference"])
+        training = not job["inference"]
+        block = native_block(net, job["dtype"], training=training, images_gradient=False)
     else:
         block = net
         net.hybridize(static_alloc=True, static_shape=True, **hybridize)
