@@ -124,13 +124,19 @@ def convert(options) -> None:
         raise UserError(f"--image-size must be 1 to {IMAGE_SIZE_MAX}, not {options.image_size}")
     if options.layout and (options.image_size or options.classes or options.mean):
         raise UserError("--image-size, --classes and --mean are of an export; not with --to")
-    source = convert.read(options.source, options.source_layout, report=print, key=options.weights)
+    classes = None if options.classes is None else _lines(options.classes)
+    source = convert.read(
+        options.source,
+        options.source_layout,
+        report=print,
+        key=options.weights,
+        classes=len(classes or ()),
+    )
     print(cli.printable(str(source)), flush=True)
     if options.layout:
         convert.to_layout(source, options.output, options.layout)
         print(f"wrote {options.output}")
         return
-    classes = None if options.classes is None else _lines(options.classes)
     artifact = convert.to_export(
         source,
         options.output,
@@ -277,7 +283,11 @@ def main() -> int:
     add("--to", dest="layout", choices=LAYOUTS, help="whose names; default: an export of ours")
     add("-o", "--output", required=True, metavar="OUT", help="a folder; with --to, a file")
     add("--image-size", type=int, help="of an export, in pixels; default: 32 or 224, by the stem")
-    add("--classes", metavar="FILE", help="names of an export's classes, one a line")
+    add(
+        "--classes",
+        metavar="FILE",
+        help="names of an export's classes, one a line, a new classifier's if there is none",
+    )
     add(
         "--mean",
         type=_mean,

@@ -28,6 +28,11 @@ from tests import layout_oracles
 
 TOLERANCE = 1e-4  # relative to the largest logit
 
+CIFAR = {
+    **dict.fromkeys(("gluoncv-cifar", "torch-fb-cifar", "torch-preresnet"), "basic"),
+    "torch-kaiming": "bottleneck",
+}
+
 slow = pytest.mark.slow
 
 
@@ -41,6 +46,12 @@ def logits_of(spec, ours, images):
     for name, parameter in net.collect_params().items():
         parameter.set_data(mx.nd.array(ours[name]))
     return net(mx.nd.array(images)).asnumpy()
+
+
+def headless(path, arrays):
+    """Writes parameters of the model zoo without those of the classifier."""
+    kept = {name: mx.nd.array(a) for name, a in arrays.items() if not name.startswith("output")}
+    mx.nd.save(str(path), kept)
 
 
 def images_of(size, seed=1):
@@ -413,6 +424,48 @@ def test_counts_of_batches_are_left_out_where_mxnet_has_no_place_for_them(comman
     assert set(found) == {name for name in arrays if not name.endswith("num_batches_tracked")}
 
 
+def test_weights_without_a_classifier_get_one_to_be_trained(zoo, command, tmp_path):
+    headless(tmp_path / "features.params", zoo[1])
+    (tmp_path / "names").write_text("ape\nbee\ncat\n")
+    converting = ("convert", tmp_path / "features.params", "-o", tmp_path / "export")
+    status, out, _ = command(*converting, "--image-size", 32, "--classes", tmp_path / "names")
+    assert status == 0
+    assert "has no classifier; a new one, still to be trained, is drawn" in out
+    assert "preact18 of Gluon's and GluonCV's resnet*_v2, 3 classes" in out
+    source = load(tmp_path / "export").manifest["source"]
+    assert source["remarks"] == ["has no classifier; a new one, still to be trained, is drawn"]
+    assert source["difference"] < 1e-5  # with the same classifier in MXNet's own network
+    whole = MODEL_ZOO.to_ours(zoo[1])[1]
+    ours = convert.read(tmp_path / "export").ours
+    assert set(ours) == set(whole)
+    for name in whole:
+        if not name.startswith("fc1"):
+            np.testing.assert_array_equal(ours[name], whole[name])
+    assert ours["fc1_weight"].shape == (3, 512)
+    assert np.std(ours["fc1_weight"]) == pytest.approx(0.01, rel=0.1)
+    assert not ours["fc1_bias"].any()
+
+
+@pytest.mark.parametrize("layout", convert.LAYOUTS.values(), ids=convert.LAYOUTS)
+def test_each_layout_takes_a_new_classifier(layout):
+    facts = Facts("imagenet", (3, 4, 6, 3), (64, 128, 256, 512), "bottleneck", 7, 3)
+    if layout.name in CIFAR:
+        facts = Facts("cifar", (3, 3, 3), (16, 32, 64), CIFAR[layout.name], 7, 3)
+    spec = layout.spec(facts)
+    whole = layout.from_ours(
+        spec, {name: np.zeros(shape, "float32") for name, shape in shapes(spec).items()}
+    )
+    assert layout.with_classifier(whole, 3) is whole
+    classifier = {layout.theirs("fc1_weight"), layout.theirs("fc1_bias")}
+    features = {name: array for name, array in whole.items() if name not in classifier}
+    added = layout.with_classifier(features, 7)
+    assert set(added) == set(whole)
+    assert {name: added[name].shape for name in classifier} == {
+        name: whole[name].shape for name in classifier
+    }
+    assert layout.to_ours(added)[0] == spec
+
+
 def test_a_network_whose_logits_are_zero_is_no_other_network(zoo, tmp_path):
     arrays = {name: mx.nd.array(0 * a if "output" in name else a) for name, a in zoo[1].items()}
     mx.nd.save(str(tmp_path / "zero.params"), arrays)
@@ -446,6 +499,11 @@ def test_a_network_whose_logits_are_zero_is_no_other_network(zoo, tmp_path):
         (("PRERESNET", "-o", "out"), "if you know that it is not: --from torch-preresnet"),
         (("NO-VAR", "-o", "out"), "there is no layer2.1.bn2.running_var, which a preact20"),
         (("V1", "-o", "out"), "is of no layout that is known. For model-zoo, the nearest: "),
+        (
+            ("HEADLESS", "-o", "out"),
+            "there is no output.weight, as Gluon's and GluonCV's resnet*_v2 "
+            "have; --classes FILE adds a new classifier",
+        ),
         (("ONE-LOGIT", "-o", "out"), "ONE-LOGIT gives one number, as for a sigmoid, and exports"),
     ],
 )
@@ -461,6 +519,7 @@ def test_mistakes_are_told_in_one_line(zoo, command, words, told, tmp_path, monk
     (tmp_path / "README").write_text("No weights here.\n")
     first = {name: a[:1] if name.startswith("output.") else a for name, a in zoo[1].items()}
     mx.nd.save("ONE-LOGIT", {name: mx.nd.array(array) for name, array in first.items()})
+    headless("HEADLESS", zoo[1])
     mx.nd.save("V1", {name: mx.nd.array(array) for name, array in v1().items()})
     if "EXPORT" in str(words):
         net = ResNetV2(named("preact8", unit="basic"))

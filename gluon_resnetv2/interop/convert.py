@@ -43,34 +43,49 @@ TOLERANCE = 1e-4  # largest difference from the source's logits over the largest
 SIZES = {"cifar": 32, "imagenet": 224}  # of images, in pixels
 
 
-def detect(arrays: Arrays, path: Path) -> tuple[Layout, Spec, Arrays]:
-    """The one layout whose names and shapes the arrays of a file have, and `Layout.to_ours`.
+def detect(arrays: Arrays, path: Path, classes: int = 0) -> tuple[Layout, Arrays, Spec, Arrays]:
+    """The one layout whose names and shapes the arrays of a file have, and `fit`.
 
     Raises:
         UserError: none has, or more than one.
     """
-    fit, faults = [], []
+    fits, faults = [], []
     for layout in LAYOUTS.values():
         names, has_one = layout.canonical(arrays), False
         try:
-            layout.network(names)
+            layout.network(names, classes)
             has_one = True
-            fit.append((layout, *layout.to_ours(arrays)))
+            fits.append((layout, *fit(layout, arrays, classes)))
         except UserError as error:
             faults.append(((has_one, layout.count_known(names)), layout.name, str(error)))
-    if len(fit) > 1:
-        which = " or ".join(layout.name for layout, *_ in fit)
+    if len(fits) > 1:
+        which = " or ".join(layout.name for layout, *_ in fits)
         raise UserError(f"{path} may be of layout {which}; say which: --from")
-    if fit:
-        found = fit[0][0]
+    if fits:
+        found = fits[0][0]
         if found.namesake:
             raise UserError(
                 f"{path} may be of layout {found.name}, or of {found.namesake}, which computes "
                 f"otherwise; if you know that it is not: --from {found.name}"
             )
-        return fit[0]
+        return fits[0]
     _, nearest, fault = max(faults, key=lambda fault: fault[0])
     raise UserError(f"{path} is of no layout that is known. For {nearest}, the nearest: {fault}")
+
+
+def fit(layout: Layout, arrays: Arrays, classes: int = 0) -> tuple[Arrays, Spec, Arrays]:
+    """Their arrays, with a new classifier where they have none, and `Layout.to_ours`.
+
+    Args:
+        classes: of that classifier; 0: they need to have one.
+
+    Raises:
+        UserError: as `Layout.to_ours`.
+    """
+    theirs = layout.canonical(arrays)
+    if classes:
+        theirs = layout.with_classifier(theirs, classes)
+    return theirs, *layout.to_ours(theirs)
 
 
 @dataclass(frozen=True)
@@ -101,6 +116,7 @@ def read(
     layout: str | None = None,
     report: Callable[[str], None] = lambda line: None,
     key: str | None = None,
+    classes: int = 0,
 ) -> Source:
     """Weights of any layout, or of an export of ours.
 
@@ -109,6 +125,7 @@ def read(
         layout: a name of `LAYOUTS`; by default the one that fits.
         report: is told each of `Source.remarks`.
         key: which set of weights is taken, of a PyTorch file that holds several.
+        classes: of a new classifier, where the weights have none; 0: they need to have one.
 
     Raises:
         UserError: the file is damaged or not of that layout.
@@ -129,16 +146,18 @@ def read(
         report(line)
         remarks.append(line.removeprefix(f"{path}: "))
 
-    theirs = weights.read(path, note, key)
+    arrays = weights.read(path, note, key)
     if layout is None:
-        found, spec, ours = detect(theirs, path)
+        found, theirs, spec, ours = detect(arrays, path, classes)
     else:
         found = LAYOUTS[layout]
         try:
-            spec, ours = found.to_ours(theirs)
+            theirs, spec, ours = fit(found, arrays, classes)
         except UserError as error:
             raise UserError(f"{path} is not of layout {layout}: {error}") from None
-    return Source(path, found, spec, found.canonical(theirs), ours, remarks)
+    if len(theirs) > len(arrays):
+        note(f"{path}: has no classifier; a new one, still to be trained, is drawn")
+    return Source(path, found, spec, theirs, ours, remarks)
 
 
 def _read_export(folder):

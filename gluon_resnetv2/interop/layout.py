@@ -123,8 +123,11 @@ class Layout:
             return None
         return template.format_map(_Numbers(numbers)) + self.fields[ending]
 
-    def network(self, arrays: Arrays) -> Spec:
+    def network(self, arrays: Arrays, classes: int = 0) -> Spec:
         """The network that these arrays, named as they are there, are of.
+
+        Args:
+            classes: of a classifier to come, where they have none.
 
         Raises:
             UserError: they are of none; the message names the first that is missing.
@@ -133,7 +136,8 @@ class Layout:
         def shape(name):
             theirs = self.theirs(name)
             if theirs not in arrays:
-                raise UserError(f"there is no {theirs}, as {self.about} have")
+                new = "; --classes FILE adds a new classifier" if name == "fc1_weight" else ""
+                raise UserError(f"there is no {theirs}, as {self.about} have{new}")
             found = self.decode(name, arrays[theirs]).shape
             if len(found) != (2 if name == "fc1_weight" else 4):
                 raise UserError(f"{theirs} has shape {found}, which is no such layer's")
@@ -164,10 +168,26 @@ class Layout:
                     shape(f"stage{s}_unit1_conv1_weight")[0] for s in range(1, stages + 1)
                 ),
                 unit=units.get(layers, "bottleneck"),
-                classes=shape("fc1_weight")[0],
+                classes=classes or shape("fc1_weight")[0],
                 in_channels=in_channels,
             )
         )
+
+    def with_classifier(self, arrays: Arrays, classes: int) -> Arrays:
+        """These arrays, named as they are there, and where they have no classifier a new one.
+
+        Its weights are normal, of standard deviation 0.01, and its biases 0.
+
+        Raises:
+            UserError: as `network`.
+        """
+        names = {ours: self.theirs(ours) for ours in ("fc1_weight", "fc1_bias")}
+        if not set(names.values()).isdisjoint(arrays):
+            return arrays
+        shape = shapes(self.network(arrays, classes))["fc1_weight"]
+        weight = np.random.RandomState(0).normal(0, 0.01, shape).astype(np.float32)
+        new = {"fc1_weight": weight, "fc1_bias": np.zeros(classes, np.float32)}
+        return {**arrays, **{names[ours]: self.encode(ours, a) for ours, a in new.items()}}
 
     def to_ours(self, arrays: Arrays) -> tuple[Spec, dict[str, np.ndarray]]:
         """The network, and its parameters under our names, in float32.
