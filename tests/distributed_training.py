@@ -19,11 +19,14 @@ with cli.one_line_errors():  # MXNet after gluon_resnetv2, which prepares it
 
     from gluon_resnetv2.distributed.server_optimizer import ServerOptimizer
     from gluon_resnetv2.distributed.workers import connect
+    from gluon_resnetv2.training.optimizer import set_learning_rate
+    from gluon_resnetv2.training.recipe import Recipe
     from gluon_resnetv2.training.schedule import Steps
 
 MOMENTUM, DECAY = 0.9, 0.01
 cross_entropy = gluon.loss.SoftmaxCrossEntropyLoss()
 schedule = Steps(0.1, (5,), 0.5)
+RECIPE = Recipe(momentum_correction=True)
 
 
 def batches(steps):
@@ -61,7 +64,7 @@ def train(workers, steps=10, pause=0.0):
         with autograd.record():
             loss = cross_entropy(net(mx.nd.array(images)), mx.nd.array(labels))
         loss.backward()
-        trainer.set_learning_rate(schedule(step))
+        set_learning_rate(trainer, RECIPE, schedule, step)
         trainer.step(count)
         if pause:
             mx.nd.waitall()
