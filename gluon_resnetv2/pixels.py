@@ -18,6 +18,10 @@ ENDINGS = {
     "WEBP": (".webp",),
 }
 FORMATS, SUFFIXES = tuple(ENDINGS), sum(ENDINGS.values(), ())
+INTERPOLATIONS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
 PIXELS = 2**30 // 12  # Pillow's own limit
 ORIENTATION = 0x0112  # the tag in EXIF
 LONG = 16  # times what is kept; of a longer image no more is scaled, or it would fill the memory
@@ -63,7 +67,9 @@ def decode(
         raise NoImage(f"can't be read as an image: {error}") from None
 
 
-def centre(image: Image.Image, width: int, height: int, crop: float) -> Image.Image:
+def centre(
+    image: Image.Image, width: int, height: int, crop: float, interpolation: str = "bilinear"
+) -> Image.Image:
     """The centre of an image, scaled so that it just covers a box of which the part `crop` is kept.
 
     For a square it is the shorter side that is scaled to `width / crop`.
@@ -71,12 +77,13 @@ def centre(image: Image.Image, width: int, height: int, crop: float) -> Image.Im
     Args:
         width, height: of the result in pixels.
         crop: above 0, up to 1; 224 / 256 is the field's habit.
+        interpolation: one of `INTERPOLATIONS`, over as many pixels as one of the result covers.
     """
     ratio = max(round(width / crop) / image.width, round(height / crop) / image.height)
     most = [min(image.width, LONG * width / ratio), min(image.height, LONG * height / ratio)]
     image = _middle(image, *map(math.ceil, most))
     scaled = [round(length * ratio) for length in image.size]
-    return _middle(image.resize(scaled, Image.Resampling.BILINEAR), width, height)
+    return _middle(image.resize(scaled, INTERPOLATIONS[interpolation]), width, height)
 
 
 def _middle(image, width, height):

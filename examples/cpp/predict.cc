@@ -69,6 +69,8 @@ Manifest read_manifest(const fs::path& path) {
     if (recorded(all, "C predict API, no fusion", false))
       fail(path, "says that MXNet's C predict API computes this export wrongly");
     const auto& input = all.at("input");
+    if (input.value("interpolation", "bilinear") != "bilinear")
+      fail(path, "asks for an interpolation that this program does not know");
     Manifest manifest{input.at("name"),
                       input.at("shape"),
                       input.at("mean"),

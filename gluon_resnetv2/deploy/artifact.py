@@ -13,6 +13,7 @@ from gluon_resnetv2.deploy.pair import Pair, read_pair
 from gluon_resnetv2.deploy.untrusted import read_bytes, read_json, told_of
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import recover_folder, sha256
+from gluon_resnetv2.pixels import INTERPOLATIONS
 from gluon_resnetv2.spec import IMAGE_SIZE_MAX, Spec
 
 FORMAT = 2  # of manifest.json
@@ -184,6 +185,7 @@ def _check_values(manifest: dict) -> None:
         and (np.abs(numbers) <= LARGEST_PIXEL).all()
         and (numbers[1] >= 1 / LARGEST_PIXEL).all()
         and 0.1 <= described["crop"] <= 1
+        and described.get("interpolation", "bilinear") in INTERPOLATIONS
         and (described["name"], described["layout"]) == ("data", "NCHW")
         and described["colour"] == "RGB"
         and described["values"] in ("normalised", "pixels")

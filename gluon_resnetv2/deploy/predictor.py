@@ -155,7 +155,9 @@ class Predictor:
         Raises:
             UserError: it can't be read as an image; or as `prepare`.
         """
-        return read_image(file, self.shape, self._prepared()["crop"])
+        described = self._prepared()
+        interpolation = described.get("interpolation", "bilinear")  # which exports of 0.1 lack
+        return read_image(file, self.shape, described["crop"], interpolation)
 
     def _checked(self, images):
         if images.shape[1:] != self.shape:

@@ -218,10 +218,10 @@ def to_export(
         **({"remarks": list(source.remarks)} if source.remarks else {}),
         **_against_theirs(source, shape),
     }
-    described = {**layout.input, "crop": layout.crops.get(spec.depth, layout.input["crop"])}
+    described, why = layout.input, ""
     if layout.prepare:
         described, why = layout.prepare(spec, source.ours, size)
-        if mean is None:
+        if why and mean is None:
             told = ",".join(map(str, described["mean"]))
             report(f"{why}: mean {told} (--mean has another), crop {described['crop']}")
     inside = layout.prepared_inside(source.theirs)
@@ -244,6 +244,7 @@ def to_export(
         shape,
         classes=list(map(str, range(spec.classes))) if classes is None else classes,
         crop=described["crop"],
+        interpolation=described.get("interpolation", "bilinear"),
         source=about,
         **prepared,
     )

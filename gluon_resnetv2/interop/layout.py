@@ -75,8 +75,8 @@ class Layout:
             that count from 1, and {s-1} or {s+4} for others. "..._bn1" goes before "..._bn{i}".
         fields: our fields and what follows a module's name there.
         spec: the network that facts mean here.
-        input: how its images are prepared: mean and std, 0 to 255, and crop.
-        crops: the crop of depths that have another.
+        input: how its images are prepared: mean and std, 0 to 255, crop, and the interpolation
+            where it is not bilinear.
         prepare: `input` where weights of ours and the size of images decide, and why, in words.
         inside: how the names of the arrays end by which a file's own graph prepares images: "mean"
             and "std", as in `input`.
@@ -96,7 +96,6 @@ class Layout:
     fields: Mapping[str, str]
     spec: Callable[[Facts], Spec]
     input: Mapping
-    crops: Mapping[int, float] = field(default_factory=dict)
     prepare: Callable[[Spec, Arrays, int], tuple[Mapping, str]] | None = None
     inside: Mapping[str, str] = field(default_factory=dict)
     decode: Callable[[str, np.ndarray], np.ndarray] = _same

@@ -25,6 +25,12 @@ def _spec(facts: Facts) -> Spec:
     return facts.spec(first_activation="unit", stride_on="3x3")
 
 
+def _input(spec: Spec, arrays: Arrays, size: int) -> tuple[dict, str]:
+    """How timm prepares images for each depth; it scales them to a whole size, rounded down."""
+    crop = {18: 0.9, 34: 0.9, 152: 0.875}.get(spec.depth, TIMM.input["crop"])
+    return {**TIMM.input, "crop": size / max(size, int(size / crop))}, ""
+
+
 def _decode(name, array):
     return array[:, :, 0, 0] if name == "fc1_weight" and array.shape[2:] == (1, 1) else array
 
@@ -72,9 +78,13 @@ TIMM = Layout(
     },
     fields=FIELDS,
     spec=_spec,
-    # As timm evaluates each depth.
-    input={"mean": [127.5, 127.5, 127.5], "std": [127.5, 127.5, 127.5], "crop": 0.95},
-    crops={18: 0.9, 34: 0.9, 152: 0.875},
+    input={
+        "mean": [127.5, 127.5, 127.5],
+        "std": [127.5, 127.5, 127.5],
+        "crop": 0.95,
+        "interpolation": "bicubic",
+    },
+    prepare=_input,
     decode=_decode,
     encode=_encode,
     extra={COUNTER: np.array(0)},
