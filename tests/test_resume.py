@@ -786,6 +786,8 @@ def test_devices_that_make_other_batches_are_refused_before_anything_is_changed(
 
 
 def test_a_second_signal_acts_as_usual(tmp_path, in_peace):
+    # A shell starts what runs in the background with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
 
     def interrupt(patch):
@@ -801,6 +803,7 @@ def test_a_second_signal_acts_as_usual(tmp_path, in_peace):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run", variant(checkpoint_every="2"), before_update(3, interrupt))
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+    signal.signal(signal.SIGINT, before)
     assert choose_checkpoint(tmp_path / "run")[1]["step"] == 2
     train(tmp_path / "run")
     assert differences(outcome(tmp_path / "run"), outcome(in_peace)) == []
