@@ -271,11 +271,10 @@ def _by_order(found: Mapping) -> dict[str, str]:
     stages = [stage.count("--") for stage in re.findall(r"--bb(?:--b(?!b))*", text)]
     names = {}
     for name, kind in _weighted(stages).items():
-        if name == "predictions" and not kinds[kind]:
-            continue
-        if not kinds[kind]:
+        if kinds[kind]:
+            names[kinds[kind].pop(0)] = name
+        elif name != "predictions":  # which features alone lack
             raise Fault(f"has no weights of {name}")
-        names[kinds[kind].pop(0)] = name
     return names
 
 

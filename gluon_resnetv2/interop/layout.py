@@ -77,7 +77,8 @@ class Layout:
         spec: the network that facts mean here.
         input: how its images are prepared: mean and std, 0 to 255, crop, and the interpolation
             where it is not bilinear.
-        prepare: `input` where weights of ours and the size of images decide, and why, in words.
+        prepare: `input` where weights of ours and the size of images decide, and why, in words
+            to be told, if any.
         inside: how the names of the arrays end by which a file's own graph prepares images: "mean"
             and "std", as in `input`.
         decode, encode: an array of theirs as ours and back, given our name for it.
