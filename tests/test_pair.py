@@ -16,11 +16,11 @@ from gluon_resnetv2.deploy import forms, old_graph
 from gluon_resnetv2.deploy.graph_file import SEAL, seal
 from gluon_resnetv2.deploy.pair import read_pair
 from gluon_resnetv2.deploy.params_file import read_arrays
-from gluon_resnetv2.deploy.untrusted import Fault, read_json
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.layers import DTYPES
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import named
+from gluon_resnetv2.untrusted import Fault, read_json
 from tests.common import randomise
 from tests.mutations import outcomes
 from tests.test_net import SHORTCUTS

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from gluon_resnetv2.deploy.pair import Pair, read_pair
-from gluon_resnetv2.deploy.untrusted import read_bytes, read_json, told_of
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import recover_folder, sha256
 from gluon_resnetv2.pixels import INTERPOLATIONS
 from gluon_resnetv2.spec import IMAGE_SIZE_MAX, Spec
+from gluon_resnetv2.untrusted import read_bytes, read_json, told_of
 
 FORMAT = 2  # of manifest.json
 EPOCH = re.compile(r"(.+)-\d{4}\.params", re.DOTALL)

@@ -19,7 +19,7 @@ import numpy as np
 from gluon_resnetv2.deploy.old_graph import VERSION, modern
 from gluon_resnetv2.deploy.operators import FUSIBLE, OPERATORS, dimensions
 from gluon_resnetv2.deploy.params_file import NAME, PARAMS_BYTES, TYPES, bare, parse_arrays
-from gluon_resnetv2.deploy.untrusted import Fault, quote, read_bytes, read_json, told_of
+from gluon_resnetv2.untrusted import Fault, quote, read_bytes, read_json, told_of
 
 SYMBOL_BYTES, NODES = 8 << 20, 20_000  # largest graph; preact1001's has 2.5 MB and 8 344 nodes
 SEAL = "__sha256__"  # attribute of the images' variable

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from gluon_resnetv2.deploy.untrusted import Fault
+from gluon_resnetv2.untrusted import Fault
 
 VERSION = 10901  # whose graphs MXNet 1.9.1 takes as they are
 NAMES = {  # what they are called now

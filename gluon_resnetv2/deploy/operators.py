@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 
-from gluon_resnetv2.deploy.untrusted import Fault, quote
+from gluon_resnetv2.untrusted import Fault, quote
 
 # -- Attributes: each parser takes text, and raises ValueError or KeyError -------------------------
 

@@ -31,9 +31,9 @@ from gluon_resnetv2.deploy.graph_file import (
 from gluon_resnetv2.deploy.old_graph import modern
 from gluon_resnetv2.deploy.operators import OPERATORS
 from gluon_resnetv2.deploy.params_file import PARAMS_BYTES, bare, parse_arrays
-from gluon_resnetv2.deploy.untrusted import Fault, read_bytes, read_json, told_of
 from gluon_resnetv2.errors import last_line
 from gluon_resnetv2.layers import DTYPES
+from gluon_resnetv2.untrusted import Fault, read_bytes, read_json, told_of
 
 # What one image may make of memory, in elements: an array as large as so many of its planes (a
 # wide layer has 2048 at a quarter of the size), and all arrays of the graph together.

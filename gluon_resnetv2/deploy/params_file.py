@@ -23,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gluon_resnetv2.deploy.untrusted import Fault, quote, read_bytes, told_of
 from gluon_resnetv2.layers import DTYPES
+from gluon_resnetv2.untrusted import Fault, quote, read_bytes, told_of
 
 PARAMS_BYTES = 4 << 30  # the most that is read
 LIST = 0x112

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
-from gluon_resnetv2.deploy.untrusted import Fault, quote
+from gluon_resnetv2.untrusted import Fault, quote
 
 MODELS = ("Functional", "Model", "Sequential")  # a layer may be a model, too
 PACKAGES = ("keras", "tf_keras", "tensorflow")

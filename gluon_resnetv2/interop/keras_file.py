@@ -23,10 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gluon_resnetv2.deploy.untrusted import Fault, quote, read_bytes, read_json, told_of
 from gluon_resnetv2.errors import UserError, install
 from gluon_resnetv2.interop import keras_config
 from gluon_resnetv2.interop.keras_config import Layer, network, stages_of
+from gluon_resnetv2.untrusted import Fault, quote, read_bytes, read_json, told_of
 
 LARGEST = 4 << 30  # bytes of a file
 MOST = 100_000  # objects in an HDF5 file, members of an archive
