@@ -24,8 +24,10 @@ from PIL import Image
 
 from gluon_resnetv2.deploy.export import export
 from gluon_resnetv2.deploy.mlserver_settings import settings_for
+from gluon_resnetv2.deploy.predictor import Predictor
 from gluon_resnetv2.net import get_model
 from tests.common import randomise
+from tests.pictures import write_pictures
 
 grpc = pytest.importorskip("grpc")
 grpcclient = pytest.importorskip("tritonclient.grpc")
@@ -189,6 +191,23 @@ def test_image_files_are_read(clients, protocol, logits):
         files = [base64.b64encode(file) for file in files]
     answer = clients.infer(protocol, np.array(files, dtype=object), "image")
     assert difference(answer.as_numpy("logits"), logits[:3]) <= TOLERANCE
+
+
+@PROTOCOLS
+def test_a_picture_in_any_encoding_has_the_scores_that_predict_gives_it(
+    clients, protocol, exported, tmp_path
+):
+    write_pictures(tmp_path)
+    paths = [path for path in tmp_path.iterdir() if path.suffix in (".png", ".jpg")]
+    assert len(paths) == 4 * 9
+    predictor = Predictor(exported[0], max_batch=len(paths))
+    pixels = np.stack([predictor.read(path) for path in paths])
+    expected = predictor.run(predictor.prepare(pixels))
+    files = [path.read_bytes() for path in paths]
+    if protocol == "http":
+        files = [base64.b64encode(file) for file in files]
+    answer = clients.infer(protocol, np.array(files, dtype=object), "image")
+    assert difference(answer.as_numpy("logits"), expected) <= 1e-6
 
 
 def test_outputs_are_chosen_and_classified(clients, logits):

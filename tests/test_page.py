@@ -17,8 +17,11 @@ import pytest
 from PIL import Image
 
 from gluon_resnetv2 import data
+from gluon_resnetv2.deploy.artifact import load
 from gluon_resnetv2.deploy.export import export_run
+from gluon_resnetv2.deploy.predictor import Predictor
 from gluon_resnetv2.training.recipe import Recipe
+from tests.pictures import write_pictures
 from tests.test_training import train
 
 PAGE = Path(__file__).parents[1] / "gluon_resnetv2" / "deploy" / "page.html"
@@ -257,6 +260,31 @@ def test_an_image_file_is_classified(page, tmp_path, way):
     assert page.errors() == []
 
 
+def test_a_picture_in_any_encoding_has_the_scores_that_predict_gives_it(page, exports, tmp_path):
+    write_pictures(tmp_path)
+    paths = [path for path in tmp_path.iterdir() if path.suffix in (".png", ".jpg")]
+    assert len(paths) == 4 * 9
+    predictor = Predictor(load(exports[0].partition("=")[2]), max_batch=1)
+    page.browser.execute_script(LISTEN)
+    for path in paths:
+        (expected,) = predictor.probabilities(predictor.read(path)[None])
+        page["file"].send_keys(str(path))
+        page.wait(lambda: page.browser.execute_script("return window.heard.length"))
+        (answer,) = page.browser.execute_script("return window.heard.splice(0)")
+        (tensor,) = [each for each in answer["outputs"] if each["name"] == "probabilities"]
+        np.testing.assert_allclose(tensor["data"], expected, rtol=0, atol=1e-6, err_msg=path.name)
+    assert page.errors() == []
+
+
+LISTEN = """
+const fetched = window.fetch;
+window.heard = [];
+window.fetch = async (...asked) => {
+  const answer = await fetched(...asked);
+  window.heard.push(await answer.clone().json());
+  return answer;
+};
+"""
 BRING = """
 const [way, content] = arguments, data = new DataTransfer();
 const bytes = Uint8Array.from(atob(content), character => character.charCodeAt(0));

@@ -123,6 +123,58 @@ Image read_png(const fs::path& path, const std::string& bytes) {
   return image;
 }
 
+// Cyan, magenta, yellow and black as red, green and blue. All are held as light, as Adobe does it:
+// what a colour leaves of it times what black leaves.
+Image without_black(const Image& image) {
+  Image result{image.width, image.height, 3, {}};
+  for (size_t i = 0; i < image.pixels.size(); i += 4)
+    for (size_t channel = 0; channel < 3; ++channel)
+      result.pixels.push_back((image.pixels[i + channel] * image.pixels[i + 3] + 127) / 255);
+  return result;
+}
+
+// How a JPEG's EXIF data say it is turned: 1, which is not at all, to 8.
+int orientation(const std::string& bytes) {
+  const auto number = [&](size_t at, int size, bool little) {
+    size_t value = 0;
+    for (int i = 0; i < size; ++i)
+      value = value << 8 | uint8_t(bytes.at(at + (little ? size - 1 - i : i)));
+    return value;
+  };
+  try {
+    size_t at = 2;  // of a segment: its mark, its length, what it holds
+    while (number(at, 2, false) != 0xffe1 || bytes.compare(at + 4, 6, "Exif\0\0", 6) != 0) {
+      if (number(at, 2, false) == 0xffda) return 1;  // the pixels follow
+      at += 2 + number(at + 2, 2, false);
+    }
+    const size_t start = at + 10;
+    const bool little = bytes.at(start) == 'I';
+    const size_t table = start + number(start + 4, 4, little);
+    for (size_t i = 0; i < number(table, 2, little); ++i)
+      if (number(table + 2 + 12 * i, 2, little) == 0x0112)
+        return number(table + 10 + 12 * i, 2, little);
+  } catch (const std::out_of_range&) {  // they are cut short
+  }
+  return 1;
+}
+
+Image upright(const Image& image, int orientation) {
+  if (orientation < 2 || orientation > 8) return image;
+  const std::array<bool, 9> left{0, 0, 1, 1, 0, 0, 0, 1, 1}, down{0, 0, 0, 1, 1, 0, 1, 1, 0};
+  const bool swapped = orientation >= 5;
+  Image result{image.width, image.height, image.channels, {}};
+  if (swapped) std::swap(result.width, result.height);
+  for (int y = 0; y < result.height; ++y)
+    for (int x = 0; x < result.width; ++x) {
+      size_t column = swapped ? y : x, row = swapped ? x : y;
+      if (left[orientation]) column = image.width - 1 - column;
+      if (down[orientation]) row = image.height - 1 - row;
+      const auto pixel = image.pixels.begin() + (row * image.width + column) * image.channels;
+      result.pixels.insert(result.pixels.end(), pixel, pixel + image.channels);
+    }
+  return result;
+}
+
 Image read_jpeg(const fs::path& path, const std::string& bytes) {
   const std::unique_ptr<void, decltype(&tjDestroy)> jpeg(tjInitDecompress(), tjDestroy);
   const auto data = reinterpret_cast<const unsigned char*>(bytes.data());
@@ -131,11 +183,13 @@ Image read_jpeg(const fs::path& path, const std::string& bytes) {
                                    &colours))
     fail(path, tjGetErrorStr2(jpeg.get()));
   refuse_if_huge(path, width, height);
-  Image image{width, height, 3, std::vector<uint8_t>(size_t(width) * height * 3)};
-  if (tjDecompress2(jpeg.get(), data, bytes.size(), image.pixels.data(), width, 0, height, TJPF_RGB,
+  const bool inks = colours == TJCS_CMYK || colours == TJCS_YCCK;
+  const int channels = inks ? 4 : 3, format = inks ? TJPF_CMYK : TJPF_RGB;
+  Image image{width, height, channels, std::vector<uint8_t>(size_t(width) * height * channels)};
+  if (tjDecompress2(jpeg.get(), data, bytes.size(), image.pixels.data(), width, 0, height, format,
                     0))
     fail(path, tjGetErrorStr2(jpeg.get()));
-  return image;
+  return upright(inks ? without_black(image) : image, orientation(bytes));
 }
 
 Image read_image(const fs::path& path) {
@@ -155,38 +209,36 @@ Image grey(const Image& image) {
   return result;
 }
 
-// The part from `begin` to `end` of every row, scaled to `width` pixels by a triangle filter that
-// is as wide as the pixels it makes. The result is transposed: twice scales both sides.
-Image scale_rows(const Image& image, double begin, double end, int width) {
-  const double step = (end - begin) / width, reach = std::max(step, 1.0);
+// The middle `width` pixels of every row, of what it has when it is scaled by `ratio` with a
+// triangle filter that is as wide as the pixels it makes. Weights are whole numbers, as Pillow's
+// are. The result is transposed: twice scales both sides.
+Image scale_middle(const Image& image, double ratio, int width) {
+  const int64_t scaled = int64_t(std::nearbyint(image.width * ratio));
+  const int64_t before = (scaled - width) / 2;
+  const double step = double(image.width) / scaled, reach = std::max(step, 1.0);
+  constexpr int kOne = 1 << 22;
   Image result{image.height, width, image.channels, {}};
   result.pixels.reserve(size_t(width) * image.height * image.channels);
-  for (int x = 0; x < width; ++x) {
-    const double centre = begin + (x + 0.5) * step;
+  for (int64_t x = before; x < before + width; ++x) {
+    const double centre = (x + 0.5) * step;
     const int first = std::max(0, int(centre - reach + 0.5));
     const int last = std::min(image.width, int(centre + reach + 0.5));
-    std::vector<double> weights;
+    std::vector<double> shares;
     for (int i = first; i < last; ++i)
-      weights.push_back(std::max(0.0, 1 - std::abs(i + 0.5 - centre) / reach));
-    const double sum = std::accumulate(weights.begin(), weights.end(), 0.0);
+      shares.push_back(std::max(0.0, 1 - std::abs(i + 0.5 - centre) / reach));
+    const double sum = std::accumulate(shares.begin(), shares.end(), 0.0);
+    std::vector<int> weights;
+    for (const double share : shares) weights.push_back(int(share / sum * kOne + 0.5));
     for (int y = 0; y < image.height; ++y)
       for (int channel = 0; channel < image.channels; ++channel) {
         const size_t start = (size_t(y) * image.width + first) * image.channels + channel;
-        double value = 0;
+        int value = kOne / 2;
         for (size_t i = 0; i < weights.size(); ++i)
           value += weights[i] * image.pixels[start + i * image.channels];
-        result.pixels.push_back(uint8_t(value / sum + 0.5));
+        result.pixels.push_back(uint8_t(std::clamp(value / kOne, 0, 255)));
       }
   }
   return result;
-}
-
-// The middle `width` pixels of every row, of what it has when it is scaled by `ratio`; transposed.
-Image scale_middle(const Image& image, double ratio, int width) {
-  const int64_t scaled = int64_t(std::nearbyint(image.width * ratio));
-  const double step = double(image.width) / scaled;
-  const int64_t first = (scaled - width) / 2;
-  return scale_rows(image, first * step, (first + width) * step, width);
 }
 
 // The centre of the image, scaled and cut to what the graph takes: channel after channel.
