@@ -219,7 +219,15 @@ def prepared(recipe, cpus, values=None):
 
 
 @pytest.mark.parametrize(("cpus", "accumulate"), [(1, 2), (1, 7), (2, 3), (3, 2)])
-@pytest.mark.parametrize("extra", [{}, {"mixup": 0.5, "label_smoothing": 0.1}])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        {"mixup": 0.5, "label_smoothing": 0.1},
+        {"momentum_correction": True, "lr_step_epochs": (1.0, 2.0)},
+    ],
+    ids=["plain", "mixup", "corrected momenta"],
+)
 def test_parts_of_a_batch_make_the_update_of_the_whole(cpus, accumulate, extra):
     """Three updates, with seven images: no two numbers of parts divide them alike."""
     recipe = variant(dtype="float64", lr=0.05, **extra)
@@ -228,8 +236,10 @@ def test_parts_of_a_batch_make_the_update_of_the_whole(cpus, accumulate, extra):
     split, update_split, _ = prepared(recipe, cpus, values)
     images = np.random.RandomState(0).normal(size=(7, 3, 8, 8)).astype("float32")
     labels = (np.arange(7) % 3).astype("int32")
+    schedule = recipe.schedule(steps_per_epoch=1)
     for step in range(3):
         for one in (update, update_split):
+            set_learning_rate(one.trainer, recipe, schedule, step)
             one(images, labels, step, 7)
     moved = 0
     for name, parameter in whole.collect_params().items():
