@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+import re
+import struct
+import time
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
@@ -24,11 +27,34 @@ INTERPOLATIONS = {
 }
 PIXELS = 2**30 // 12  # Pillow's own limit
 ORIENTATION = 0x0112  # the tag in EXIF
+JPEG, SCAN, EXIF = b"\xff\xd8", b"\xff\xda", b"Exif\0\0"  # how a JPEG and what is in it begin
+ARITHMETIC = rb"\xff[\xc9-\xcb\xcd-\xcf]..\x08"  # before its height and width: no browser reads it
+# What else bounds the work that a file asks for, whatever its pixels are.
+SECONDS = 10  # of one processor, looked at whenever more of the file is asked for
+READS = 1 << 17  # of the file: a part of its own takes several
+SCANS = 32  # over the most pixels; over fewer there may be more. Colour has 10, CMYK 18
+EXIFS = 100  # pieces of EXIF data, which are copied anew with each
 LONG = 16  # times what is kept; of a longer image no more is scaled, or it would fill the memory
 
 
 class NoImage(ValueError):
     """Data that are no image; the message is what follows the image's name."""
+
+
+class _File(io.BytesIO):
+    """An image's data, as far as what reads them stays within `READS` and `SECONDS`."""
+
+    def __init__(self, data: bytes):
+        super().__init__(data)
+        self._left, self._end = READS, time.thread_time() + SECONDS
+
+    def read(self, size: int | None = -1) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError(f"it has more parts than {READS} reads give")
+        if time.thread_time() > self._end:
+            raise ValueError(f"it takes more than {SECONDS} seconds")
+        return super().read(size)
 
 
 def decode(
@@ -49,14 +75,18 @@ def decode(
         most: pixels that an image may have. It takes 12 bytes for each at most.
 
     Raises:
-        NoImage: the data are cut short, of no such format, too large, or have values that are not
-            finite.
+        NoImage: the data are cut short, of no such format, too large, too much work, or have values
+            that are not finite.
     """
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # as it is until GluonCV is imported
     try:
-        with Image.open(io.BytesIO(data), formats=formats) as file:
+        if data.startswith(JPEG) and data.count(EXIF) > EXIFS:
+            raise ValueError(f"it has more than {EXIFS} pieces of EXIF data")
+        with Image.open(_File(data), formats=formats) as file:
             if file.width * file.height > most:
                 raise Image.DecompressionBombError
+            if data.startswith(JPEG):
+                _check_scans(data, file.width, file.height, most)
             return _rgb(file)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise NoImage(f"has more pixels than the {most} that are read") from None
@@ -84,6 +114,16 @@ def centre(
     image = _middle(image, *map(math.ceil, most))
     scaled = [round(length * ratio) for length in image.size]
     return _middle(image.resize(scaled, INTERPOLATIONS[interpolation]), width, height)
+
+
+def _check_scans(data, width, height, most):
+    """Has a JPEG not pass over its pixels more often than they are worth."""
+    size = struct.pack(">HH", height, width)
+    if re.search(ARITHMETIC + re.escape(size), data, re.DOTALL):
+        raise ValueError("its coding is arithmetic")
+    scans = data.count(SCAN)
+    if scans * width * height > SCANS * most:
+        raise ValueError(f"it has {scans} scans")
 
 
 def _middle(image, width, height):

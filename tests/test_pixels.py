@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from gluon_resnetv2 import imagenet
 from gluon_resnetv2.deploy.images import read_image
 from gluon_resnetv2.pixels import FORMATS, NoImage, centre, decode
+from tests.hostile_images import encoded, hostile, scans
 from tests.imagenet_tree import write_rec
 from tests.pictures import RED, SHAPES, WHITE, half, picture, write_pictures
 
@@ -101,3 +103,30 @@ def test_the_centre_is_that_of_the_whole_image_scaled(size):
 def test_of_a_very_long_image_only_the_middle_is_scaled():
     image = Image.new("RGB", (2**22, 1), RED)
     assert centre(image, SIZE, SIZE, CROP).getcolors() == [(SIZE * SIZE, RED)]
+
+
+@pytest.mark.parametrize(
+    ("data", "told"), [pytest.param(*case, id=name) for name, *case in hostile()]
+)
+def test_more_work_than_the_pixels_are_worth_is_refused(data, told):
+    began = time.thread_time()
+    with pytest.raises(NoImage, match=told):
+        decode(data, ("JPEG", "PNG"), 2**25)
+    assert time.thread_time() - began < 10  # "EXIF" took 26 seconds, "scans" 60
+
+
+def test_a_small_image_may_have_many_scans():
+    assert decode(scans(64, 64, 1000)).size == (64, 64)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+def test_a_progressive_photograph_is_read_at_any_size(mode):
+    file = io.BytesIO()
+    picture((400, 300)).convert(mode).save(file, "JPEG", progressive=True, exif=b"Exif\0\0MM\0*")
+    assert decode(file.getvalue(), most=400 * 300).size == (400, 300)
+
+
+def test_what_takes_too_long_is_given_up(monkeypatch):
+    monkeypatch.setattr("gluon_resnetv2.pixels.SECONDS", -1)
+    with pytest.raises(NoImage, match="seconds"):
+        decode(encoded("PNG"))

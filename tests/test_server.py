@@ -773,6 +773,26 @@ def test_an_answer_that_takes_too_long_is_given_up_and_not_computed():
         assert calls <= 2  # both that were given up at most in one, and the last
 
 
+def test_of_a_request_that_is_given_up_no_more_images_are_read():
+    class Slow(Gated):
+        read_images = 0
+
+        def read(self, file):
+            self.read_images += 1
+            assert self.go.wait(PATIENCE)
+            return np.zeros(SHAPE, "float32")
+
+    slow, image = Slow(), base64.b64encode(png(np.zeros(SHAPE, "uint8"))).decode()
+    asked = {"name": "image", "datatype": "BYTES", "shape": [4], "data": [image] * 4}
+    with serving({"net": slow}, seconds=1) as (port, service, _):
+        try:
+            assert infer(port, json.dumps({"inputs": [asked]}).encode())[0] == 504
+        finally:
+            slow.go.set()
+        until(lambda: service.models["net"].batcher.reserved == 0)
+    assert slow.read_images == 1
+
+
 @contextlib.contextmanager
 def busy(gated, queue):
     """A server that computes one request and has `queue` more waiting; their answers to be."""

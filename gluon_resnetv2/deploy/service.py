@@ -12,6 +12,7 @@ import contextlib
 import io
 import logging
 import re
+import threading
 import time
 import warnings
 import zlib
@@ -21,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
@@ -62,8 +62,8 @@ PAGE_HEADERS = {
 }
 
 log = logging.getLogger(__name__)
-# `read_image` refuses what Pillow only warns of, once for each size that anyone thinks of.
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+# Or the log would tell what anyone may send: a line for each size, and each damaged tag, of images.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True)
@@ -131,11 +131,15 @@ class Model:
                 f"{self.interface.name} has no manifest.json, which says how images are prepared; "
                 "send input data"
             )
-        images = len(request)
+        images, gone = len(request), threading.Event()
         self.batcher.reserve(images)
-        preparing = self.pool.submit(self._prepared, request)
+        preparing = self.pool.submit(self._prepared, request, gone)
         preparing.add_done_callback(lambda _: self.batcher.release(images))
-        return await self.batcher.submit_async(await asyncio.wrap_future(preparing))
+        try:
+            prepared = await asyncio.wrap_future(preparing)
+        finally:
+            gone.set()  # where it is late, the thread goes on to others' after the image at hand
+        return await self.batcher.submit_async(prepared)
 
     def metadata(self) -> dict:
         """The answer to GET v2/models/NAME."""
@@ -153,13 +157,15 @@ class Model:
         self.batcher.close(patience)
         self.pool.shutdown(wait=False, cancel_futures=True)
 
-    def _prepared(self, request):
+    def _prepared(self, request, gone):
         pixels = request.values
         if request.input == "image":
-            pixels = np.stack([self._read(index, file) for index, file in enumerate(pixels)])
+            pixels = np.stack([self._read(index, file, gone) for index, file in enumerate(pixels)])
         return self.predictor.prepare(pixels)
 
-    def _read(self, index, file):
+    def _read(self, index, file, gone):
+        if gone.is_set():
+            raise Closed
         try:
             return self.predictor.read(io.BytesIO(file))
         except UserError as error:
