@@ -78,13 +78,15 @@ setup(
     },
     install_requires=[
         "numpy>=1.23,<2",  # MXNet 1.9.1 does not know numpy 2
-        "httptools>=0.6",  # parses HTTP for uvicorn
+        "httptools>=0.6.4",  # parses HTTP for uvicorn; before, CVE-2024-27982
         "matplotlib>=3.7",  # learning curves
         "pillow>=9.1",  # reads image files
         "prometheus-client>=0.20",  # the server's metrics
         "scikit-learn>=1.0",  # brings the handwritten digits, the embedded data set
         "scipy>=1.7",  # rank correlations of a study; scikit-learn needs it as well
-        "starlette>=0.40",  # routes the server's requests
+        # Routes the server's requests. We use neither its forms nor its files (before 0.49.1 their
+        # ranges take minutes), as MLServer goes with none later than 0.46.
+        "starlette>=0.40",
         "tensorboard>=2.15",  # the format of its event files; needs neither TensorFlow nor PyTorch
         "tqdm>=4.60",  # the progress bar
         # The server's connections and signals. We override methods that it does not document.

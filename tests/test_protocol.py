@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -209,7 +210,8 @@ IMAGE = {"name": "image", "datatype": "BYTES", "shape": [1]}
         (asking(tensor(data=[0.5] * 48)).replace(b"0.5", b"-Infinity", 1), "Infinity"),
         (asking(tensor(data=[0.5] * 48)).replace(b"0.5", b"1e400", 1), "outside"),
         (asking(tensor(data=[0.5] * 48)).replace(b"0.5", b"-3.5e38", 1), "outside"),
-        (asking(tensor(data=[0.5] * 48)).replace(b"0.5", HUGE.encode(), 1), "outside"),
+        (asking(tensor(data=[0.5] * 48)).replace(b"0.5", HUGE.encode(), 1), "100 digits"),
+        (asking(tensor(data=[10**39] * 48)), "outside"),
         (asking(tensor(name="pixels", datatype="UINT8", data=[256] * 48)), "outside"),
         (asking(tensor(name="pixels", datatype="UINT8", data=[1.5] * 48)), "not UINT8"),
         (asking(tensor(name="pixels", data=[255.5] * 48)), "outside of 0 to 255"),
@@ -226,6 +228,25 @@ def test_what_is_wrong_in_json_is_named(body, fault):
         decode(body, None, MODEL)
     assert refused.value.status == 400
     assert len(str(refused.value)) < 250
+
+
+NAMES = b",".join(b'"%d":0' % number for number in range(50_000))
+
+
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        (b"{%s,%s}" % (NAMES, b'"49999":0'), '"49999" is there twice'),
+        (b'{"inputs":[%s]}' % b",".join([b"9" * 4000] * 10_000), "more than 100 digits"),
+    ],
+    ids=["names", "digits"],
+)
+def test_what_is_wrong_in_much_json_is_found_without_delay(body, fault):
+    large = Interface("net", MODEL.classes, (3, 1000, 1000), "logits", max_batch=8)
+    began = time.process_time()
+    with pytest.raises(Refused, match=fault):
+        decode(body, None, large)
+    assert time.process_time() - began < 2  # seconds
 
 
 @pytest.mark.parametrize(

@@ -941,6 +941,16 @@ def test_the_page_is_served_where_it_is_asked_for():
     assert body == service_module.PAGE.read_bytes()
 
 
+@pytest.mark.parametrize(
+    "ranges", ["1" * 30_000, "9" * 5000 + "-", ",".join(f"{i}-{i}" for i in range(0, 10_000, 2))]
+)
+def test_the_page_is_served_whole_and_at_once(ranges):
+    with serving({"net": Gated(free=True)}, page=True) as (port, *_):
+        raw = request("/", {"Range": f"bytes={ranges}"}, b"", "GET")
+        status, _, body = answer_of(port, raw, timeout=10)
+    assert (status, body) == (200, service_module.PAGE.read_bytes())
+
+
 # -- The end ---------------------------------------------------------------------------------------
 
 

@@ -31,6 +31,7 @@ _TYPES = {"FP32": "TYPE_FP32", "BYTES": "TYPE_STRING"}  # of a model's configura
 IMAGE_TYPES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 FLOAT_MAX = float(np.finfo("float32").max)
 SPARE_VALUES = 10_000  # that a request may hold in JSON beside its tensor
+DIGITS = 100  # of a whole number; no float32 has more than 40
 SHORT = 1024  # bytes of JSON that are worth remembering
 SHOWN = 60  # characters of what a message quotes
 
@@ -191,7 +192,10 @@ def _json(text, most_values):
         raise Refused("the JSON has more values than any request to this model")
     try:
         value = json.loads(
-            text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
+            text.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_int=_integer,
+            parse_constant=_no_constant,
         )
     except RecursionError:
         raise Refused("the JSON is nested too deeply") from None
@@ -207,10 +211,17 @@ def _json(text, most_values):
 def _unique(pairs):
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        seen = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
         raise Refused(f"{shown(twice)} is there twice in one JSON object")
     return found
+
+
+def _integer(text):
+    """Reading more digits takes time by their square, in which nobody else is answered."""
+    if len(text) > DIGITS:
+        raise Refused(f"{shown(text)} has more than {DIGITS} digits")
+    return int(text)
 
 
 def _no_constant(name):
@@ -218,12 +229,15 @@ def _no_constant(name):
 
 
 def shown(value) -> str:
-    """A value as a message quotes it, shortened."""
-    try:
-        text = json.dumps(value)
-    except RecursionError:
-        return "something nested deeply"
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    """A value as a message quotes it, shortened; no more of it is written than that."""
+    if isinstance(value, str):
+        value = value[: SHOWN + 1]
+    text = ""
+    for part in json.JSONEncoder().iterencode(value):
+        text += part
+        if len(text) > SHOWN:
+            return f"{text[:SHOWN]}..."
+    return text
 
 
 def _check_fields(value, where, needed):

@@ -26,7 +26,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from gluon_resnetv2 import __version__, runtime
@@ -476,7 +476,8 @@ class Service:
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 
     async def _page(self, request):
-        return FileResponse(PAGE, headers=PAGE_HEADERS)
+        # Whole: Starlette before 0.49.1 takes minutes to read some ranges.
+        return HTMLResponse(PAGE.read_bytes(), headers=PAGE_HEADERS)
 
     def close(self) -> None:
         """Ends the threads. Nobody may wait for an answer any more."""
