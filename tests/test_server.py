@@ -1120,6 +1120,21 @@ def test_a_port_in_use_is_told_before_anything_is_loaded():
             server.main(options_of("nowhere", "--port", number))
 
 
+def test_of_two_servers_that_start_at_once_on_one_port_one_is_told(folder, monkeypatch):
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(http_server.Uvicorn, "run", lambda self, listeners: self.announce())
+    with server._listener("127.0.0.1", 0) as first:
+        port = str(first.getsockname()[1])
+
+        def loaded(*args, **kwargs):
+            first.listen()
+            return Predictor(*args, **kwargs)
+
+        monkeypatch.setattr(predictor_module, "Predictor", loaded)
+        with pytest.raises(UserError, match=f"127.0.0.1:{port}: Address .* another --port"):
+            server.main(options_of(f"net={folder}", "--port", port))
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -96,6 +96,9 @@ def _serve(options, listener, threads):
             line = " ".join(line.split())
             print(f"{name}: a form that is wrong here is not run: {line}", file=sys.stderr)
         models[name] = Model(name, predictor, metrics, limits.queue, not options.no_batching)
+    # Two sockets can have one address, of which one listens; uvloop would not tell the other.
+    with _told_of(options.host, options.port):
+        listener.listen()
     service = Service(models, limits, metrics, options.page)
     gc.collect()
     gc.freeze()  # what is there now stays: no need to look through it again while requests wait
@@ -173,17 +176,25 @@ def _check(options):
 
 def _listener(host, port):
     """A socket that has the address already, and listens later."""
-    listener = None
-    try:
+    with _told_of(host, port):
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         # Of a socket whose protocol it is not told, asyncio has answers wait for acknowledgements.
         listener = socket.socket(family, kind, socket.IPPROTO_TCP)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        return listener
-    except (OSError, UnicodeError) as error:  # the latter for what can't be a host's name
-        if listener:
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
             listener.close()
+            raise
+        return listener
+
+
+@contextlib.contextmanager
+def _told_of(host, port):
+    """Has what is wrong with an address become the user's error."""
+    try:
+        yield
+    except (OSError, UnicodeError) as error:  # the latter for what can't be a host's name
         reason = getattr(error, "strerror", None) or error
         option = "--port" if getattr(error, "errno", None) in FAULTS_OF_PORTS else "--host"
         raise UserError(f"can't listen on {host}:{port}: {reason}; name another {option}") from None
