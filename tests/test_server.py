@@ -586,7 +586,8 @@ def test_a_head_that_is_slow_or_large_is_given_up(monkeypatch):
         for head, status in (
             (b"", 408),
             (b"POST /v2/models/net/infer HTTP/1.1\r\nHost:", 408),
-            (b"GET /v2 HTTP/1.1\r\nX: " + bytes(70_000).replace(b"\0", b"x"), 431),
+            (b"GET /v2 HTTP/1.1\r\nX: " + b"x" * 70_000, 431),
+            (b"GET /v2 HTTP/1.1\r\nX: " + b"x" * 70_000 + b"\r\n\r\n", 431),
             (b"nonsense\r\n\r\n", 400),
         ):
             found, _, body = answer_of(port, head)
@@ -707,16 +708,116 @@ def test_a_client_that_has_said_all_is_answered():
         until(lambda: not uvicorn.server_state.connections)
 
 
-def test_connections_are_limited(monkeypatch):
+def connected(port, raw):
+    """A connection over which bytes have been sent."""
+    connection = socket.create_connection(("127.0.0.1", port), timeout=10)
+    connection.sendall(raw)
+    return connection
+
+
+def test_where_connections_are_too_many_the_one_that_waits_longest_goes(monkeypatch):
+    monkeypatch.setattr(http_server, "CONNECTIONS", 3)
+    gated = Gated()
+    whole = request("/v2", {}, b"", "GET")
+    promised = request("/v2/models/net/infer", {"Content-Length": "100"}, b"{")
+    with serving({"net": gated}) as (port, *_), contextlib.ExitStack() as stack:
+
+        def opened(raw):
+            return stack.enter_context(connected(port, raw))
+
+        working = opened(request("/v2/models/net/infer", {}, one()))
+        assert gated.started.acquire(timeout=PATIENCE)
+        idle = opened(whole)
+        assert idle.recv(4096).startswith(b"HTTP/1.1 200")
+        uploading = opened(promised)
+        assert statuses_of(port, LAST) == [200]
+        assert idle.recv(4096) == b""
+        last = opened(whole)
+        assert last.recv(4096).startswith(b"HTTP/1.1 200")
+        assert statuses_of(port, LAST) == [200]
+        assert uploading.recv(4096).startswith(b"HTTP/1.1 503")
+        gated.go.set()
+        assert working.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+def test_where_all_connections_are_at_work_others_are_told(monkeypatch):
     monkeypatch.setattr(http_server, "CONNECTIONS", 2)
+    monkeypatch.setattr(http_server, "LEAVING", 2)
+    gated, clients = Gated(), concurrent.futures.ThreadPoolExecutor(2)
+    with serving({"net": gated}) as (port, _, uvicorn), clients:
+        answers = [clients.submit(infer, port, one()) for _ in range(2)]
+        try:
+            until(lambda: len(uvicorn.server_state.tasks) == 2)
+            for body in (b"", bytes(10**6)):  # which is more than the system takes for us
+                status, headers, answer = ask(port, "/v2", body)
+                assert (status, headers["retry-after"]) == (503, "1")
+                assert "connections" in answer["error"]
+            for _ in range(20):
+                socket.create_connection(("127.0.0.1", port), timeout=PATIENCE).close()
+        finally:
+            gated.go.set()
+        assert [answer.result()[0] for answer in answers] == [200, 200]
+        until(lambda: not uvicorn.server_state.connections)
+
+
+CHUNKED = {"Transfer-Encoding": "chunked"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "rest"),
+    [
+        ({}, b"\r\n"),
+        ({"Content-Length": "9"}, b"x"),
+        (CHUNKED, b"1"),
+        (CHUNKED, b"0\r\nX: "),
+        ({"Content-Length": "9"}, b"x" * 9),
+    ],
+)
+def test_after_an_answer_nothing_but_a_request_keeps_the_connection(headers, rest, monkeypatch):
+    monkeypatch.setattr(http_server, "KEEP_ALIVE_SECONDS", 1)
+    raw = request("/v2", headers, b"", "GET")
+    with serving({"net": Gated(free=True)}) as (port, *_), connected(port, raw) as connection:
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        connection.sendall(rest)
+        assert connection.recv(4096) == b""
+
+
+@pytest.mark.parametrize("flood", [b"1;" + b"x" * 70_000, b"0\r\nX: " + b"x" * 70_000, None])
+@pytest.mark.parametrize("path", ["/v2", "/v2/models/net/infer"])
+def test_what_frames_a_body_is_limited_as_heads_are(path, flood):
+    flood = flood or b"0\r\n" + b"X: y\r\n" * 20_000
+    method, found = ("GET", []) if path == "/v2" else ("POST", [431])
+    raw = request(path, CHUNKED, b"", method)
+    with serving({"net": Gated(free=True)}) as (port, *_), connected(port, raw) as connection:
+        if not found:
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        connection.sendall(flood)
+        answer = connection.recv(4096)
+        assert [int(status) for status in re.findall(rb"HTTP/1.1 (\d+)", answer)] == found
+        assert connection.recv(4096) == b""
+
+
+def test_trailers_are_no_headers():
+    lines = f"Content-Encoding: br\r\nX: {'y' * 3000}\r\n"
+    body = b"%x\r\n%s\r\n0\r\n%s\r\n" % (len(one()), one(), lines.encode())
     with serving({"net": Gated(free=True)}) as (port, *_):
-        idle = [socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) for _ in range(2)]
-        status, headers, answer = ask(port, "/v2")
-        assert (status, headers["retry-after"]) == (503, "1")
-        assert "connections" in answer["error"]
-        for connection in idle:
-            connection.close()
-        until(lambda: ask(port, "/v2")[0] == 200)
+        raw = request("/v2/models/net/infer", CHUNKED, body)
+        assert statuses_of(port, raw[:150], raw[150:] + LAST) == [200, 200]
+
+
+def test_requests_that_wait_for_an_answer_before_them_are_not_read():
+    gated, wanted = Gated(), 3000
+    raw = request("/v2/models/net/infer", {}, one()) + request("/v2", {}, b"", "GET") * wanted
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+    with serving({"net": gated}) as (port, _, uvicorn), pool:
+        statuses = pool.submit(statuses_of, port, raw + LAST, half_close=True)
+        assert gated.started.acquire(timeout=PATIENCE)
+        time.sleep(0.5)  # in which all could be read
+        (connection,) = uvicorn.server_state.connections
+        waiting = len(connection.pipeline)
+        gated.go.set()
+        assert statuses.result(PATIENCE) == [200] * (wanted + 2)
+    assert waiting < 100
 
 
 def test_an_answer_that_nobody_reads_is_given_up(monkeypatch):

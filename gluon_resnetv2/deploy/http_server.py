@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
+import functools
+import resource
 import signal
 from collections.abc import Callable
 
@@ -15,74 +18,150 @@ from gluon_resnetv2.deploy import protocol
 from gluon_resnetv2.deploy.service import DRAIN_SECONDS, LINGER_SECONDS, Service
 
 HEAD_SECONDS = 10  # for the head of a request
-HEAD_BYTES = 2**16  # of it
+HEAD_BYTES = 2**16  # of it; as many between two pieces of a body, or behind its last
 KEEP_ALIVE_SECONDS = 60  # between the requests of a connection
 READ_SECONDS = 30  # for a client to read what has been sent
-CONNECTIONS = 1000  # at a time; 1024 files are what many systems let a process open
+CONNECTIONS = 800  # at a time; 1024 files are what many systems let a process open
+LEAVING = 100  # beside them, which have been refused and may still read why
+FILES = 4096  # to open, where the system lets us: connections come in bursts
+PIECE = 2**10  # bytes outside of a body that are parsed at once: they may be 50 requests
 NOTICE_SECONDS = 0.5  # from SIGTERM to closing connections, for requests that are on their way
+
+
+class Room:
+    """The connections of a server that may have to go, each kind in order."""
+
+    def __init__(self):
+        self.waiting: dict[Connection, None] = {}  # for their clients to say something
+        self.leaving: dict[Connection, None] = {}  # have been refused
 
 
 class Connection(HttpToolsProtocol):
     """uvicorn's, with bounds on what no application sees in time.
 
-    These are the head of a request, the number of connections, and answers that nobody reads.
-    Clients may ask for another protocol, and may have nothing more to say while they wait for the
-    answer. The methods that this replaces are not documented; uvicorn 0.30, 0.39 and 0.54 have
-    them.
+    These are what is no body of a request, in bytes, and whatever waits for a client, in seconds:
+    no connection is ever without a timer unless the application works on its answer. Where there
+    are too many, the one that has waited longest for its client goes. Clients may ask for another
+    protocol, and may have nothing more to say while they wait for the answer. The methods that this
+    replaces are not documented; uvicorn 0.30, 0.39 and 0.54 have them.
     """
 
     _head_timer = None  # while a head is not there yet
-    _read_timer = None  # while an answer is not read
+    _end_timer = None  # while an answer is not read
     _refused = False  # and what else arrives is not looked at
+    _said_all = False  # and only reads on
+    _unparsed = b""  # what is behind a request that waits for its turn
+    _framing = 0  # bytes since anything came of them
+    _body_left = 0  # bytes, where the head says how many
+
+    def __init__(self, room: Room, **options):
+        super().__init__(**options)
+        self._room = room
 
     def connection_made(self, transport):
         super().connection_made(transport)
-        if len(self.connections) > CONNECTIONS:
-            self._refuse(503, "Service Unavailable", "there are too many connections")
-        else:
-            self._await_head()
+        self._resume_reading = self.flow.resume_reading
+        self.flow.resume_reading = self._read_on
+        self._await_head()
+        if len(self.connections) - len(self._room.leaving) > CONNECTIONS:
+            longest = next(iter(self._room.waiting), self)
+            longest._refuse(503, "Service Unavailable", "there are too many connections")
+        if not self._refused:
+            self._await_client()
+
+    def connection_lost(self, exc):
+        self._forget_head()
+        self._forget_end()
+        self._room.waiting.pop(self, None)
+        self._room.leaving.pop(self, None)
+        super().connection_lost(exc)
+        del self._resume_reading, self.flow.resume_reading  # which refer to each other
 
     def on_message_begin(self):
         super().on_message_begin()
+        self._framing = 0
+        self._unset_keepalive_if_required()
         if not self._head_timer:
             self._await_head()
+        if not self.cycle or self.cycle.response_complete:
+            self._await_client()
 
     def on_headers_complete(self):
-        if not self.parser.should_upgrade():  # or `_without_upgrade` has it parsed again
-            self._forget_head()
-            super().on_headers_complete()
+        if self.parser.should_upgrade():  # `_without_upgrade` has it parsed again
+            return
+        self._framing = self._body_left = 0
+        self._forget_head()
+        self._unset_keepalive_if_required()
+        for name, value in self.headers:
+            if name == b"content-length":
+                self._body_left = int(value)
+        super().on_headers_complete()
+        self.headers = collections.deque(maxlen=0)  # nobody looks at trailers
+
+    def on_body(self, body):
+        self._framing = 0
+        self._body_left -= len(body)
+        super().on_body(body)
 
     def on_message_complete(self):
-        if not self.parser.should_upgrade():
-            super().on_message_complete()
+        if self.parser.should_upgrade():
+            return
+        super().on_message_complete()
+        if not self.cycle.response_complete:
+            self._room.waiting.pop(self, None)
+
+    def on_response_complete(self):
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._end_in(READ_SECONDS)
+            return
+        if self.cycle.response_complete:
+            self._await_client()
+        if self._unparsed:
+            self._parse_on()
+            self._read_on()
 
     def eof_received(self):
         """Whether the connection stays open, for the answer to a client that only reads on."""
+        self._said_all = True
         last = self.cycle
+        if self._unparsed:
+            return True
         if not last or last.response_complete or last.more_body:
             return False
         last.keep_alive = False
         return True
 
-    def connection_lost(self, exc):
-        self._forget_head()
-        self._forget_answer()
-        super().connection_lost(exc)
+    def timeout_keep_alive_handler(self):
+        self.transport.abort()  # or it would wait for a client that does not read
+
+    def shutdown(self):
+        super().shutdown()
+        if self.transport.is_closing():
+            self._end_in(LINGER_SECONDS)
 
     def pause_writing(self):
         super().pause_writing()
-        self._read_timer = self.loop.call_later(READ_SECONDS, self.transport.abort)
+        self._end_in(READ_SECONDS)
 
     def resume_writing(self):
-        self._forget_answer()
+        if self not in self._room.leaving:
+            self._forget_end()
         super().resume_writing()
 
-    def _forget_answer(self):
-        if self._read_timer:
-            self._read_timer.cancel()
+    def _end_in(self, seconds):
+        self._forget_end()
+        self._end_timer = self.loop.call_later(seconds, self.transport.abort)
+
+    def _forget_end(self):
+        if self._end_timer:
+            self._end_timer.cancel()
+
+    def _await_client(self):
+        self._room.waiting.pop(self, None)  # others have waited longer
+        self._room.waiting[self] = None
 
     def _await_head(self):
-        self._head = 0  # bytes
         self._head_timer = self.loop.call_later(
             HEAD_SECONDS, self._refuse, 408, "Request Timeout", "the request's head did not arrive"
         )
@@ -92,19 +171,37 @@ class Connection(HttpToolsProtocol):
             self._head_timer.cancel()
             self._head_timer = None
 
+    def _read_on(self):
+        if not self._unparsed:
+            self._resume_reading()
+
     def data_received(self, data):
-        if self._refused:
-            return
-        self._unset_keepalive_if_required()
-        awaited = self._head_timer
+        if not self._refused:
+            self._unparsed += data
+            self._parse_on()
+
+    def _parse_on(self):
+        """Parses what has arrived, up to where some request has to wait for another's answer."""
+        data, self._unparsed = memoryview(self._unparsed), b""
         try:
-            self._parse(memoryview(data))
+            while data and not self._refused:
+                if self.pipeline:
+                    self.flow.pause_reading()
+                    self._unparsed = bytes(data)
+                    return
+                piece = data[: max(PIECE, self._body_left)]
+                data = data[len(piece) :]
+                self._framing += len(piece)
+                self._parse(piece)
+                if self._framing > HEAD_BYTES:
+                    self._refuse(
+                        *(431, "Request Header Fields Too Large"),
+                        f"the headers are too large: {HEAD_BYTES} bytes are the most",
+                    )
         except httptools.HttpParserError:
             self._refuse(400, "Bad Request", "this is no valid HTTP/1.1 request")
-        if awaited and awaited is self._head_timer:
-            self._head += len(data)
-            if self._head > HEAD_BYTES:
-                self._refuse(431, "Request Header Fields Too Large", "the headers are too large")
+        if self._said_all and not self.eof_received():
+            self.transport.close()
 
     def _parse(self, data):
         while True:
@@ -129,22 +226,44 @@ class Connection(HttpToolsProtocol):
         self.parser.feed_data(b"\r\n".join([b"%s %s HTTP/%s" % target, *lines, b"", b""]))
 
     def _refuse(self, status, phrase, message):
+        if self.transport.is_closing():
+            return
+        last = self.cycle  # of the requests whose heads were right
+        owed = not last or self._head_timer is not None  # an answer to what is refused
         self._forget_head()
         self._refused = True
-        last = self.cycle  # of the requests whose heads were right
         if last and not last.response_complete:
             its_body_is_wrong = last.more_body and not last.response_started and not self.pipeline
             if not its_body_is_wrong:
                 last.keep_alive = False  # its answer comes first, and ends the connection
                 return
-        body = protocol.error(message)
-        retry = "retry-after: 1\r\n" if status == 503 else ""
-        head = (
-            f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\n{retry}"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
-        self.transport.close()
+            owed, last.disconnected = True, True
+            last.message_event.set()
+        if owed:
+            body = protocol.error(message)
+            retry = "retry-after: 1\r\n" if status == 503 else ""
+            head = (
+                f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\n{retry}"
+                f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            )
+            self.transport.write(head.encode() + body)
+        self._leave()
+
+    def _leave(self):
+        """Says no more, and closes when the client does so, too: closed at once, it would lose us.
+
+        A connection that is closed before all is read is reset, and its answer with it.
+        """
+        leaving = self._room.leaving
+        if len(leaving) >= LEAVING:
+            first = next(iter(leaving))
+            del leaving[first]
+            first.transport.abort()
+        self._room.waiting.pop(self, None)
+        leaving[self] = None
+        self._unset_keepalive_if_required()
+        self.transport.write_eof()
+        self._end_in(LINGER_SECONDS)
 
 
 class Uvicorn(uvicorn.Server):
@@ -163,7 +282,7 @@ class Uvicorn(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 service,
-                http=Connection,
+                http=functools.partial(Connection, Room()),
                 log_config=None,
                 access_log=access_log,
                 ws="none",
@@ -172,12 +291,13 @@ class Uvicorn(uvicorn.Server):
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 server_header=False,
                 # A client that does not read its answer is not waited for.
-                timeout_graceful_shutdown=DRAIN_SECONDS + 2 * LINGER_SECONDS,
+                timeout_graceful_shutdown=DRAIN_SECONDS + LINGER_SECONDS,
             )
         )
         self.announce, self._infer = announce, service.infer
 
     async def startup(self, sockets=None):
+        _let_open(FILES)
         await super().startup(sockets)
         self.announce()
 
@@ -199,3 +319,12 @@ class Uvicorn(uvicorn.Server):
             return
         self._infer.drain()
         asyncio.get_running_loop().call_later(NOTICE_SECONDS, setattr, self, "should_exit", True)
+
+
+def _let_open(files):
+    """Has the system let this process open so many files, or as many as it may have."""
+    some, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = files if most == resource.RLIM_INFINITY else min(files, most)
+    if some != resource.RLIM_INFINITY and some < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from gluon_resnetv2.deploy.predictor import Predictor
 
 PAGE = Path(__file__).with_name("page.html")
-DRAIN_SECONDS = 10  # from `Infer.drain` to refusing what is not computed yet
+DRAIN_SECONDS = 6  # from `Infer.drain` to refusing what is not computed yet
 LINGER_SECONDS = 2  # for which the rest of a refused body is read, so that the client reads why
 LARGE = 2**20  # bytes of a body: more would hold up the event loop
 INFER = re.compile("/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?/infer")
