@@ -33,6 +33,7 @@ from gluon_resnetv2.deploy import predictor as predictor_module
 from gluon_resnetv2.deploy import service as service_module
 from gluon_resnetv2.deploy.artifact import load
 from gluon_resnetv2.deploy.export import export
+from gluon_resnetv2.deploy.hosts import Hosts
 from gluon_resnetv2.deploy.predictor import Predictor
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2
@@ -79,7 +80,7 @@ class InThread(http_server.Uvicorn):
 
 
 @contextlib.contextmanager
-def serving(predictors, page=False, batching=True, loop="auto", **limits):
+def serving(predictors, page=False, batching=True, loop="auto", hosts=None, **limits):
     """A server in a thread; gives its port, its service and itself."""
     limits = service_module.Limits(**{**LIMITS, **limits})
     metrics = service_module.Metrics()
@@ -87,7 +88,7 @@ def serving(predictors, page=False, batching=True, loop="auto", **limits):
         name: service_module.Model(name, predictor, metrics, limits.queue, batching)
         for name, predictor in predictors.items()
     }
-    service = service_module.Service(models, limits, metrics, page)
+    service = service_module.Service(models, limits, metrics, page, hosts)
     listener = server._listener("127.0.0.1", 0)
     listener.listen()
     uvicorn = InThread(service)
@@ -531,6 +532,61 @@ def test_paths_and_methods(port, method, path, status):
     assert found == status
     assert headers["content-type"] == "application/json"
     assert ("error" in answer) == (status != 200)
+
+
+PROXIED = ("Cats.example", "fd00::7")
+
+
+@pytest.mark.parametrize(
+    ("names", "address", "host", "origin", "status"),
+    [
+        ((), "127.0.0.1", "localhost:80", None, 200),
+        ((), "127.0.0.1", "LocalHost.", None, 200),
+        ((), "127.0.0.1", "127.0.0.1:PORT", None, 200),
+        ((), "::1", "[::1]:PORT", None, 200),
+        ((), "127.0.0.1", "evil.example", None, 403),
+        ((), "127.0.0.1", "localhost.evil.example", None, 403),
+        ((), "127.0.0.1", "evil@localhost", None, 403),
+        ((), "127.0.0.1", "", None, 403),
+        ((), "127.0.0.1", "[", None, 403),
+        ((), "0.0.0.0", "evil.example", None, 200),
+        (PROXIED, "0.0.0.0", "evil.example", None, 403),
+        (PROXIED, "0.0.0.0", "cats.example:8080", None, 200),
+        (PROXIED, "::", "[FD00::7]", None, 200),
+        (PROXIED, "10.0.0.1", "127.0.0.1", None, 200),  # here, as a health check is sent
+        ((), "127.0.0.1", "localhost:PORT", "http://localhost:PORT", 200),
+        ((), "127.0.0.1", "localhost:PORT", "http://localhost:1", 403),
+        ((), "127.0.0.1", "localhost:PORT", "http://127.0.0.1:PORT", 403),
+        ((), "127.0.0.1", "localhost:PORT", "null", 403),
+        ((), "127.0.0.1", "localhost:PORT", "", 403),
+        ((), "0.0.0.0", "cats.example", "https://cats.example", 200),
+        ((), "0.0.0.0", "cats.example:443", "https://cats.example", 200),
+        ((), "0.0.0.0", "cats.example:80", "https://cats.example", 403),
+        ((), "0.0.0.0", "cats.example", "https://evil.example", 403),
+        (PROXIED, "127.0.0.1", "localhost:PORT", "https://cats.example", 200),
+    ],
+)
+def test_what_a_browser_was_not_told_by_its_user_is_refused(names, address, host, origin, status):
+    hosts = Hosts(names, address)
+    with serving({"net": Gated(free=True)}, page=True, hosts=hosts) as (port, *_):
+        headers = {"Host": host, **({} if origin is None else {"Origin": origin})}
+        headers = {name: value.replace("PORT", str(port)) for name, value in headers.items()}
+        found, _, answer = infer(port, one(), **headers)
+        assert found == status
+        if status != 200:
+            assert re.search("^(Host|Origin) .*--allow-host", answer["error"])
+        assert answer_of(port, request("/", headers, b"", "GET"))[0] == status
+
+
+def test_a_request_has_one_host():
+    with serving({"net": Gated(free=True)}) as (port, *_):
+        assert statuses_of(port, LAST.replace(b"Host:", b"Host: x\r\nHost:")) == [400]
+        assert statuses_of(port, b"GET /v2 HTTP/1.0\r\n\r\n") == [200]
+
+
+def test_on_loopback_other_hosts_are_refused(served):
+    for host, status in (("localhost", 200), ("evil.example", 403)):
+        assert ask(served[0], "/v2", headers={"Host": host})[0] == status
 
 
 BOMB = """
@@ -1252,6 +1308,8 @@ def test_of_two_servers_that_start_at_once_on_one_port_one_is_told(folder, monke
         (("nowhere", "--host", "no.such.host.invalid"), "no.such.host.invalid:.*another --host"),
         (("nowhere", "--host", "192.0.2.1"), "192.0.2.1:.*another --host"),
         (("nowhere", "--host", ".."), "another --host"),
+        (("nowhere", "--allow-host", "https://cats.example"), "--allow-host takes a name"),
+        (("nowhere", "--allow-host", "cats.example:80"), "without port, not 'cats.example:80'"),
         (("..=nowhere",), "NAME=EXPORT"),
         ((".=nowhere",), "NAME=EXPORT"),
         (("a\nb=nowhere",), "NAME=EXPORT"),

@@ -35,6 +35,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every one")
     add("--port", type=int, default=8080, help="0: any that is free")
+    add(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name or address that browsers reach the server by, as behind a proxy; can be "
+        "repeated; default: on 127.0.0.1 its own alone, elsewhere any",
+    )
     add("--max-batch", type=int, default=64, help="images in one request, or computed at once")
     add_engine(parser)
     add("--shape", type=cli.shape, help="C,H,W (or H,W,C) of an image, for a pair without manifest")
@@ -67,10 +75,13 @@ def _serve(options, listener, threads):
     with _on_any_cpu():
         import mxnet as mx
 
+    from gluon_resnetv2.deploy.hosts import Hosts
     from gluon_resnetv2.deploy.http_server import Uvicorn
     from gluon_resnetv2.deploy.predictor import Predictor
     from gluon_resnetv2.deploy.service import Limits, Metrics, Model, Service
 
+    host, port = listener.getsockname()[:2]
+    hosts = Hosts(options.allow_host, host)
     limits = Limits(
         body=int(options.body_limit * MEGABYTE),
         memory=int(options.memory * MEGABYTE),
@@ -99,10 +110,9 @@ def _serve(options, listener, threads):
     # Two sockets can have one address, of which one listens; uvloop would not tell the other.
     with _told_of(options.host, options.port):
         listener.listen()
-    service = Service(models, limits, metrics, options.page)
+    service = Service(models, limits, metrics, options.page, hosts)
     gc.collect()
     gc.freeze()  # what is there now stays: no need to look through it again while requests wait
-    host, port = listener.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     forms = ", ".join(
         f"{name} ({_about(model.predictor, options.shape)})" for name, model in models.items()

@@ -32,6 +32,7 @@ from starlette.routing import Route
 from gluon_resnetv2 import __version__, runtime
 from gluon_resnetv2.deploy import protocol
 from gluon_resnetv2.deploy.batching import Batcher, Closed, Full
+from gluon_resnetv2.deploy.hosts import Hosts
 from gluon_resnetv2.deploy.protocol import VERSION, Interface, Refused
 from gluon_resnetv2.errors import UserError
 
@@ -373,8 +374,16 @@ async def _discard(receive):
 class Service:
     """All that is served, as an ASGI application."""
 
-    def __init__(self, models: dict[str, Model], limits: Limits, metrics: Metrics, page: bool):
+    def __init__(
+        self,
+        models: dict[str, Model],
+        limits: Limits,
+        metrics: Metrics,
+        page: bool,
+        hosts: Hosts | None = None,
+    ):
         self.models, self._registry = models, metrics.registry
+        self._hosts = hosts or Hosts()
         self.infer = Infer(models, limits, metrics)
         one = "/v2/models/{model}"
         version = one + "/versions/{version}"
@@ -399,6 +408,12 @@ class Service:
         self._routed.router.redirect_slashes = False
 
     async def __call__(self, scope, receive, send):
+        try:
+            self._hosts.check(scope)
+        except Refused as refused:
+            body = protocol.error(str(refused))
+            await _send(send, refused.status, [JSON, CLOSE], body, receive)
+            return
         asked = INFER.fullmatch(scope["path"])
         if asked and scope["method"] == "POST":  # Starlette would take a tenth of its time
             scope["path_params"] = asked.groupdict(VERSION)
