@@ -9,6 +9,7 @@ import contextlib
 import gzip
 import importlib.util
 import io
+import itertools
 import json
 import os
 import re
@@ -38,7 +39,7 @@ from gluon_resnetv2.deploy.predictor import Predictor
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import named
-from tests import malformed
+from tests import fuzzed, malformed
 from tests.common import randomise
 from tests.malformed import answer_of, request
 
@@ -440,17 +441,21 @@ def test_a_pair_without_manifest_takes_what_its_graph_takes(folder, net, tmp_pat
 
 
 @pytest.fixture(scope="module")
-def served(folder):
-    """The port and the process of `serve`, as it is started by its users."""
-    limit = malformed.BODY_LIMIT / 2**20
-    with process("--body-limit", str(limit), f"net={folder}") as (port, started):
+def served(folder, tmp_path_factory):
+    """The port and the process of `serve`, as it is started by its users; `log` is what it says."""
+    limit, log = malformed.BODY_LIMIT / 2**20, tmp_path_factory.mktemp("served") / "log"
+    options = ("--body-limit", str(limit), "--page", f"net={folder}")
+    with open(log, "wb") as errors, process(*options, errors=errors) as (port, started):
+        started.log = log
         yield port, started
 
 
 @contextlib.contextmanager
-def process(*options):
+def process(*options, errors=None):
     command = [sys.executable, "-m", "gluon_resnetv2", "serve", "--port", "0", *options]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as started:
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True
+    ) as started:
         try:
             line = started.stdout.readline()
             yield int(re.search(r"http://127.0.0.1:(\d+)", line)[1]), started
@@ -505,6 +510,35 @@ def test_ten_thousand_malformed_requests_leave_no_trace(served, net):
     after = resident(served[1].pid)
     print(f"{before:.0f} MB before, {after:.0f} MB after 10 000 malformed requests")
     assert after < 1.1 * before
+
+
+def take_fuzzed(served, net, seed, count, batch=200):
+    """Sends what `fuzzed` makes, two at a time, and after each batch what has to be answered."""
+    port, started = served
+    image = np.random.RandomState(seed).normal(size=(1, *SHAPE)).astype("float32")
+    raw = request(*malformed.in_binary(np.random, image.tobytes(), shape=[1, *SHAPE]))
+    answer = answer_of(port, raw)[2]
+    logits = np.float32([json.loads(answer)["outputs"][0]["data"]])
+    assert difference(logits, logits_of(net, image)) <= TOLERANCE
+    sent = fuzzed.fuzzed(seed, count)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        while some := list(itertools.islice(sent, batch)):
+            faults = pool.map(lambda raw: fuzzed.fault_of(port, raw), some)
+            assert not (found := list(filter(None, faults))), "\n".join(found)
+            status, _, body = answer_of(port, raw, timeout=10)
+            assert (status, body) == (200, answer)
+    assert started.poll() is None
+    assert started.log.read_text() == ""
+    assert resident(started.pid) < 1000
+
+
+def test_whatever_comes_is_answered_and_harms_nobody(served, net):
+    take_fuzzed(served, net, 0, 600)
+
+
+@pytest.mark.slow  # minutes
+def test_whatever_comes_twenty_thousand_times(served, net):
+    take_fuzzed(served, net, 1, 20_000)
 
 
 @pytest.mark.parametrize(
@@ -761,6 +795,15 @@ def test_a_client_that_has_said_all_is_answered():
         assert statuses_of(port, raw + raw[:-1], half_close=True) == [200]
         assert statuses_of(port, raw + raw[:20], half_close=True) == [200]
         assert statuses_of(port, half_close=True) == []
+        until(lambda: not uvicorn.server_state.connections)
+
+
+def test_a_request_that_breaks_off_leaves_the_answer_before_it_alone():
+    gated, raw = Gated(), request("/v2/models/net/infer", {}, one())
+    with serving({"net": gated}) as (port, _, uvicorn):
+        threading.Timer(0.5, gated.go.set).start()
+        head = raw[: raw.index(b"\r\n\r\n") + 4]
+        assert statuses_of(port, raw + head, half_close=True) == [200]
         until(lambda: not uvicorn.server_state.connections)
 
 

@@ -53,6 +53,7 @@ class Connection(HttpToolsProtocol):
     _unparsed = b""  # what is behind a request that waits for its turn
     _framing = 0  # bytes since anything came of them
     _body_left = 0  # bytes, where the head says how many
+    _running = None  # the request that is being answered; `cycle` is the last that came
 
     def __init__(self, room: Room, **options):
         super().__init__(**options)
@@ -74,6 +75,7 @@ class Connection(HttpToolsProtocol):
         self._forget_end()
         self._room.waiting.pop(self, None)
         self._room.leaving.pop(self, None)
+        self._disconnect()
         super().connection_lost(exc)
         del self._resume_reading, self.flow.resume_reading  # which refer to each other
 
@@ -96,6 +98,8 @@ class Connection(HttpToolsProtocol):
             if name == b"content-length":
                 self._body_left = int(value)
         super().on_headers_complete()
+        if not self.pipeline:
+            self._running = self.cycle
         self.headers = collections.deque(maxlen=0)  # nobody looks at trailers
 
     def on_body(self, body):
@@ -111,6 +115,8 @@ class Connection(HttpToolsProtocol):
             self._room.waiting.pop(self, None)
 
     def on_response_complete(self):
+        if self.pipeline:
+            self._running = self.pipeline[-1][0]
         super().on_response_complete()
         if self.transport.is_closing():
             self._end_in(READ_SECONDS)
@@ -124,16 +130,35 @@ class Connection(HttpToolsProtocol):
     def eof_received(self):
         """Whether the connection stays open, for the answer to a client that only reads on."""
         self._said_all = True
-        last = self.cycle
         if self._unparsed:
             return True
+        last = self._last_of_those_that_wait()
         if not last or last.response_complete or last.more_body:
+            self._disconnect()
             return False
         last.keep_alive = False
         return True
 
+    def _last_of_those_that_wait(self):
+        """The last request; none that is not whole and has others before it."""
+        if self.pipeline and self.cycle.more_body:
+            self.pipeline.popleft()
+            self.cycle = self.pipeline[0][0] if self.pipeline else self._running
+        return self.cycle
+
+    def _abort(self):
+        self._disconnect()
+        self.transport.abort()
+
+    def _disconnect(self):
+        """Has nobody write any more; uvicorn tells only the last request."""
+        for cycle in (self._running, self.cycle):
+            if cycle and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+
     def timeout_keep_alive_handler(self):
-        self.transport.abort()  # or it would wait for a client that does not read
+        self._abort()  # or it would wait for a client that does not read
 
     def shutdown(self):
         super().shutdown()
@@ -151,7 +176,7 @@ class Connection(HttpToolsProtocol):
 
     def _end_in(self, seconds):
         self._forget_end()
-        self._end_timer = self.loop.call_later(seconds, self.transport.abort)
+        self._end_timer = self.loop.call_later(seconds, self._abort)
 
     def _forget_end(self):
         if self._end_timer:
@@ -228,7 +253,7 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, status, phrase, message):
         if self.transport.is_closing():
             return
-        last = self.cycle  # of the requests whose heads were right
+        last = self._last_of_those_that_wait()
         owed = not last or self._head_timer is not None  # an answer to what is refused
         self._forget_head()
         self._refused = True
@@ -237,8 +262,8 @@ class Connection(HttpToolsProtocol):
             if not its_body_is_wrong:
                 last.keep_alive = False  # its answer comes first, and ends the connection
                 return
-            owed, last.disconnected = True, True
-            last.message_event.set()
+            owed = True
+            self._disconnect()
         if owed:
             body = protocol.error(message)
             retry = "retry-after: 1\r\n" if status == 503 else ""
@@ -258,7 +283,7 @@ class Connection(HttpToolsProtocol):
         if len(leaving) >= LEAVING:
             first = next(iter(leaving))
             del leaving[first]
-            first.transport.abort()
+            first._abort()
         self._room.waiting.pop(self, None)
         leaving[self] = None
         self._unset_keepalive_if_required()
