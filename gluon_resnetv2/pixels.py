@@ -21,9 +21,13 @@ ENDINGS = {
     "WEBP": (".webp",),
 }
 FORMATS, SUFFIXES = tuple(ENDINGS), sum(ENDINGS.values(), ())
+# How images are scaled, by Pillow's filters; or as MXNet does.
+OPENCV = "opencv bilinear"
 INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
+    "nearest": Image.Resampling.NEAREST,
+    OPENCV: None,
 }
 PIXELS = 2**30 // 12  # Pillow's own limit
 ORIENTATION = 0x0112  # the tag in EXIF
@@ -98,7 +102,12 @@ def decode(
 
 
 def centre(
-    image: Image.Image, width: int, height: int, crop: float, interpolation: str = "bilinear"
+    image: Image.Image,
+    width: int,
+    height: int,
+    crop: float,
+    interpolation: str = "bilinear",
+    stretch: bool = False,
 ) -> Image.Image:
     """The centre of an image, scaled so that it just covers a box of which the part `crop` is kept.
 
@@ -107,13 +116,40 @@ def centre(
     Args:
         width, height: of the result in pixels.
         crop: above 0, up to 1; 224 / 256 is the field's habit.
-        interpolation: one of `INTERPOLATIONS`, over as many pixels as one of the result covers.
+        interpolation: one of `INTERPOLATIONS`. "bilinear" and "bicubic" weigh all the pixels that
+            one of the result covers, as torchvision does; "opencv bilinear" four, as MXNet does.
+        stretch: whether the image is scaled to just that box, whatever its shape.
     """
-    ratio = max(round(width / crop) / image.width, round(height / crop) / image.height)
-    most = [min(image.width, LONG * width / ratio), min(image.height, LONG * height / ratio)]
-    image = _middle(image, *map(math.ceil, most))
-    scaled = [round(length * ratio) for length in image.size]
-    return _middle(image.resize(scaled, INTERPOLATIONS[interpolation]), width, height)
+    box = round(width / crop), round(height / crop)
+    if not stretch:
+        ratio = max(box[0] / image.width, box[1] / image.height)
+        most = [min(image.width, LONG * width / ratio), min(image.height, LONG * height / ratio)]
+        image = middle(image, *map(math.ceil, most))
+        box = cover(image.size, *box)
+    return middle(_scaled(image, box, interpolation), width, height, interpolation)
+
+
+def cover(size: tuple[int, int], width: int, height: int) -> tuple[int, int]:
+    """What (width, height) an image of `size` is scaled to so that it just covers a box.
+
+    The side that is left over is rounded down, as torchvision and MXNet do.
+    """
+    if width * size[1] > height * size[0]:
+        return width, width * size[1] // size[0]
+    return height * size[0] // size[1], height
+
+
+def middle(
+    image: Image.Image, width: int, height: int, interpolation: str = "bilinear"
+) -> Image.Image:
+    """The middle of an image. Between two pixels it is where torchvision or MXNet puts it,
+    whichever scales by that interpolation.
+    """
+    if image.size == (width, height):
+        return image
+    half = math.floor if interpolation == OPENCV else round
+    left, top = half((image.width - width) / 2), half((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
 
 
 def _check_scans(data, width, height, most):
@@ -126,11 +162,14 @@ def _check_scans(data, width, height, most):
         raise ValueError(f"it has {scans} scans")
 
 
-def _middle(image, width, height):
-    if image.size == (width, height):
-        return image
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+def _scaled(image, size, interpolation):
+    if interpolation != OPENCV:
+        return image.resize(size, INTERPOLATIONS[interpolation])
+    import mxnet as mx  # which few of this module's users need
+
+    pixels = mx.nd.array(np.atleast_3d(image), dtype="uint8")
+    scaled = mx.image.imresize(pixels, *size, interp=1).asnumpy()
+    return Image.fromarray(scaled[:, :, 0] if image.mode == "L" else scaled)
 
 
 def _rgb(image):

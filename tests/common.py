@@ -67,3 +67,13 @@ def with_new_sums(artifact: Artifact) -> Artifact:
     sums = {name: sha256(artifact.folder / name) for name in artifact.manifest["sha256"]}
     write_json(artifact.folder / "manifest.json", {**artifact.manifest, "sha256": sums})
     return load(artifact.folder)
+
+
+def beside_torch(name: str):
+    """A module that builds on PyTorch; skips where one of both is not installed."""
+    torch = pytest.importorskip("torch")
+    with pytest.MonkeyPatch.context() as patch:
+        # The usual torchvision is made for PyTorch with CUDA. Beside another it lacks operators,
+        # which timm does not need, and fails to describe them.
+        patch.setattr(torch.library, "register_fake", lambda *_, **__: lambda function: function)
+        return pytest.importorskip(name)

@@ -74,9 +74,9 @@ def scaled(image: Image.Image, shorter: int) -> Image.Image:
     """The image scaled so that the shorter side has so many pixels."""
     width, height = image.size
     if width < height:
-        size = shorter, round(height * shorter / width)
+        size = shorter, int(height * shorter / width)
     else:
-        size = round(width * shorter / height), shorter
+        size = int(width * shorter / height), shorter
     return image.resize(size, Image.Resampling.BILINEAR)
 
 

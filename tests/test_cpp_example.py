@@ -75,14 +75,14 @@ def assert_same(found, expected, tolerance=1e-6, what=""):
     np.testing.assert_allclose(*probabilities, rtol=0, atol=tolerance, err_msg=what)
 
 
-def exported(folder, form=LOGITS, crop=1.0, channels=3):
+def exported(folder, form=LOGITS, channels=3, **options):
     """A random network, whose probabilities are far from 0 and 1: they show each difference."""
     net = ResNetV2(named("preact8", unit="basic", in_channels=channels))
     randomise(net)
     names = [f"Zahl № {i}" for i in range(10)]
     statistics = {"mean": [80.0, 90.0, 100.0][:channels], "std": [160.0, 150.0, 140.0][:channels]}
     shape = (channels, SIZE, SIZE)
-    return export(net, folder, shape, classes=names, crop=crop, form=form, **statistics)
+    return export(net, folder, shape, classes=names, form=form, **statistics, **options)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_images_are_read_as_python_does(program, tmp_path, channels):
     folder = tmp_path / "pictures"
     folder.mkdir()
     write_pictures(folder)
-    for size in ((SIZE, SIZE), (301, 157), (40, 333), (11, 13)):
+    for size in ((SIZE, SIZE), (301, 157), (40, 333), (11, 13), (144, 155)):
         name = "{}x{}".format(*size)
         picture(size).save(folder / f"{name}.png")
         picture(size).save(folder / f"{name}-progressive.jpg", progressive=True, subsampling=0)
@@ -127,7 +127,7 @@ def test_images_are_read_as_python_does(program, tmp_path, channels):
         exif.endian = "<>"[turned % 2]
         picture((40, 20)).save(folder / f"turned-{turned}.jpg", exif=exif)
     paths = sorted(path for path in folder.iterdir() if path.suffix in (".png", ".jpg"))
-    assert len(paths) == 4 * 9 + 4 * 4 + 10
+    assert len(paths) == 4 * 9 + 5 * 4 + 10
     if channels == 1:  # is made of the same three
         paths = paths[::8]
     for path in paths:
@@ -135,6 +135,18 @@ def test_images_are_read_as_python_does(program, tmp_path, channels):
             tolerance = 2e-3 if max(image.size) > 5 * min(image.size) else 1e-6
         (expected,) = predictor.top(predictor.read(path)[None])
         assert_same(top(program, artifact, path), expected, tolerance, path.name)
+
+
+@pytest.mark.parametrize("crop", [1.0, 0.875])
+def test_images_are_scaled_as_mxnet_does(program, tmp_path, crop):
+    """To a level, since OpenCV's weights are not as fine."""
+    artifact = exported(tmp_path / "export", crop=crop, interpolation="opencv bilinear")
+    predictor = Predictor(artifact, max_batch=1)
+    for size in ((301, 157), (40, 333), (64, 64), (11, 13), (144, 171)):
+        path = tmp_path / "picture.png"
+        picture(size).save(path)
+        (expected,) = predictor.top(predictor.read(path)[None])
+        assert_same(top(program, artifact, path), expected, tolerance=2e-3)
 
 
 def misfused(folder, verification):
@@ -198,6 +210,13 @@ def test_only_what_was_verified_is_fused(program, digit, tmp_path, verification,
 def test_what_was_verified_to_be_wrong_is_refused(program, digit, tmp_path):
     done = run(program, *misfused(tmp_path / "pair", {"C predict API, no fusion": False}), digit)
     assert_one_line(done, "manifest.json")
+
+
+@pytest.mark.parametrize("options", [{"interpolation": "bicubic"}, {"stretch": True}])
+def test_what_it_does_not_scale_is_refused(program, digit, tmp_path, options):
+    artifact = exported(tmp_path / "export", **options)
+    done = run(program, artifact.symbol, artifact.params, digit)
+    assert_one_line(done, "manifest.json", "scaled")
 
 
 def assert_one_line(done, *words):

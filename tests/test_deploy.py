@@ -291,6 +291,21 @@ def test_an_edited_manifest_is_refused(small, where, value):
         load(small.folder)
 
 
+@pytest.mark.parametrize(
+    ("key", "wrong", "old"), [("interpolation", "lanczos", "bilinear"), ("stretch", 1, False)]
+)
+def test_scaling_that_a_manifest_of_0_1_lacks_is_completed(small, key, wrong, old):
+    path = small.folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["input"][key]
+    path.write_text(json.dumps(manifest))
+    assert load(small.folder).manifest["input"][key] == old
+    manifest["input"][key] = wrong
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        load(small.folder)
+
+
 @pytest.mark.parametrize(("change", "right"), [(3e-5, True), (3e-4, False)])
 def test_a_form_is_held_to_ten_times_the_tolerance(small, change, right):
     manifest = json.loads((small.folder / "manifest.json").read_text())

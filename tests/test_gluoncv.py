@@ -286,6 +286,9 @@ def test_images_that_gluoncv_does_not_prepare_are_refused(tmp_path):
     artifact = exported(named("preact8", unit="basic", in_channels=1), tmp_path / "export")
     with pytest.raises(UserError, match="is for images of 1x32x32"):
         transform_options(artifact)
+    artifact = exported(named("preact8", unit="basic"), tmp_path / "stretched", stretch=True)
+    with pytest.raises(UserError, match="is for stretched images"):
+        transform_options(artifact)
 
 
 # The scripts

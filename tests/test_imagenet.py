@@ -53,7 +53,7 @@ def net():
 
 def centre(path, size, shorter):
     image = scaled(rgb(path), shorter)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
+    left, top = (round((side - size) / 2) for side in image.size)  # as torchvision
     return [image.crop((left, top, left + size, top + size))]
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import mxnet as mx
 import numpy as np
 import pytest
-from PIL import Image
 
-from gluon_resnetv2.deploy.images import read_image
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.interop import safetensors_file, torch_file
 from gluon_resnetv2.interop.timm import TIMM
@@ -26,6 +24,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from tests import torch_oracles  # noqa: E402
+from tests.common import beside_torch  # noqa: E402
 
 TOLERANCE = 1e-4  # relative to the largest logit
 SIZES = (64, 75)
@@ -40,11 +39,7 @@ def deep(*depths):
 
 @pytest.fixture(scope="module")
 def timm():
-    with pytest.MonkeyPatch.context() as patch:
-        # The usual torchvision is made for PyTorch with CUDA. Beside another it lacks operators,
-        # which timm does not need, and fails to describe them.
-        patch.setattr(torch.library, "register_fake", lambda *_, **__: lambda function: function)
-        return pytest.importorskip("timm")
+    return beside_torch("timm")
 
 
 def images_of(size, channels=3):
@@ -126,30 +121,6 @@ def test_timms_images_are_prepared_as_it_says(timm):
         assert TIMM.input["mean"] == [255 * mean for mean in config.mean]
         assert TIMM.input["std"] == [255 * std for std in config.std]
         assert config.interpolation == TIMM.input["interpolation"]
-
-
-@pytest.mark.parametrize("depth", [18, 34, 152])
-def test_images_are_scaled_as_timm_scales_them(timm, depth, tmp_path):
-    """Bit for bit where as much is cut off on either side. Of 235 pixels, at 50 and 101 layers,
-    timm cuts 6 and 5, and we 5 and 6.
-    """
-    config = timm.get_pretrained_cfg(f"resnetv2_{depth}")
-    transform = timm.data.create_transform(
-        config.input_size,
-        interpolation=config.interpolation,
-        crop_pct=config.crop_pct,
-        mean=config.mean,
-        std=config.std,
-    )
-    rng = np.random.RandomState(0)
-    image = Image.fromarray(rng.randint(0, 256, (300, 300, 3)).astype("uint8"))
-    image.save(tmp_path / "image.png")
-    described, _ = TIMM.prepare(named(f"preact{depth}"), {}, config.input_size[1])
-    pixels = read_image(
-        tmp_path / "image.png", config.input_size, described["crop"], described["interpolation"]
-    )
-    mean, std = (np.reshape(described[key], (3, 1, 1)) for key in ("mean", "std"))
-    np.testing.assert_allclose((pixels - mean) / std, transform(image).numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [torch_file, safetensors_file])

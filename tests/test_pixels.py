@@ -91,11 +91,11 @@ def test_a_clear_grey_of_sixteen_bits_shows_white():
 
 @pytest.mark.parametrize("size", SHAPES.values(), ids=SHAPES)
 def test_the_centre_is_that_of_the_whole_image_scaled(size):
-    """As torchvision and GluonCV cut it: the shorter side is scaled first."""
+    """As torchvision cuts it: the shorter side is scaled first."""
     image = picture(size)
     ratio = round(SIZE / CROP) / min(size)
-    whole = image.resize([round(side * ratio) for side in size], Image.Resampling.BILINEAR)
-    left, top = ((side - SIZE) // 2 for side in whole.size)
+    whole = image.resize([int(side * ratio) for side in size], Image.Resampling.BILINEAR)
+    left, top = (round((side - SIZE) / 2) for side in whole.size)
     expected = whole.crop((left, top, left + SIZE, top + SIZE))
     np.testing.assert_array_equal(centre(image, SIZE, SIZE, CROP), expected)
 

@@ -47,6 +47,7 @@ struct Manifest {
   std::array<int, 3> shape;       // channels, height, width
   std::vector<double> mean, std;  // of each channel, 0 to 255
   double crop;                    // the part of an image's shorter side that is used
+  bool smooth;                    // all pixels that one of the result covers are weighed, not four
   bool normalised;                // the graph takes (pixels - mean) / std rather than pixels
   bool logits;                    // it gives logits rather than probabilities
   bool fuse;                      // MXNet's fusing of it was verified
@@ -69,13 +70,16 @@ Manifest read_manifest(const fs::path& path) {
     if (recorded(all, "C predict API, no fusion", false))
       fail(path, "says that MXNet's C predict API computes this export wrongly");
     const auto& input = all.at("input");
-    if (input.value("interpolation", "bilinear") != "bilinear")
-      fail(path, "asks for an interpolation that this program does not know");
+    const std::string interpolation = input.value("interpolation", "bilinear");
+    if ((interpolation != "bilinear" && interpolation != "opencv bilinear") ||
+        input.value("stretch", false))
+      fail(path, "asks for images to be scaled in a way that this program does not know");
     Manifest manifest{input.at("name"),
                       input.at("shape"),
                       input.at("mean"),
                       input.at("std"),
                       input.at("crop"),
+                      interpolation == "bilinear",
                       input.at("values") == "normalised",
                       all.at("output") == "logits",
                       recorded(all, "C predict API", true),
@@ -209,13 +213,14 @@ Image grey(const Image& image) {
   return result;
 }
 
-// The middle `width` pixels of every row, of what it has when it is scaled by `ratio` with a
-// triangle filter that is as wide as the pixels it makes. Weights are whole numbers, as Pillow's
-// are. The result is transposed: twice scales both sides.
-Image scale_middle(const Image& image, double ratio, int width) {
-  const int64_t scaled = int64_t(std::nearbyint(image.width * ratio));
-  const int64_t before = (scaled - width) / 2;
-  const double step = double(image.width) / scaled, reach = std::max(step, 1.0);
+// The middle `width` pixels of every row, of `scaled` that a triangle filter makes of it, which if
+// `smooth` is as wide as the pixels it makes. Between two pixels the middle is where torchvision has
+// it if `smooth`, otherwise where MXNet has it. Weights are whole numbers, as Pillow's are. The
+// result is transposed: twice scales both sides.
+Image scale_middle(const Image& image, int64_t scaled, int width, bool smooth) {
+  const double step = double(image.width) / scaled, reach = smooth ? std::max(step, 1.0) : 1.0;
+  const double half = (scaled - width) / 2.0;
+  const int64_t before = int64_t(smooth ? std::nearbyint(half) : std::floor(half));
   constexpr int kOne = 1 << 22;
   Image result{image.height, width, image.channels, {}};
   result.pixels.reserve(size_t(width) * image.height * image.channels);
@@ -244,11 +249,13 @@ Image scale_middle(const Image& image, double ratio, int width) {
 // The centre of the image, scaled and cut to what the graph takes: channel after channel.
 std::vector<float> prepare(const Image& image, const Manifest& manifest) {
   const auto [channels, height, width] = manifest.shape;
-  const int tall = int(std::nearbyint(height / manifest.crop));
-  const int wide = int(std::nearbyint(width / manifest.crop));
-  const double ratio = std::max(double(wide) / image.width, double(tall) / image.height);
-  const Image turned = scale_middle(image, ratio, width);
-  const Image scaled = scale_middle(turned, ratio, height);
+  int64_t tall = std::lrint(height / manifest.crop), wide = std::lrint(width / manifest.crop);
+  if (wide * image.height > tall * image.width)
+    tall = wide * image.height / image.width;
+  else
+    wide = tall * image.width / image.height;
+  const Image turned = scale_middle(image, wide, width, manifest.smooth);
+  const Image scaled = scale_middle(turned, tall, height, manifest.smooth);
   std::vector<float> values;
   for (int channel = 0; channel < channels; ++channel)
     for (int y = 0; y < height; ++y)

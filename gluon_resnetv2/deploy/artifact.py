@@ -20,6 +20,7 @@ FORMAT = 2  # of manifest.json
 EPOCH = re.compile(r"(.+)-\d{4}\.params", re.DOTALL)
 CALIBRATION = "calibration.params"  # real images, and what the network gives for them in float32
 CALIBRATION_IMAGES = 4096  # at most
+SCALING = {"interpolation": "bilinear", "stretch": False}  # where a manifest of 0.1 says nothing
 LARGEST_MANIFEST = 8 << 20  # bytes
 LARGEST_PIXEL = 1e6  # of a mean, a deviation or its inverse
 MOST_UNITS = 10_000  # of a network
@@ -140,6 +141,7 @@ def _checked_manifest(artifact: Artifact) -> dict:
         known = manifest["format"] == FORMAT
         sums = manifest["sha256"]
         if known:
+            manifest["input"] = {**SCALING, **manifest["input"]}
             _check_values(manifest)
             _check_names(sums, artifact, manifest)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
@@ -185,7 +187,8 @@ def _check_values(manifest: dict) -> None:
         and (np.abs(numbers) <= LARGEST_PIXEL).all()
         and (numbers[1] >= 1 / LARGEST_PIXEL).all()
         and 0.1 <= described["crop"] <= 1
-        and described.get("interpolation", "bilinear") in INTERPOLATIONS
+        and described["interpolation"] in INTERPOLATIONS
+        and type(described["stretch"]) is bool
         and (described["name"], described["layout"]) == ("data", "NCHW")
         and described["colour"] == "RGB"
         and described["values"] in ("normalised", "pixels")

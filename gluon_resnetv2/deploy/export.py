@@ -85,6 +85,7 @@ def export_parameters(
     std: Sequence[float],
     crop: float = 1.0,
     interpolation: str = "bilinear",
+    stretch: bool = False,
     form: Form = Form(),
     calibration: Callable[[], np.ndarray] | None = None,
     onnx: bool = False,
@@ -103,7 +104,7 @@ def export_parameters(
         classes: a name for each logit.
         mean, std: of each channel, 0 to 255: the network is fed (image - mean) / std.
         crop: the part of an image's shorter side that is used.
-        interpolation: how images are scaled, as `pixels.centre` takes it.
+        interpolation, stretch: how images are scaled, as `pixels.centre` takes it.
         calibration: gives real images, (N, C, H, W) uint8, for another precision than float32. It
             is judged by their classes, and int8 takes its ranges from them.
         onnx: whether to write NAME.onnx too, for other runtimes than MXNet's.
@@ -141,6 +142,7 @@ def export_parameters(
             "std": std,
             "crop": crop,
             "interpolation": interpolation,
+            "stretch": stretch,
         },
         **details,
         "spec": spec.to_dict(),

@@ -17,7 +17,11 @@ SENT_FORMATS = ("JPEG", "PNG")
 
 
 def read_image(
-    file: str | Path | BinaryIO, shape: tuple, crop: float = 1.0, interpolation: str = "bilinear"
+    file: str | Path | BinaryIO,
+    shape: tuple,
+    crop: float = 1.0,
+    interpolation: str = "bilinear",
+    stretch: bool = False,
 ) -> np.ndarray:
     """The centre of an image of any size and mode, as (channels, height, width) in 0..255.
 
@@ -25,7 +29,7 @@ def read_image(
         file: a path, of any format that Pillow knows; or what holds the bytes of a JPEG or PNG.
         shape: (channels, height, width) of the result; 3 channels are RGB, 1 is grey.
         crop: the part of the shorter side that the centre keeps.
-        interpolation: as `pixels.centre`.
+        interpolation, stretch: as `pixels.centre`.
 
     Raises:
         UserError: the file is missing, too large, or no image that can be read; or another number
@@ -49,5 +53,5 @@ def read_image(
         raise UserError(f"{name} {error}") from None
     if channels == 1:
         image = image.convert("L")
-    kept = centre(image, width, height, crop, interpolation)
+    kept = centre(image, width, height, crop, interpolation, stretch)
     return np.asarray(kept, "float32").reshape(height, width, channels).transpose(2, 0, 1)

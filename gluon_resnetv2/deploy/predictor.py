@@ -10,7 +10,7 @@ import mxnet as mx
 import numpy as np
 
 from gluon_resnetv2.deploy import forms
-from gluon_resnetv2.deploy.artifact import Artifact
+from gluon_resnetv2.deploy.artifact import SCALING, Artifact
 from gluon_resnetv2.deploy.images import read_image
 from gluon_resnetv2.deploy.pair import Pair
 from gluon_resnetv2.deploy.reference import (
@@ -156,8 +156,8 @@ class Predictor:
             UserError: it can't be read as an image; or as `prepare`.
         """
         described = self._prepared()
-        interpolation = described.get("interpolation", "bilinear")  # which exports of 0.1 lack
-        return read_image(file, self.shape, described["crop"], interpolation)
+        scaling = {key: described[key] for key in ("crop", *SCALING)}
+        return read_image(file, self.shape, **scaling)
 
     def _checked(self, images):
         if images.shape[1:] != self.shape:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from PIL import Image, ImageOps
 
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.pixels import NoImage, centre, decode
+from gluon_resnetv2.pixels import NoImage, centre, cover, decode, middle
 
 
 def read(source, row: int) -> tuple[Image.Image, int]:
@@ -25,9 +25,7 @@ def read(source, row: int) -> tuple[Image.Image, int]:
 
 def resize_shorter(image: Image.Image, side: int) -> Image.Image:
     """The image scaled so that its shorter side has `side` pixels."""
-    ratio = side / min(image.size)
-    size = tuple(round(length * ratio) for length in image.size)
-    return image.resize(size, Image.Resampling.BILINEAR)
+    return image.resize(cover(image.size, side, side), Image.Resampling.BILINEAR)
 
 
 def centre_crop(image: Image.Image, size: int, crop: float) -> list[Image.Image]:
@@ -43,15 +41,12 @@ def ten_crops(image: Image.Image, size: int, crop: float) -> list[Image.Image]:
     """The centre as in `centre_crop` and the four corners around it, and their mirror images."""
     image = resize_shorter(image, round(size / crop))
     right, bottom = image.width - size, image.height - size
-    corners = [(right // 2, bottom // 2), (0, 0), (right, 0), (0, bottom), (right, bottom)]
-    crops = [_cut(image, left, top, size) for left, top in corners]
+    corners = [(0, 0), (right, 0), (0, bottom), (right, bottom)]
+    crops = [middle(image, size, size)]
+    crops += [image.crop((left, top, left + size, top + size)) for left, top in corners]
     return crops + [ImageOps.mirror(crop) for crop in crops]
 
 
 def whole(image: Image.Image, sides: tuple[int, ...]) -> list[Image.Image]:
     """The whole image once for each shorter side in `sides`."""
     return [resize_shorter(image, side) for side in sides]
-
-
-def _cut(image, left, top, size):
-    return image.crop((left, top, left + size, top + size))

@@ -243,10 +243,8 @@ def to_export(
         folder,
         shape,
         classes=list(map(str, range(spec.classes))) if classes is None else classes,
-        crop=described["crop"],
-        interpolation=described.get("interpolation", "bilinear"),
         source=about,
-        **prepared,
+        **{**described, **prepared},
     )
 
 

@@ -164,19 +164,22 @@ def transform_options(artifact: Artifact) -> dict:
 
     >>> transform_eval(images, **transform_options(artifact))
 
-    MXNet scales images without smoothing them first, so that only images whose shorter side is
-    `resize_short` come out as `Predictor` prepares them.
+    MXNet scales images without smoothing them first. Where the export's interpolation is not
+    "opencv bilinear", only images whose shorter side is `resize_short` come out as `Predictor`
+    prepares them.
 
     Raises:
-        UserError: the export has no manifest, or is not for square RGB images.
+        UserError: the export has no manifest, or is not for square RGB images that keep their
+            shape.
     """
     exported_spec(artifact)
     described = artifact.manifest["input"]
     channels, height, width = artifact.input_shape
-    if channels != 3 or height != width:
+    if channels != 3 or height != width or described["stretch"]:
+        stretched = "stretched " if described["stretch"] else ""
         raise UserError(
-            f"{artifact.folder} is for images of {channels}x{height}x{width}; GluonCV prepares "
-            "square RGB images"
+            f"{artifact.folder} is for {stretched}images of {channels}x{height}x{width}; GluonCV "
+            "prepares square RGB images that keep their shape"
         )
     mean, std = described["mean"], described["std"]
     if described["values"] == "pixels":  # the graph itself normalises

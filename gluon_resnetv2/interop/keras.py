@@ -89,8 +89,14 @@ KERAS = Layout(
         "moving_var": "/moving_variance",
     },
     spec=_spec,
-    # `preprocess_input` makes -1 to 1 of them.
-    input={"mean": [127.5, 127.5, 127.5], "std": [127.5, 127.5, 127.5], "crop": 0.875},
+    # `load_img` fits images into a target size so, and `preprocess_input` makes -1 to 1 of them.
+    input={
+        "mean": [127.5, 127.5, 127.5],
+        "std": [127.5, 127.5, 127.5],
+        "crop": 1.0,
+        "interpolation": "nearest",
+        "stretch": True,
+    },
     decode=_decode,
     encode=_encode,
     logits=_logits,

@@ -75,8 +75,7 @@ class Layout:
             that count from 1, and {s-1} or {s+4} for others. "..._bn1" goes before "..._bn{i}".
         fields: our fields and what follows a module's name there.
         spec: the network that facts mean here.
-        input: how its images are prepared: mean and std, 0 to 255, crop, and the interpolation
-            where it is not bilinear.
+        input: how its images are prepared, as `export_parameters` takes it.
         prepare: `input` where weights of ours and the size of images decide, and why, in words
             to be told, if any.
         inside: how the names of the arrays end by which a file's own graph prepares images: "mean"

@@ -17,6 +17,7 @@ from gluon_resnetv2.interop.layout import (
     Facts,
     Layout,
 )
+from gluon_resnetv2.pixels import OPENCV
 from gluon_resnetv2.spec import Spec
 
 
@@ -53,7 +54,12 @@ SYMBOLIC = Layout(
     modules={name: name for name in MODULES},
     fields={name: f"_{name}" for name in FIELDS},
     spec=_symbolic,
-    input={"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0], "crop": 0.875},
+    input={
+        "mean": [0.0, 0.0, 0.0],
+        "std": [1.0, 1.0, 1.0],
+        "crop": 0.875,
+        "interpolation": OPENCV,
+    },
     prepare=_symbolic_input,
 )
 
@@ -193,7 +199,7 @@ MODEL_ZOO = Layout(
     modules=_block_names(stem=4, head=9),
     fields=_GLUON_FIELDS,
     spec=_model_zoo,
-    input=IMAGENET_INPUT,
+    input={**IMAGENET_INPUT, "interpolation": OPENCV},
     inside=_INSIDE,
     canonical=_from_pair(stem=4, head=9),
     logits=_model_zoo_logits,
@@ -206,7 +212,8 @@ GLUONCV_CIFAR = Layout(
     modules={k: v for k, v in _block_names(stem=1, head=5).items() if k != "bn0"},
     fields=_GLUON_FIELDS,
     spec=_gluoncv_cifar,
-    input=CIFAR_INPUT,
+    # As demo_cifar10.py takes images of any size.
+    input={**CIFAR_INPUT, "interpolation": OPENCV, "stretch": True},
     inside=_INSIDE,
     canonical=_from_pair(stem=1, head=5),
     logits=_gluoncv_cifar_logits,
