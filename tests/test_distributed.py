@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import queue
+import shlex
 import signal
 import subprocess
 import sys
@@ -219,8 +220,8 @@ def options(*words):
         (("--workers", 2, "--restarts", -1), "--restarts must be at least 0"),
         (("--workers", 2, "--launcher", "ssh"), "needs --hosts"),
         (("--workers", 2, "--hosts", "here"), "--hosts goes with"),
-        (("--workers", 2, "--launcher", "ssh", "--hosts", "/no/such"), "/no/such: No such file"),
-        (("--workers", 2, "--launcher", "ssh", "--hosts", os.devnull), "names no machine"),
+        (("--workers", 2, "--launcher", "ssh", "--hosts", "/no/such"), "/no/such can't be read: No such file"),
+        (("--workers", 2, "--launcher", "ssh", "--hosts", os.devnull), "is no file"),
         (("--workers", 2, "--launcher", "none", "--address", ":1"), "--address needs HOST"),
         (("--workers", 2, "--launcher", "none", "--address", "a:b"), "--address needs HOST"),
     ],
@@ -241,6 +242,49 @@ def test_a_command_that_is_not_there_is_refused():
 def test_hosts_are_read_as_mxnet_and_mpirun_write_them(tmp_path):
     (tmp_path / "hosts").write_text("one\n\n# a comment\ntwo:2222\nthree slots=4\n")
     assert launch._read_hosts(tmp_path / "hosts") == [("one", ""), ("two", "2222"), ("three", "")]
+    (tmp_path / "hosts").write_text("me@node-1.example.org:22\n_x\n")
+    assert launch._read_hosts(tmp_path / "hosts") == [("me@node-1.example.org", "22"), ("_x", "")]
+
+
+@pytest.mark.parametrize("launcher", ["ssh", "mpi"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("-oProxyCommand=touch${IFS}ran", "--help", "me@-oProxyCommand=x", "-l", ":22"),
+        *("one:-oProxyCommand=x", "one:0", "one:65536", "one:22:22", "one:", "a`touch`", "a;b"),
+        *("$(touch", "%h", "a|b", "a'b", 'a"b', "a/b", "one\0two", "me@you@one", "\x1b[2J"),
+    ],
+)
+def test_a_line_that_is_no_machine_reaches_no_command(line, launcher, tmp_path, monkeypatch):
+    """Nor would mpirun's ssh be given it, which reads the file itself."""
+    started = []
+    monkeypatch.setattr(launch.shutil, "which", lambda name: name)
+    monkeypatch.setattr(launch.subprocess, "Popen", lambda *args, **_: started.append(args))
+    (tmp_path / "hosts").write_text(f"localhost\n{line} slots=2\n")
+    words = ("--workers", 2, "--launcher", launcher, "--hosts", tmp_path / "hosts", "--", "true")
+    with pytest.raises(UserError, match=r"hosts, line 2: .* is no machine") as refused:
+        launch.main(options(*words))
+    assert str(refused.value).isprintable()
+    assert not started
+
+
+def test_a_machines_name_stands_behind_all_options(tmp_path, monkeypatch):
+    """Then it is no option to ssh, whatever it looks like."""
+    calls = []
+    monkeypatch.setattr(launch.Job, "_popen", lambda job, role, command, **_: calls.append(command))
+    job, role = launch.Job.__new__(launch.Job), launch.Role("worker 0", ["true"], {})
+    with pytest.raises(AttributeError):  # there is no process to write to
+        job._ssh(role, "one", "2222")
+    assert calls == [["ssh", "-o", "BatchMode=yes", "-p", "2222", "--", "one", "sh"]]
+
+
+def test_a_hosts_file_is_bounded(tmp_path):
+    (tmp_path / "hosts").write_text("one\n" * 2**20)
+    with pytest.raises(UserError, match="hosts has 4194304 bytes; 1048576 are the most"):
+        launch._read_hosts(tmp_path / "hosts")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe is no file"):
+        launch._read_hosts(tmp_path / "pipe")
 
 
 @pytest.mark.parametrize(
@@ -485,8 +529,9 @@ def test_workers_that_do_not_find_each_other_are_not_waited_for(job):
 
 
 FAKE_SSH = """#!/bin/sh
-# ssh [-o OPTION] [-p PORT] HOST COMMAND, on this machine, with nothing of the environment
-while [ "${1#-}" != "$1" ]; do shift 2; done
+# ssh [-o OPTION] [-p PORT] -- HOST COMMAND, on this machine, with nothing of the environment
+while [ "$1" != -- ]; do shift 2; done
+shift
 printf '%s\\n' "$*" >> "$0.log"
 shift
 exec env -i PATH="$PATH" sh -c "$*"
@@ -501,6 +546,13 @@ while [ "${1#-}" != "$1" ]; do shift 2; done
 for i in $(seq $count); do "$@" & done
 wait
 """
+
+
+def test_other_machines_get_no_more_of_the_environment_than_they_need():
+    needed = ("MXNET_ENGINE_TYPE", "OMP_NUM_THREADS", "PS_VERBOSE", "PS_RESEND_TIMEOUT", "PYTHONPATH")
+    others = ("PS_PASSWORD", "PS_VERBOSE_TOKEN", "PYTHONPATH_KEY", "DMLC_ROLE", "HOME")
+    names = (*needed, *others, "MXNET_X;touch ran;", "OMP_$(touch ran)")
+    assert tuple(filter(launch.PASSED_ON.fullmatch, names)) == needed
 
 
 @pytest.mark.parametrize(
@@ -540,7 +592,9 @@ def open_job(stand_in, tmp_path):
         "wait", "--launcher", "none", "--address", "127.0.0.1", GLUON_RESNETV2_TOKEN=token
     )
     (line,) = launched.wait_for("waiting for 3 processes")
-    contact = {watch.ADDRESS: line.split(f"{watch.ADDRESS}=")[1].split()[0], watch.TOKEN: token}
+    *_, told, secret = [word for word in shlex.split(line) if "GLUON_RESNETV2_" in word]
+    assert secret == f"{watch.TOKEN}={token}"
+    contact = {watch.ADDRESS: told.partition("=")[2], watch.TOKEN: token}
     modules = f"{tmp_path / 'modules'}{os.pathsep}{ROOT}"
     return launched, {**os.environ, "PYTHONPATH": modules, **contact}
 

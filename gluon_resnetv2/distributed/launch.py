@@ -14,6 +14,7 @@ import hmac
 import json
 import os
 import queue
+import re
 import secrets
 import shlex
 import shutil
@@ -23,18 +24,26 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 from gluon_resnetv2.distributed import watch
 from gluon_resnetv2.errors import UserError, python
+from gluon_resnetv2.untrusted import quote, read_bytes, told_of
 
 LOOPBACK = "127.0.0.1"
 
 # The programs of launchers that start all processes by one command.
 STARTERS = {"mpi": "mpirun", "slurm": "srun"}
 
-# What of the environment goes to other machines: the settings of MXNet and of its libraries.
-PASSED_ON = ("MXNET_", "OMP_", "KMP_", "PS_", "DMLC_INTERFACE", "LD_LIBRARY_PATH", "PYTHONPATH")
+# What of the environment goes to other machines: the settings of MXNet and of its libraries. Those
+# of ps-lite by name: others, and secrets among them, may begin as they do.
+PASSED_ON = re.compile(
+    r"(MXNET|OMP|KMP)_[A-Z0-9_]+|PS_(VERBOSE|DROP_MSG|RESEND(_TIMEOUT)?)"
+    r"|PS_HEARTBEAT_(INTERVAL|TIMEOUT)|DMLC_INTERFACE|LD_LIBRARY_PATH|PYTHONPATH"
+)
+
+HOSTS_BYTES = 2**20  # of a hosts file
+# No option, and nothing that a shell or ssh's own configuration would make something else of.
+HOST = re.compile(r"((?:\w[\w.-]*@)?\w[\w.-]*)(?::(\d{1,5}))?", re.ASCII)
 
 START_RETRIES = 3  # ps-lite aborts in about one of sixty starts
 EARLY_SECONDS = 5  # within which all workers end, where one ends before its training is done
@@ -203,7 +212,7 @@ class Job:
         self._free: queue.SimpleQueue = queue.SimpleQueue()  # roles that no process has yet
         self._copies: list[threading.Thread] = []
         self._token = os.environ.get(watch.TOKEN) or secrets.token_hex(16)
-        self._hosts = _read_hosts(options.hosts) if options.launcher == "ssh" else []
+        self._hosts = _read_hosts(options.hosts) if options.hosts else []
         address, port = _own_address(options, self._hosts)
         self._listener = socket.create_server(("" if address != LOOPBACK else address, port))
         self._contact = {
@@ -270,8 +279,8 @@ class Job:
     def _spawn(self, role: Role) -> None:
         self._popen(role, role.command, env={**os.environ, **role.environment})
 
-    def _ssh(self, role: Role, host: str, port: str | None) -> None:
-        passed_on = {name: os.environ[name] for name in os.environ if name.startswith(PASSED_ON)}
+    def _ssh(self, role: Role, host: str, port: str) -> None:
+        passed_on = {name: os.environ[name] for name in filter(PASSED_ON.fullmatch, os.environ)}
         # A script on standard input: quoted once, and its secret is not among the arguments.
         script = [
             f"cd {shlex.quote(os.getcwd())} || exit",
@@ -282,7 +291,7 @@ class Job:
             f"exec {shlex.join(role.command)} < /dev/null\n",
         ]
         role.who = f"{role.name} on {host}"
-        command = ["ssh", "-o", "BatchMode=yes", *(["-p", port] if port else []), host, "sh"]
+        command = ["ssh", "-o", "BatchMode=yes", *(["-p", port] if port else []), "--", host, "sh"]
         self._popen(role, command, stdin=subprocess.PIPE)
         with contextlib.suppress(BrokenPipeError), role.process.stdin as stdin:
             stdin.write("\n".join(script))
@@ -291,8 +300,8 @@ class Job:
         """Has so many processes started by others, which come and ask for a role."""
         join = [sys.executable, "-m", watch.__name__, "join"]
         if self.options.launcher == "none":
-            contact = " ".join(f"{name}={value}" for name, value in self._contact.items())
-            _say(f"waiting for {count} processes that run: {contact} {shlex.join(join)}")
+            words = ["env", *(f"{name}={value}" for name, value in self._contact.items()), *join]
+            _say(f"waiting for {count} processes that run: {shlex.join(words)}")
             return
         command = [STARTERS[self.options.launcher], "-n", str(count)]
         if self.options.hosts:
@@ -478,20 +487,30 @@ def _copy(source, stream, name: str) -> None:
             _say(f"[{name}] {line.rstrip()}", stream)
 
 
-def _read_hosts(path: str) -> list[tuple[str, str | None]]:
+def _read_hosts(path: str) -> list[tuple[str, str]]:
     """Names and ports of the machines in a file as MXNet's launcher and mpirun take it.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or what stands there is none.
     """
+    with told_of(f"--hosts {path}"):
+        data = read_bytes(path, HOSTS_BYTES)
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise UserError(f"--hosts {path} is no text file") from None
-    except OSError as error:
-        raise UserError(f"--hosts {path}: {error.strerror}") from error
-    words = [line.split("#")[0].split() for line in lines]  # without comments and slots=N
-    hosts = [tuple(first.partition(":")[::2]) for first, *_ in filter(None, words)]
+    hosts = []
+    for number, line in enumerate(lines, 1):
+        words = line.split("#")[0].split()  # without comments and slots=N
+        if not words:
+            continue
+        found = HOST.fullmatch(words[0])
+        if not found or not 0 < int(found[2] or 22) < 65536:
+            raise UserError(
+                f"--hosts {path}, line {number}: {quote(words[0])} is no machine; write NAME or "
+                "NAME:PORT"
+            )
+        hosts.append((found[1], found[2] or ""))
     if not hosts:
         raise UserError(f"--hosts {path} names no machine")
     return hosts
