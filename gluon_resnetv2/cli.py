@@ -12,6 +12,10 @@ from collections.abc import Callable, Container, Iterator, Sequence
 
 from gluon_resnetv2.errors import UserError
 
+# Exit statuses, beside 0 for what is done and 1 for what has failed.
+MISTAKE = 2  # told in one line; the same command would fail again
+STOPPED = 3  # a signal ended it before its end, and the command that it printed goes on
+
 WAYS_OUT = {
     errno.ENOSPC: "; make room, or name another folder",
     errno.EDQUOT: "; make room, or name another folder",
@@ -50,7 +54,7 @@ class Parser(argparse.ArgumentParser):
         return f"; did you mean {close[0]}?" if close else ""
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
+        self.exit(MISTAKE, f"{self.prog}: {message} (--help lists the options)\n")
 
 
 def shape(text: str) -> tuple[int, int, int]:
@@ -95,7 +99,7 @@ def one_line_errors() -> Iterator[None]:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(MISTAKE)
 
 
 def printable(text: str) -> str:

@@ -75,6 +75,11 @@ while not stopped:  # not `pause`: a signal that came just before it would be wa
     ctypes.CDLL(None).usleep(100_000)
 print("stopped", flush=True)
 watch.tell(done=True)
+if what == "stop":
+    watch.tell(stopped=True)
+    sys.exit(3)
+if what == "lie":
+    sys.exit(3)
 """
 
 
@@ -220,7 +225,7 @@ def options(*words):
         (("--workers", 2, "--restarts", -1), "--restarts must be at least 0"),
         (("--workers", 2, "--launcher", "ssh"), "needs --hosts"),
         (("--workers", 2, "--hosts", "here"), "--hosts goes with"),
-        (("--workers", 2, "--launcher", "ssh", "--hosts", "/no/such"), "/no/such can't be read: No such file"),
+        (("--workers", 2, "--launcher", "ssh", "--hosts", "/no/such"), "/no/such can't be read"),
         (("--workers", 2, "--launcher", "ssh", "--hosts", os.devnull), "is no file"),
         (("--workers", 2, "--launcher", "none", "--address", ":1"), "--address needs HOST"),
         (("--workers", 2, "--launcher", "none", "--address", "a:b"), "--address needs HOST"),
@@ -521,6 +526,46 @@ def test_a_signal_goes_on_to_the_workers(stand_in):
     assert not launched.errors()
 
 
+def test_workers_that_a_signal_stopped_are_no_failure(stand_in, tmp_path):
+    launched = stand_in("stop", "--restarts", 2)
+    launched.wait_for("up ", 3)
+    launched.process.terminate()
+    assert launched.end()[0] == 3, launched.lines
+    assert not launched.errors()
+    assert (tmp_path / "log").read_text().count("0") == 1
+
+
+def test_a_worker_that_was_told_to_stop_by_others_is_no_failure_either(stand_in, tmp_path):
+    launched = stand_in("stop", "--restarts", 2)
+    launched.wait_for("up ", 3)
+    for role, pid in launched.children().items():
+        if role.startswith("worker"):
+            os.kill(pid, signal.SIGTERM)
+    assert launched.end()[0] == 3, launched.lines
+    assert not launched.errors()
+    assert (tmp_path / "log").read_text().count("0") == 1
+
+
+def test_a_failure_is_not_taken_for_a_stop(stand_in):
+    launched = stand_in("lie")
+    launched.wait_for("up ", 3)
+    launched.process.terminate()
+    assert launched.end()[0] == 1, launched.lines
+    assert "ended with status 3" in launched.errors()[-1]
+
+
+def test_a_signal_at_the_start_is_no_failure(job):
+    """Nobody has said anything yet, and the signal acts as usual."""
+    sleep = "import time; print('here', flush=True); time.sleep(1000)"
+    launched = job("--workers", 2, "--", sys.executable, "-c", sleep)
+    launched.wait_for("here", 2)
+    launched.process.terminate()
+    status, seconds = launched.end()
+    assert status == 3, launched.lines
+    assert seconds < BOUND
+    assert launched.lines["stderr"][-1] == "stopped before the training began"
+
+
 def test_workers_that_do_not_find_each_other_are_not_waited_for(job):
     sleep = "import time; time.sleep(1000)"
     launched = job("--workers", 2, "--start-timeout", 1, "--", sys.executable, "-c", sleep)
@@ -549,7 +594,8 @@ wait
 
 
 def test_other_machines_get_no_more_of_the_environment_than_they_need():
-    needed = ("MXNET_ENGINE_TYPE", "OMP_NUM_THREADS", "PS_VERBOSE", "PS_RESEND_TIMEOUT", "PYTHONPATH")
+    needed = ("MXNET_ENGINE_TYPE", "OMP_NUM_THREADS", "PS_VERBOSE", "PS_RESEND_TIMEOUT")
+    needed += ("DMLC_INTERFACE", "LD_LIBRARY_PATH", "PYTHONPATH")
     others = ("PS_PASSWORD", "PS_VERBOSE_TOKEN", "PYTHONPATH_KEY", "DMLC_ROLE", "HOME")
     names = (*needed, *others, "MXNET_X;touch ran;", "OMP_$(touch ran)")
     assert tuple(filter(launch.PASSED_ON.fullmatch, names)) == needed
@@ -585,11 +631,12 @@ JOIN = (sys.executable, "-m", watch.__name__, "join")
 
 
 @pytest.fixture
-def open_job(stand_in, tmp_path):
+def open_job(stand_in, tmp_path, request):
     """A job of two workers and a server started by others, and the environment to join it with."""
     token = "a secret"
+    what = getattr(request, "param", "wait")
     launched = stand_in(
-        "wait", "--launcher", "none", "--address", "127.0.0.1", GLUON_RESNETV2_TOKEN=token
+        what, "--launcher", "none", "--address", "127.0.0.1", GLUON_RESNETV2_TOKEN=token
     )
     (line,) = launched.wait_for("waiting for 3 processes")
     *_, told, secret = [word for word in shlex.split(line) if "GLUON_RESNETV2_" in word]
@@ -599,15 +646,16 @@ def open_job(stand_in, tmp_path):
     return launched, {**os.environ, "PYTHONPATH": modules, **contact}
 
 
-def test_a_signal_reaches_workers_that_connect_after_it(open_job):
+@pytest.mark.parametrize(("open_job", "ends"), [("wait", 0), ("stop", 3)], indirect=["open_job"])
+def test_a_signal_reaches_workers_that_connect_after_it(open_job, ends):
     launched, environment = open_job
     launched.process.terminate()
     time.sleep(1)  # the supervisor has heard of it by then
     joined = [subprocess.Popen(JOIN, env=environment) for _ in range(3)]
     status, seconds = launched.end()
-    assert status == 0, launched.lines
+    assert status == ends, launched.lines
     assert seconds < BOUND
-    assert [process.wait(BOUND) for process in joined] == [0, 0, 0]
+    assert sorted(process.wait(BOUND) for process in joined) == [0, ends, ends]
 
 
 def test_processes_started_elsewhere_join(open_job):

@@ -26,9 +26,10 @@ import pytest
 from gluon_resnetv2 import checkpoint, data, files
 from gluon_resnetv2.checkpoint import checkpoints, choose_checkpoint
 from gluon_resnetv2.deploy.export import export_run
+from gluon_resnetv2.distributed.workers import Workers
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2, he_normal
-from gluon_resnetv2.training import loop
+from gluon_resnetv2.training import loop, main
 from gluon_resnetv2.training.devices import contexts
 from gluon_resnetv2.training.precision import cpu_has_bfloat16
 from gluon_resnetv2.training.recipe import OPTIMIZERS, Recipe
@@ -1112,7 +1113,7 @@ def test_signals_end_a_run_whose_words_go_on_with_it(tmp_path):
                 process.send_signal(number)
                 break
         printed, complaints = process.communicate(timeout=120)
-        assert (process.returncode, warnings_in(complaints)) == (0, [])
+        assert (process.returncode, warnings_in(complaints)) == (3, [])
         step = int(checkpoints(tmp_path / "a run")[-1].name[5:])
         assert 29 * epoch < step < 29 * (epoch + 1)  # digits have 29 steps of 50
         words = shlex.split(printed.splitlines()[-1].partition("go on with: ")[2])
@@ -1121,3 +1122,51 @@ def test_signals_end_a_run_whose_words_go_on_with_it(tmp_path):
     records = read_metrics(tmp_path / "a run")
     assert [record["epoch"] for record in records if "epoch" in record] == [1, 2]
     assert [record["step"] for record in records if "epoch" not in record] == [50]
+
+
+TINY = (
+    *("--dataset", "synthetic", "--image-size", "8", "--model", "preact8", "--unit", "basic"),
+    *("--num-epochs", "1", "--output", "run"),
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_verifying_is_a_line(tmp_path, monkeypatch, capfd, number):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(main, "train_network", lambda *_: (Path("run"), {}, Workers("device")))
+    monkeypatch.setattr(main, "export_run", lambda folder: folder)
+    monkeypatch.setattr(main, "report", lambda folder: send(number)(None) or time.sleep(60))
+    before = signal.getsignal(signal.SIGTERM)
+    assert main.train(RECIPE) == 3
+    assert signal.getsignal(signal.SIGTERM) == before
+    printed, complaints = capfd.readouterr()
+    assert complaints == ""
+    (line,) = printed.splitlines()
+    assert line.startswith("stopped; go on with: ")
+    assert line.endswith(" --resume run")
+
+
+@pytest.mark.slow
+def test_a_run_stopped_while_verifying_leaves_nothing_running(tmp_path):
+    command = [sys.executable, str(ROOT / "train/cifar.py"), *TINY]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 120
+        while not (tmp_path / "run/export/manifest.json").exists() or not running(process.pid):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        left = running(process.pid)
+        process.terminate()
+        printed, _ = process.communicate(timeout=20)
+    assert process.returncode == 3
+    assert printed.splitlines()[-1].startswith("stopped; go on with: ")
+    assert not any(Path(f"/proc/{pid}").exists() for pid in left)
+    again = shlex.split(printed.splitlines()[-1].partition("go on with: ")[2])
+    done = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "verified: " in done.stdout
+
+
+def running(parent: int) -> list[str]:
+    """The processes that a process has started from any of its threads."""
+    lists = Path(f"/proc/{parent}/task").glob("*/children")
+    return [pid for path in lists for pid in path.read_text().split()]

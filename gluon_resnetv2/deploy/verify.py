@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -87,8 +88,15 @@ def verify(
         runtimes = [*RUNTIMES, *native, *([ONNX] if any(a.onnx for a in artifacts) else [])]
         folders = [Path(folder) / str(index) for index in range(len(runtimes))]
         with ThreadPoolExecutor(max_workers=2) as pool:  # starting up takes them most of the time
-            answers = pool.map(lambda runtime, to: _run(runtime, jobs, to), runtimes, folders)
-            answers = dict(zip(runtimes, answers))
+            processes = []
+            try:
+                run = partial(_run, jobs=jobs, processes=processes)
+                answers = dict(zip(runtimes, pool.map(run, runtimes, folders)))
+            except BaseException:  # such as Ctrl-C: the pool would wait for all of them
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in processes:
+                    process.kill()
+                raise
     return [
         _checks(*about, {runtime: answer[index] for runtime, answer in answers.items()})
         for index, about in enumerate(zip(artifacts, pairs, known))
@@ -200,8 +208,8 @@ def explain(artifact: Artifact) -> str:
     return ""
 
 
-def _run(runtime, jobs, folder):
-    """[(outputs, None) or (None, failure)] of each job, from a process of its own."""
+def _run(runtime, folder, jobs, processes):
+    """[(outputs, None) or (None, failure)] of each job, from a new one of `processes`."""
     way, backend = runtime
     environment = {k: v for k, v in os.environ.items() if k != "MXNET_SUBGRAPH_BACKEND"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)  # this package, installed or not
@@ -210,23 +218,25 @@ def _run(runtime, jobs, folder):
     folder.mkdir()
     paths = [folder / f"{index}.npy" for index in range(len(jobs))]
     jobs = [{**job, "outputs": str(path)} for job, path in zip(jobs, paths)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "gluon_resnetv2.deploy.runtimes", way],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="backslashreplace",
+        env=environment,
+    ) as process:
+        processes.append(process)
+        try:
+            answer, complaints = process.communicate(json.dumps(jobs), PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return [(None, f"no answer within {PATIENCE} seconds")] * len(jobs)
     try:
-        process = subprocess.run(
-            [sys.executable, "-m", "gluon_resnetv2.deploy.runtimes", way],
-            input=json.dumps(jobs),
-            capture_output=True,
-            text=True,
-            errors="backslashreplace",
-            env=environment,
-            timeout=PATIENCE,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return [(None, f"no answer within {PATIENCE} seconds")] * len(jobs)
-    try:
-        failures = json.loads(process.stdout.splitlines()[-1])
+        failures = json.loads(answer.splitlines()[-1])
     except (IndexError, ValueError):  # it ended before it could say
-        last = (process.stderr.strip().splitlines() or ["no message"])[-1]
+        last = (complaints.strip().splitlines() or ["no message"])[-1]
         failures = [f"the process ended with status {process.returncode}: {last}"] * len(jobs)
     return [
         (None, failure) if failure else (np.load(path), None)

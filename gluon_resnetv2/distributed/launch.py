@@ -25,6 +25,7 @@ import sys
 import threading
 import time
 
+from gluon_resnetv2.cli import MISTAKE, STOPPED
 from gluon_resnetv2.distributed import watch
 from gluon_resnetv2.errors import UserError, python
 from gluon_resnetv2.untrusted import quote, read_bytes, told_of
@@ -48,7 +49,6 @@ HOST = re.compile(r"((?:\w[\w.-]*@)?\w[\w.-]*)(?::(\d{1,5}))?", re.ASCII)
 START_RETRIES = 3  # ps-lite aborts in about one of sixty starts
 EARLY_SECONDS = 5  # within which all workers end, where one ends before its training is done
 LOST_SECONDS = 3  # from a broken connection to the end of its process, which tells more
-MISTAKE = 2  # status of a command that would fail again, such as for a loss that diverges
 KILL_SECONDS = 5  # from being told to end to being killed
 LAST_WORD = 1  # seconds from the end of a process to what it said before
 
@@ -80,7 +80,8 @@ def main(options: argparse.Namespace) -> int:
     """Runs the command on all workers.
 
     Returns:
-        0 where every worker ended with 0, else the status of the one that failed, or 1.
+        0 where every worker ended with 0, `cli.STOPPED` where a signal ended them before their
+        training was done, else the status of the one that failed, or 1.
 
     Raises:
         UserError: an option makes no sense here.
@@ -91,11 +92,14 @@ def main(options: argparse.Namespace) -> int:
         job = Job(options)
         try:
             job.run()
-            return 0
+            return STOPPED if job.stopped else 0
         except Failure as failure:
             if failure.at_start and retries and not job.stopping:
                 retries -= 1
                 _say(f"the start failed: {failure}; trying again")
+            elif failure.status == STOPPED:
+                _say(str(failure))
+                return STOPPED
             elif job.up and restarts and not job.stopping and failure.status != MISTAKE:
                 restarts -= 1
                 _say(f"error: {failure}; starting again (left after this: {restarts})")
@@ -156,8 +160,9 @@ class Role:
         self.who = name  # with process id and machine, once they are known
         self.process: subprocess.Popen | None = None  # where it was started from here
         self.connection: socket.socket | None = None
-        # What has happened: it has found the others; its training is done; it has ended.
-        self.connected = self.done = self.ended = False
+        # What has happened: it has found the others; its training is done, or a signal has ended it
+        # before; its process has ended.
+        self.connected = self.done = self.stopped = self.ended = False
         self.signalled = False  # a signal has been passed on to it
         self.status: int | None = None
         self.signs: set[str] = set()  # of its end: "status", "lost"
@@ -234,8 +239,13 @@ class Job:
         self.roles = [*(Role(name, serve, environment) for name in names), *self.workers]
         self._starter: Role | None = None
 
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal has ended the workers before their training was done."""
+        return any(worker.stopped for worker in self.workers)
+
     def run(self) -> None:
-        """Starts everything, and returns when all workers have ended with 0.
+        """Starts everything, and returns when all workers have ended well.
 
         Raises:
             Failure: they have not. Either way nothing of the job runs any more.
@@ -305,7 +315,7 @@ class Job:
             return
         command = [STARTERS[self.options.launcher], "-n", str(count)]
         if self.options.hosts:
-            command += ["--hostfile", self.options.hosts]
+            command += ["--hostfile", os.path.abspath(self.options.hosts)]
         if command[0] == "mpirun" and b"Open MPI" in subprocess.check_output(["mpirun", "-V"]):
             command += [word for name in self._contact for word in ("-x", name)]
         self._starter = Role(command[0], [*command, *join], self._contact)
@@ -403,6 +413,8 @@ class Job:
             self.up = True
         elif event == "done":
             role.done = True
+        elif event == "stopped":
+            role.stopped = True
         elif event == "silent":
             raise Failure(f"{role.who} was not heard of for {watch.SILENCE} s")
         elif event in ("status", "lost"):
@@ -418,12 +430,15 @@ class Job:
         role.ended = True
         status = 0 if role.process is None and role.done else role.status
         if role.is_worker or role is self._starter:
-            well = status == 0
+            well = status == 0 or (status == STOPPED and self.stopped)
         else:  # the scheduler and the servers, which go when the workers let them go
             well = status == 0 or all(worker.done or worker.ended for worker in self.workers)
         if not well:
+            if self.stopping and status == -self.stopping and not self.up:
+                raise Failure("stopped before the training began", STOPPED)
             at_start = not self.up and (status is None or status < 0)
-            raise Failure(f"{role.who} {_how(status)}", max(status or 1, 1), at_start)
+            failed = 1 if status in (None, STOPPED) else max(status, 1)
+            raise Failure(f"{role.who} {_how(status)}", failed, at_start)
         if all(worker.ended for worker in self.workers):
             for other in self.roles:
                 other.end(None)

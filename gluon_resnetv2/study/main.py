@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from gluon_resnetv2 import runtime
-from gluon_resnetv2.cli import aligned
+from gluon_resnetv2.cli import STOPPED, aligned
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.study import report
 from gluon_resnetv2.study.estimate import estimate
@@ -63,7 +63,7 @@ def main(options: argparse.Namespace) -> int:
         print(_ahead(runs, missing, seconds, len(places)), flush=True)
     if not execute(missing, places, seconds):
         print("stopped; the same command goes on")
-        return 0
+        return STOPPED
     outcomes = {run: run.outcome() for run in runs}
     sections = [
         study.section(

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gluon_resnetv2 import runtime
+from gluon_resnetv2.cli import STOPPED
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.paper import FAIL
 from gluon_resnetv2.study.plan import Planned
 from gluon_resnetv2.training.progress import duration
 from gluon_resnetv2.training.stop import StopSignal
 
-STOPPED = 3  # exit status of a worker that a signal ended, with a checkpoint
 POLL = 0.2  # seconds
 
 

@@ -19,7 +19,6 @@ with cli.one_line_errors():  # of an MXNet that is missing or can't be loaded, t
     from gluon_resnetv2.checkpoint import checkpoints, remove_checkpoints
     from gluon_resnetv2.deploy.export import load_run
     from gluon_resnetv2.study import propagation
-    from gluon_resnetv2.study.runner import STOPPED
     from gluon_resnetv2.training.assess import assess
     from gluon_resnetv2.training.datasets import load_data
     from gluon_resnetv2.training.devices import contexts
@@ -41,7 +40,7 @@ def main() -> int:
     recipe = Recipe.from_dict(job["recipe"])
     try:
         if _train(recipe) is None:
-            return STOPPED
+            return cli.STOPPED
     except Diverged as error:  # an outcome: metrics.jsonl has it
         print(error)
     else:
