@@ -6,11 +6,14 @@ its peers, takes the place of MXNet in the scheduler and the servers.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import queue
+import resource
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -566,6 +569,17 @@ def test_a_signal_at_the_start_is_no_failure(job):
     assert launched.lines["stderr"][-1] == "stopped before the training began"
 
 
+def test_a_process_suspended_at_its_start_is_not_waited_for(monkeypatch, capfd):
+    """It has no connection yet on which it would be missed."""
+    monkeypatch.setattr(watch, "SILENCE", 1)
+    monkeypatch.setattr(launch, "KILL_SECONDS", 1)
+    stop = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"
+    started = time.monotonic()
+    assert launch.main(options("--workers", 1, "--", sys.executable, "-c", stop)) == 1
+    assert time.monotonic() - started < BOUND
+    assert capfd.readouterr().err.splitlines()[-1] == "error: worker 0 was suspended for 1 s"
+
+
 def test_workers_that_do_not_find_each_other_are_not_waited_for(job):
     sleep = "import time; time.sleep(1000)"
     launched = job("--workers", 2, "--start-timeout", 1, "--", sys.executable, "-c", sleep)
@@ -684,6 +698,70 @@ def test_processes_started_elsewhere_join(open_job):
             assert process.returncode == 1
             assert f"(pid {victim.pid} on ".encode() in errors
             assert b"was lost" in errors
+
+
+def connected(environment, *messages):
+    """A connection to a supervisor, by which lines have been sent."""
+    host, port = environment[watch.ADDRESS].split(":")
+    connection = socket.create_connection((host, int(port)), timeout=BOUND)
+    connection.sendall(b"".join(message + b"\n" for message in messages))
+    return connection
+
+
+def join_all(launched, environment):
+    """Has three processes join a job, then ends it: nothing has happened to it before."""
+    joined = [subprocess.Popen(JOIN, env=environment) for _ in range(3)]
+    launched.process.terminate()
+    assert launched.end()[0] == 0, launched.lines
+    assert [process.wait(BOUND) for process in joined] == [0, 0, 0]
+    assert not any("Traceback" in line for line in launched.lines["stderr"])
+
+
+STRANGE = (
+    *(
+        b'{"token":5}',
+        b'{"token":null}',
+        b'{"token":["a secret"]}',
+        b"5",
+        b"[]",
+        b"null",
+        b"{}",
+        b"",
+    ),
+    *(b"[" * 999, b"\xff", b'{"token":"\\ud800"}', b'{"token":"a secret","role":5}', b"A" * 2000),
+    *(b'{"token":"a secret","role":"worker 9"}', b'{"token":"a secret","role":"worker 0"}'),
+    b"GET / HTTP/1.1\r\nHost: localhost\r\n\r",
+)
+
+
+def test_strangers_cost_the_supervisor_nothing(open_job):
+    """Whatever they send is answered by closing the connection, as soon as it makes no sense."""
+    launched, environment = open_job
+    for message in STRANGE:
+        with connected(environment, message) as connection, contextlib.suppress(ConnectionError):
+            assert connection.recv(1) == b"", message
+    join_all(launched, environment)
+
+
+def test_idle_connections_do_not_keep_others_out(open_job):
+    """Nor does one that sends its line a byte at a time, whose end is not waited for."""
+    launched, environment = open_job
+    resource.prlimit(launched.process.pid, resource.RLIMIT_NOFILE, (128, 128))
+    with contextlib.ExitStack() as idle:
+        for _ in range(300):
+            idle.enter_context(connected(environment)).send(b"{")
+        threads = len(os.listdir(f"/proc/{launched.process.pid}/task"))
+        assert threads < launch.STRANGERS + 20
+        join_all(launched, environment)
+
+
+@pytest.mark.parametrize("message", [b'{"signal": 1}', b"5", b"[" * 999, b"A" * 10**6])
+def test_what_a_worker_says_amiss_loses_it(message, open_job):
+    launched, environment = open_job
+    hello = b'{"token": "a secret", "role": "worker 0", "pid": 1, "host": "x"}'
+    with connected(environment, hello, message):
+        launched.wait_for("the start failed: worker 0 (pid 1 on x) was lost; trying again")
+    assert not any("Traceback" in line for line in launched.lines["stderr"])
 
 
 def learned(run):

@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import hmac
 import json
+import math
 import os
 import queue
 import re
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 from gluon_resnetv2.cli import MISTAKE, STOPPED
 from gluon_resnetv2.distributed import watch
@@ -41,6 +43,12 @@ PASSED_ON = re.compile(
     r"(MXNET|OMP|KMP)_[A-Z0-9_]+|PS_(VERBOSE|DROP_MSG|RESEND(_TIMEOUT)?)"
     r"|PS_HEARTBEAT_(INTERVAL|TIMEOUT)|DMLC_INTERFACE|LD_LIBRARY_PATH|PYTHONPATH"
 )
+
+# The supervisor's socket: characters of a line, what a role says besides its name, and how many
+# connections that have not said the secret are kept; a further one ends the oldest.
+LINE = 1000
+SAID = ("connected", "up", "done", "stopped")
+STRANGERS = 64
 
 HOSTS_BYTES = 2**20  # of a hosts file
 # No option, and nothing that a shell or ssh's own configuration would make something else of.
@@ -166,7 +174,8 @@ class Role:
         self.signalled = False  # a signal has been passed on to it
         self.status: int | None = None
         self.signs: set[str] = set()  # of its end: "status", "lost"
-        self.first_sign = float("inf")  # when it came
+        self.first_sign = math.inf  # when it came
+        self._suspended = math.inf  # since when
 
     def send(self, **message) -> bool:
         """Sends by the connection; returns whether there is one."""
@@ -192,6 +201,16 @@ class Role:
     def running(self) -> bool:
         """Whether a process that was started from here runs."""
         return self.process is not None and self.process.poll() is None
+
+    def suspended_for(self, now: float) -> float:
+        """For how many seconds a process that was started from here has been seen suspended."""
+        found = None
+        with contextlib.suppress(ChildProcessError):  # it has just ended
+            if self.running:  # which says nothing of it, and takes nothing from `Popen.wait`
+                options = os.WSTOPPED | os.WNOHANG | os.WNOWAIT
+                found = os.waitid(os.P_PID, self.process.pid, options)
+        self._suspended = min(self._suspended, now) if found else math.inf
+        return now - self._suspended
 
     def kill(self) -> None:
         if self.running:
@@ -348,18 +367,36 @@ class Job:
         self._events.put((role, "status", status))
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):  # the listener is closed
-            while True:
-                _thread(self._talk, self._listener.accept()[0])
+        strangers: dict[socket.socket, None] = {}  # who have not said the secret, oldest first
+        while self._listener.fileno() >= 0:
+            try:
+                connection = self._listener.accept()[0]
+            except OSError:  # it is closed, or there are no more files for now
+                time.sleep(0.1)
+                continue
+            strangers[connection] = None
+            for oldest in list(strangers)[:-STRANGERS]:  # whoever belongs here says so at once
+                strangers.pop(oldest, None)
+                with contextlib.suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)
+            _thread(self._talk, connection, lambda one=connection: strangers.pop(one, None))
 
-    def _talk(self, connection: socket.socket) -> None:
-        """Turns what comes by a connection into events."""
-        with connection, contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    def _talk(self, connection: socket.socket, known: Callable[[], None]) -> None:
+        """Turns what comes by a connection into events; it is `known` once it has said the secret.
+
+        What makes no sense ends it.
+        """
+        # RecursionError is JSON's, of many brackets.
+        amiss = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+        with connection, contextlib.suppress(*amiss):
             connection.settimeout(watch.SILENCE)
             lines = connection.makefile(encoding="utf-8")
-            hello = json.loads(lines.readline(1000))
-            if not hmac.compare_digest(hello["token"].encode(), self._token.encode()):
-                return
+            try:
+                hello = json.loads(lines.readline(LINE))
+                if not hmac.compare_digest(hello["token"].encode(), self._token.encode()):
+                    return
+            finally:
+                known()
             if "role" not in hello:
                 self._assign(connection)
                 return
@@ -369,9 +406,9 @@ class Job:
             self._events.put((role, "hello", None))
             event = "lost"
             try:
-                for line in lines:
+                while line := lines.readline(LINE):
                     for name in json.loads(line):
-                        self._events.put((role, name, None))
+                        self._events.put((role, SAID[SAID.index(name)], None))
             except socket.timeout:
                 event = "silent"
             finally:
@@ -455,6 +492,9 @@ class Job:
                 f"{self.options.start_timeout:g} s; does the command have --kv-store dist_sync?",
                 at_start=all(role.connection for role in self.roles),
             )
+        for role in (*self.roles, self._starter):
+            if role and role.suspended_for(now) > watch.SILENCE:
+                raise Failure(f"{role.who} was suspended for {watch.SILENCE} s")
         for role in self.roles:
             if not role.ended and now - role.first_sign > LOST_SECONDS:
                 if "status" in role.signs:
