@@ -27,6 +27,7 @@ from gluon_resnetv2.layers import is_statistic
 from gluon_resnetv2.net import ResNetV2
 
 FORMAT = 2
+REMAINS = r"\.step-\d{8}\.(old|\w{8}\.(new|before))"
 FILES = ("net.params", "training.params", "state.json")
 
 
@@ -167,14 +168,21 @@ def remove_checkpoints(
 
 def recover_checkpoints(run: str | Path) -> None:
     """Removes what a killed process has left unfinished, once what it was to replace is back."""
-    for path in Path(run).glob("checkpoints/.step-*.before"):
-        recover_folder(path.with_name(path.name[1:].split(".")[0]))
+    for path in _remains(run):
+        if path.suffix == ".before":
+            recover_folder(path.with_name(path.name[1:].split(".")[0]))
     _remove_remains(run)
 
 
 def _remove_remains(run):
-    for path in Path(run).glob("checkpoints/.step-*"):
+    for path in _remains(run):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _remains(run) -> list[Path]:
+    """What `whole_folder` and `remove_checkpoints` rename checkpoints to; no other names."""
+    found = Path(run).glob("checkpoints/.step-*")
+    return [path for path in found if re.fullmatch(REMAINS, path.name)]
 
 
 def read_checkpoint(path: Path) -> dict:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import hashlib
 import http.server
 import io
+import random
 import tarfile
 import threading
 from functools import partial
@@ -187,6 +189,50 @@ def test_an_archive_with_another_checksum_is_refused_and_left_alone(monkeypatch,
         load("cifar10", tmp_path)
     assert f"{path} is damaged: its MD5 is {hashlib.md5(found).hexdigest()}" in one_line(raised)
     assert path.read_bytes() == found
+
+
+def archived(data: bytes) -> bytes:
+    """An archive of one file."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz") as archive:
+        member = tarfile.TarInfo("cifar-10-batches-bin/test_batch.bin")
+        member.size = len(data)
+        archive.addfile(member, io.BytesIO(data))
+    return file.getvalue()
+
+
+BOMB = tarfile.TarInfo("name")
+BOMB.type, BOMB.size = tarfile.XHDTYPE, 1 << 30  # of a name
+NO_ARCHIVES = {
+    "nothing": b"",
+    "text": b"<html>not found</html>",
+    "gzip of text": gzip.compress(b"<html>not found</html>" * 100, mtime=0),
+    "gzip of nothing": gzip.compress(b"", mtime=0),
+    "cut short": gzip.compress(random.Random(0).randbytes(5000), mtime=0)[:-2000],
+    "a tar cut short": gzip.compress(gzip.decompress(archived(bytes(9000)))[:2000], mtime=0),
+    "damaged inside": archived(random.Random(0).randbytes(9000))[:3000] + bytes(6000),
+    "a name of a gigabyte": gzip.compress(BOMB.tobuf() + bytes(1 << 20), mtime=0),
+}
+
+
+@pytest.mark.parametrize("kind", NO_ARCHIVES)
+def test_what_is_no_archive_is_told(monkeypatch, tmp_path, kind):
+    """Though it has the checksum that was expected."""
+    path = pack(monkeypatch, "cifar10", tmp_path, CIFAR10)
+    path.write_bytes(NO_ARCHIVES[kind])
+    checksum = hashlib.md5(NO_ARCHIVES[kind]).hexdigest()
+    source = dataclasses.replace(cifar.SOURCES["cifar10"], md5=checksum)
+    monkeypatch.setitem(cifar.SOURCES, "cifar10", source)
+    with pytest.raises(UserError, match=f"^{path} is damaged: ") as raised:
+        load("cifar10", tmp_path)
+    one_line(raised)
+
+
+def test_an_archive_of_too_much_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(cifar, "UNPACKED", 10_000)
+    path = pack(monkeypatch, "cifar10", tmp_path, {"other": bytes(10_000), **CIFAR10})
+    with pytest.raises(UserError, match=f"{path} is damaged: .* more than 10000 bytes"):
+        load("cifar10", tmp_path)
 
 
 def test_the_table_agrees_with_the_data_sets_page():

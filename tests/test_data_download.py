@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.server
 import random
 import resource
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -36,6 +38,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.stall = threading.Event()  # what a broken-off answer waits for before it closes
         self.stall.set()
         self.asked = []
+        self.drips = False  # sends a byte now and then, for ever
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -65,8 +68,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if server.tells_length:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body[: server.cuts.pop(0)] if server.cuts else body)
+        if server.drips:
+            self.drip()
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(body[: server.cuts.pop(0)] if server.cuts else body)
         server.stall.wait(10)
+
+    def drip(self):
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(b"?")
+                time.sleep(0.05)
 
     def log_message(self, *args):
         pass
@@ -142,7 +154,7 @@ def test_a_silent_server_is_given_up_and_what_came_is_kept(server, path, monkeyp
     server.stall.set()
     download(server.url, path, MD5)
     assert path.read_bytes() == PAYLOAD
-    assert server.asked[-1] == f"bytes={module.BLOCK}-"
+    assert server.asked[-1] == f"bytes={module.BLOCK + 10}-"
 
 
 @pytest.mark.parametrize("claims_ranges", [False, True])
@@ -220,6 +232,44 @@ def test_a_full_disk_is_told_and_resumed_from(server, path):
     assert files(path) == ["file.part"]
     download(server.url, path, MD5)
     assert path.read_bytes() == PAYLOAD
+
+
+def test_a_file_without_end_is_given_up_and_not_kept(server, path, monkeypatch):
+    monkeypatch.setattr(module, "LARGEST", len(PAYLOAD) - 1)
+    with pytest.raises(UserError) as raised:
+        download(server.url, path, MD5)
+    assert f"{server.url} has more than the {len(PAYLOAD) - 1} bytes" in one_line(raised)
+    assert files(path) == []
+
+
+def test_a_server_that_always_has_a_little_more_is_given_up(server, path):
+    """For ever before, at a thousand bytes a request."""
+    server.cuts, server.payload = [1000] * 10_000, bytes(10**7)
+    with pytest.raises(UserError) as raised:
+        download(server.url, path, MD5)
+    assert "can't be downloaded" in one_line(raised)
+    assert len(server.asked) == 100
+    assert path.with_name("file.part").stat().st_size == 100_000
+
+
+def test_a_server_that_drips_is_given_up(server, path, monkeypatch):
+    """It never falls silent; what came is kept."""
+    monkeypatch.setattr(module, "TIMEOUT", 0.5)
+    server.drips = True
+    with pytest.raises(UserError) as raised:
+        download(server.url, path, MD5)
+    assert "bytes in" in one_line(raised)
+
+
+@pytest.mark.parametrize("value", ["x", "-5", "9" * 5000])
+def test_a_length_that_is_none_is_no_matter(server, path, monkeypatch, value):
+    def send_header(handler, name, text):
+        value_sent = value if name == "Content-Length" else text
+        super(Handler, handler).send_header(name, value_sent)
+
+    monkeypatch.setattr(Handler, "send_header", send_header, raising=False)
+    with contextlib.suppress(UserError):  # which says what it is
+        download(server.url, path, MD5)
 
 
 def test_two_at_once_download_once(server, path):

@@ -438,7 +438,7 @@ def test_a_checkpoint_that_was_being_replaced_is_still_there(tmp_path, in_peace,
 def test_what_a_killed_process_left_makes_room_before_anything_is_written(tmp_path):
     broken = tmp_path / "broken"
     train(broken, trouble=before_update(2, send(signal.SIGTERM)))
-    left = broken / "checkpoints" / ".step-00000004.k1ll3d"
+    left = broken / "checkpoints" / ".step-00000004.k1ll3d_x.new"
     left.mkdir()
     (left / "net.params").write_bytes(bytes(1000))
     seen = []
@@ -603,6 +603,8 @@ def test_damaged_checkpoints_do_not_count_as_kept(tmp_path):
 def test_what_is_no_checkpoint_is_left_alone(finished):
     """A copy that somebody has made by hand, for example."""
     copies = [f"{finished.newest}.copy", f"{finished.newest}-before-the-change"]
+    names = (".step-notes", ".step-00000004.mine", ".step-00000004.before", ".step-4.old")
+    copies += [str(finished.newest.with_name(name)) for name in names]
     for copy in copies:
         shutil.copytree(finished.older, copy)
     shutil.rmtree(finished.newest)
@@ -725,6 +727,19 @@ def test_the_last_checkpoint_has_to_be_written(tmp_path):
         train(folder, trouble=trouble)
     assert choose_checkpoint(folder, warn=None)[1]["step"] == STEPS
     assert not list(folder.glob("checkpoints/.*"))
+
+
+def test_a_disk_that_was_full_from_the_start_costs_that_run_alone(tmp_path, in_peace, capfd):
+    """With room again, the same words train from the start, and what was logged is still there."""
+    folder = tmp_path / "run"
+    with file_size_limit(20_000), pytest.raises(OSError, match="step-00000008"):
+        train(folder)
+    logged = (folder / "metrics.jsonl").read_text()
+    assert checkpoints(folder) == []
+    assert train(folder)["epoch"] == 2
+    assert differences(outcome(folder), outcome(in_peace)) == []
+    assert (folder / "metrics-without-checkpoint.jsonl").read_text() == logged
+    assert f"{folder} has no checkpoint: training starts anew" in capfd.readouterr().err
 
 
 # -- On other devices ------------------------------------------------------------------------------

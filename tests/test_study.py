@@ -502,7 +502,7 @@ def test_a_study_can_be_stopped_at_its_start(tmp_path):
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=120)
     assert (process.returncode, printed.splitlines()[-1]) == (
-        *(0, "stopped; the same command goes on"),
+        *(3, "stopped; the same command goes on"),
     )
 
 

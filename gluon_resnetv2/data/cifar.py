@@ -5,8 +5,11 @@ An archive is read in one pass, and nothing of it is unpacked to disk.
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import os
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +23,7 @@ from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import cache_folder, expanded
 
 SIZE = 32  # height and width of every image, in pixels
+UNPACKED = 1 << 28  # bytes of an archive that are read; the data sets' have 185 million
 PIXELS = 3 * SIZE * SIZE  # bytes of an image: all of its red, then green, then blue
 
 
@@ -136,25 +140,37 @@ def _read(source: Source, where: Path, label: int) -> tuple[tuple[str, ...], Spl
     parts = {**train_parts, **test_parts}
     names_file, count = source.labels[label]
     classes = None
-    for name, size, file in _files(where):
-        if name == names_file:
-            classes = tuple(file.read(1 << 16).decode("utf-8", "replace").split())
-            if len(classes) != count:
-                raise _damaged(where, f"{name} names {len(classes)} classes, not {count}")
-        elif name in parts:
-            part, header = parts.pop(name), len(source.labels)
-            expected = len(part.labels) * (header + PIXELS)
-            if size != expected:
-                raise _damaged(where, f"{name} has {size} bytes, not {expected}")
-            _read_records(file, part, header, label)
-            if part.labels.max() >= count:
-                what = f"{name} has label {part.labels.max()}, but only {count} classes"
-                raise _damaged(where, what)
+    with _told(where):
+        for name, size, file in _files(where):
+            if name == names_file:
+                classes = tuple(file.read(1 << 16).decode("utf-8", "replace").split())
+                if len(classes) != count:
+                    raise _damaged(where, f"{name} names {len(classes)} classes, not {count}")
+            elif name in parts:
+                part, header = parts.pop(name), len(source.labels)
+                expected = len(part.labels) * (header + PIXELS)
+                if size != expected:
+                    raise _damaged(where, f"{name} has {size} bytes, not {expected}")
+                _read_records(file, part, header, label)
+                if part.labels.max() >= count:
+                    what = f"{name} has label {part.labels.max()}, but only {count} classes"
+                    raise _damaged(where, what)
     classes = classes or source.names
     missing = [*parts, *([] if classes else [names_file])]
     if missing:
         raise _damaged(where, f"{', '.join(missing)} missing")
     return classes, train, test
+
+
+@contextlib.contextmanager
+def _told(where: Path) -> Iterator[None]:
+    """Has whatever tarfile and gzip make of damage become the user's error."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError) as error:
+        raise _damaged(where, f"it is no tar archive in gzip ({error})") from None
 
 
 def _allocate(files: tuple[tuple[str, int], ...]) -> tuple[Split, dict[str, Split]]:
@@ -176,10 +192,24 @@ def _files(where: Path) -> Iterator[tuple[str, int, BinaryIO]]:
             with open(path, "rb") as file:
                 yield path.name, path.stat().st_size, file
         return
-    with tarfile.open(where, "r|gz") as archive:
+    with gzip.open(where) as content, tarfile.open(fileobj=_Bounded(content), mode="r|") as archive:
         for member in archive:
             if member.isfile():
                 yield Path(member.name).name, member.size, archive.extractfile(member)
+
+
+class _Bounded:
+    """A file of which no more than UNPACKED bytes are read, whatever it is asked for."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._left = file, UNPACKED
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise tarfile.ReadError(f"it has more than {UNPACKED} bytes")
+        return data
 
 
 def _read_records(file: BinaryIO, part: Split, header: int, label: int) -> None:

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import sys
+import time
 from collections.abc import Iterator
 from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse
@@ -19,7 +20,10 @@ from tqdm import tqdm
 from gluon_resnetv2.errors import UserError
 
 BLOCK = 1 << 16  # bytes
+LARGEST = 1 << 28  # bytes of a file; the data sets' have 170 million
+REQUESTS = 100  # for a file, within one call
 TIMEOUT = 30  # seconds of silence
+SLOWEST = 1000  # bytes a second, once a request is older than that
 
 
 def md5(path: Path) -> str:
@@ -38,7 +42,8 @@ def download(url: str, path: Path, checksum: str) -> None:
     the next call asks for the rest only. A second process waits for the first.
 
     Raises:
-        UserError: no connection, a wrong checksum, or a folder that is read-only or full.
+        UserError: no connection, one that is too slow or breaks off again and again, a wrong
+            checksum, more than LARGEST bytes, or a folder that is read-only or full.
     """
     part = path.with_name(f"{path.name}.part")
     print(f"downloading {url} to {path}", file=sys.stderr)
@@ -70,15 +75,18 @@ def _locked(part: Path) -> Iterator[None]:
 
 def _complete(part: Path, url: str, checksum: str) -> None:
     """Asks for the rest of `part` for as long as that makes it grow, until its MD5 is right."""
+    requests = 0
     while (found := md5(part)) != checksum:
+        requests += 1
         size, problem = part.stat().st_size, None
         try:
             _append(part, url)
         except _BrokenOff as error:
             problem = error
-        if part.stat().st_size > size:
+        if part.stat().st_size > size and requests < REQUESTS:
             continue
-        if problem:
+        if problem or requests == REQUESTS:
+            problem = problem or f"it came in more than {REQUESTS} parts"
             raise UserError(
                 f"{url} can't be downloaded ({problem}); try again, or put {url.split('/')[-1]} "
                 f"into {part.parent} by hand, or name the folder that has it with --data-dir"
@@ -105,9 +113,8 @@ def _append(part: Path, url: str) -> None:
     with response:
         if not (response.headers["Content-Range"] or "").startswith(f"bytes {size}-"):
             size = 0  # all of it comes: nothing was there, or the server knows no ranges
-        length = response.headers["Content-Length"]
         progress = tqdm(
-            total=size + int(length) if length else None,
+            total=None if response.length is None else size + response.length,
             initial=size,
             unit="B",
             unit_scale=True,
@@ -116,6 +123,9 @@ def _append(part: Path, url: str) -> None:
         )
         with progress, open(part, "ab" if size else "wb") as file:
             for block in _blocks(response):
+                if file.tell() + len(block) > LARGEST:
+                    part.unlink()
+                    raise UserError(f"{url} has more than the {LARGEST} bytes that are read")
                 file.write(block)
                 progress.update(len(block))
 
@@ -130,12 +140,23 @@ def _request(url: str, start: int) -> HTTPResponse | None:
             if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 return None
             raise _BrokenOff(error) from None
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, ValueError) as error:  # the last of an address it sends us to
         raise _BrokenOff(getattr(error, "reason", error)) from None
 
 
 def _blocks(response: HTTPResponse) -> Iterator[bytes]:
+    """What comes, as it comes.
+
+    Raises:
+        _BrokenOff: no more does, or too slowly.
+    """
+    started, size = time.monotonic(), 0
     try:
-        yield from iter(lambda: response.read(BLOCK), b"")
+        while block := response.read1(BLOCK):
+            yield block
+            size += len(block)
+            seconds = time.monotonic() - started
+            if seconds > TIMEOUT and size < SLOWEST * seconds:
+                raise _BrokenOff(f"{size} bytes in {seconds:.0f} s")
     except (OSError, HTTPException) as error:
         raise _BrokenOff(error) from None

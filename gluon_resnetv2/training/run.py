@@ -23,6 +23,9 @@ from gluon_resnetv2.training.recipe import SCHEDULE, Recipe
 UNBEGUN = ("recipe.json", ".recipe.json.", "events.out.tfevents.")
 
 
+EARLIER = "metrics-without-checkpoint.jsonl"
+
+
 class InUse(UserError):
     """Another process is training in a run's folder."""
 
@@ -101,17 +104,23 @@ class Run:
         """Path and state of the newest valid checkpoint; `warn` is told of those skipped.
 
         Raises:
-            UserError: there should be one, and none is valid; or it is of another recipe.
+            UserError: there are some, and none is valid; or it is of another recipe.
         """
         for path, state in valid_checkpoints(self.folder, warn):
             Recipe.from_dict(state["recipe"]).check_goes_on(self.recipe, path)
             self._damaged = {one for one in checkpoints(self.folder) if one.name > path.name}
             return path, state
+        if checkpoints(self.folder):
+            raise UserError(f"{self.folder} has no valid checkpoint left; name a new --output")
         # One epoch may be there without: its record comes before its checkpoint.
         logged = self.folder / "metrics.jsonl"
         epochs = [r for r in read_metrics(self.folder) if "epoch" in r] if logged.is_file() else []
-        if checkpoints(self.folder) or len(epochs) > 1:
-            raise UserError(f"{self.folder} has no valid checkpoint left; name a new --output")
+        if len(epochs) > 1:  # the disk was full from the start, or somebody has removed them
+            warn(
+                f"{self.folder} has no checkpoint: training starts anew; {EARLIER} has its metrics"
+            )
+            if self.writes:
+                os.replace(logged, self.folder / EARLIER)
         return None
 
     def keep_schedule(self) -> None:
