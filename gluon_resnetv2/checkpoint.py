@@ -25,9 +25,16 @@ from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import recover_folder, sha256, whole_folder, write_json
 from gluon_resnetv2.layers import is_statistic
 from gluon_resnetv2.net import ResNetV2
+from gluon_resnetv2.untrusted import Fault, read_bytes, read_json, told_of
 
 FORMAT = 2
 REMAINS = r"\.step-\d{8}\.(old|\w{8}\.(new|before))"
+STATE_BYTES = 1 << 24
+STATE = {  # what everybody reads of it
+    **dict.fromkeys(("step", "epoch", "steps_per_epoch"), int),
+    **dict.fromkeys(("recipe", "spec", "input"), dict),
+    "classes": list,
+}
 FILES = ("net.params", "training.params", "state.json")
 
 
@@ -207,7 +214,13 @@ def read_checkpoint(path: Path) -> dict:
             raise UserError(f"{path / name} can't be read: {error.strerror}") from None
         if found != expected:
             raise UserError(f"{path / name} is damaged: its SHA-256 differs from the manifest's")
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    with told_of(path / "state.json"):
+        state = read_json(read_bytes(path / "state.json", STATE_BYTES), finite=False)
+        if not isinstance(state, dict):
+            raise Fault("is no JSON object")
+        for name, kind in STATE.items():
+            if not isinstance(state.get(name), kind):
+                raise Fault(f"has no {name} that could be one")
     if path.name != f"step-{state['step']:08d}":
         raise UserError(f"{path} holds step {state['step']}")
     return state

@@ -62,10 +62,13 @@ def read_bytes(path: str | os.PathLike, limit: int, sha256: str | None = None) -
     return data
 
 
-def read_json(data: bytes) -> object:
+def read_json(data: bytes, finite: bool = True) -> object:
     """What JSON in UTF-8 says, where it says it once and in finite numbers.
 
     Takes memory in proportion to `data`, whatever that is.
+
+    Args:
+        finite: whether NaN, Infinity and what is beyond the floats are refused.
 
     Raises:
         Fault: it is no such JSON.
@@ -83,7 +86,7 @@ def read_json(data: bytes) -> object:
         return int(text)
 
     def real(text):
-        if not math.isfinite(float(text)):
+        if finite and not math.isfinite(float(text)):
             raise Fault(f"has a number {quote(text)}")
         return float(text)
 

@@ -18,6 +18,10 @@ HEADER = struct.Struct("<IfQQ")
 LABEL = struct.Struct("<f")
 HEAD = HEADER.size + LABEL.size
 
+# Bounds of a record: the largest image that is decoded takes less, and the magic number stands in
+# one of four billion words.
+BYTES, PARTS = 1 << 28, 1000
+
 
 class Broken(ValueError):
     """There is no whole record where one should begin."""
@@ -43,11 +47,14 @@ def read(file: BinaryIO, offset: int) -> Record:
     """The record that begins at `offset`.
 
     Raises:
-        Broken: none does, or it is cut short.
+        Broken: none does, it is cut short, or it is larger than BYTES or PARTS.
     """
-    parts, kind = [], FIRST
+    parts, kind, left = [], FIRST, BYTES
     while kind in (FIRST, MIDDLE):
         kind, length = _frame(file, offset)
+        left -= length
+        if left < 0 or len(parts) == PARTS:
+            raise Broken
         data = file.read(length)
         if len(data) < length or (kind in (WHOLE, FIRST)) == bool(parts):
             raise Broken

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +13,10 @@ import numpy as np
 
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.imagenet import recordio
+from gluon_resnetv2.untrusted import quote
+
+# Bounds: bytes of an index, of which ImageNet's has 25 million, and characters of a list's line.
+INDEX_BYTES, LINE = 1 << 29, 1 << 14
 
 
 class Records:
@@ -58,8 +64,7 @@ class Records:
     def name(self, row: int) -> str:
         """What to call image `row` in a message."""
         key = self.keys[row]
-        paths = (path for listed, _, path in self._lines() if listed == key)
-        path = next(paths, None) if self._list.is_file() else None
+        path = self._paths.get(key)
         return f"{self.path}, record {key}" + (f" ({path})" if path else "")
 
     def read(self, row: int) -> tuple[bytes, int]:
@@ -84,15 +89,30 @@ class Records:
         with open(self.path, "rb", buffering=0) as file:
             return {self._read(recordio.head, file, row)[1] for row in range(len(self))}
 
+    @functools.cached_property
+    def _paths(self) -> dict[int, str]:
+        """The path of each key that NAME.lst has."""
+        if not self._list.is_file():
+            return {}
+        return {key: path for key, _, path in self._lines()}
+
     def _bytes(self):
         return self.path.stat().st_size
 
     def _indexed(self):
         """Keys and offsets as NAME.idx has them."""
-        table = np.fromfile(self.index, np.int64, sep=" ")
+        if self.index.stat().st_size > INDEX_BYTES:
+            raise UserError(f"{self.index} has more than the {INDEX_BYTES} bytes that are read")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # NumPy's of what is no number
+                table = np.fromfile(self.index, np.int64, sep=" ")
+        except (DeprecationWarning, ValueError):
+            table = np.empty(0, np.int64)
         keys, offsets = table[::2], table[1::2]
-        unique = 0 < len(offsets) == len(np.unique(keys))
-        if not unique or offsets.min() < 0 or offsets.max() >= self._bytes():
+        paired = 0 < len(keys) == len(offsets)
+        unique = all(len(np.unique(one)) == len(one) for one in (keys, offsets))
+        if not paired or not unique or offsets.min() < 0 or offsets.max() >= self._bytes():
             raise UserError(f"{self.index} does not belong to {self.path}; pack the images again")
         return keys, offsets
 
@@ -127,19 +147,19 @@ class Records:
 
     def _lines(self) -> Iterator[tuple[int, int, str]]:
         """(key, label, path) of each line of the list."""
-        try:
-            lines = self._list.read_text(encoding="utf-8-sig").split("\n")
-        except UnicodeDecodeError:
-            raise UserError(
-                f"{self._list} is not UTF-8; convert it: iconv -f ITS_ENCODING -t UTF-8"
-            ) from None
-        for line in filter(None, map(str.strip, lines)):
+        with open(self._list, encoding="utf-8-sig", newline="\n") as lines:
             try:
-                key, label, path = line.split("\t")
-                yield int(key), int(float(label)), path
+                while line := lines.readline(LINE):
+                    if line.strip():
+                        key, label, path = line.strip().split("\t")
+                        yield int(key), int(float(label)), path
+            except UnicodeDecodeError:
+                raise UserError(
+                    f"{self._list} is not UTF-8; convert it: iconv -f ITS_ENCODING -t UTF-8"
+                ) from None
             except (ValueError, OverflowError):
                 raise UserError(
-                    f"{self._list} has a line that is not 'key, label, path': {line}"
+                    f"{self._list} has a line that is not 'key, label, path': {quote(line.strip())}"
                 ) from None
 
     def _read(self, read, file, row):

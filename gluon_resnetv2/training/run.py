@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import math
 import os
 from pathlib import Path
 
@@ -18,11 +20,16 @@ from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import locked, whole_file, write_json
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.training.recipe import SCHEDULE, Recipe
+from gluon_resnetv2.untrusted import Fault, read_bytes, read_json, told_of
 
 # What the names of a run's files begin with that has done nothing yet.
 UNBEGUN = ("recipe.json", ".recipe.json.", "events.out.tfevents.")
 
 
+METRICS_BYTES = 1 << 27  # with a line for each of a million steps
+MOST = 1e12  # of what has no bound of its own
+EPOCH = {"lr": MOST, "images_per_second": MOST, "seconds": MOST}
+EPOCH.update(train_error=100, test_error=100)
 EARLIER = "metrics-without-checkpoint.jsonl"
 
 
@@ -226,21 +233,51 @@ def _new_folder(recipe: Recipe) -> Path:
 
 
 def read_metrics(folder: str | Path) -> list[dict]:
-    """The records of a run's metrics.jsonl, without lines that a crash has left damaged.
+    """The records of a run's metrics.jsonl, without lines that are damaged, as by a crash.
+
+    A record has its "step"; one of an "epoch" all that `Training` logs of it, one with "lr" its
+    "loss", and one with a "test_size" the errors there; within bounds that can be drawn.
 
     Raises:
-        UserError: the folder holds no metrics.
+        UserError: the folder holds no metrics, or more than METRICS_BYTES.
     """
     path = Path(folder) / "metrics.jsonl"
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path} is missing; is {folder} a run's folder?")
+    with told_of(path):
+        lines = io.BytesIO(read_bytes(path, METRICS_BYTES))
     records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError):
-            record = json.loads(line)
-            if isinstance(record, dict) and "step" in record:
+    for line in lines:
+        with contextlib.suppress(Fault):
+            record = read_json(line, finite=False)
+            if _is_record(record):
                 records.append(record)
     return records
+
+
+def _is_record(value) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("step"), int):
+        return False
+    if "epoch" in value:
+        counts = [value["epoch"], value["step"]]
+        return (
+            all(isinstance(count, int) and count > 0 for count in counts)
+            and all(_within(value.get(name), most) for name, most in EPOCH.items())
+            and all(_is_loss(value.get(name)) for name in ("train_loss", "test_loss"))
+        )
+    if "test_size" in value:
+        return _within(value.get("test_error"), 100) and "test_error5" in value
+    return "lr" not in value or (_within(value["lr"], MOST) and _is_loss(value.get("loss")))
+
+
+def _within(value, most) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value <= most
+
+
+def _is_loss(value) -> bool:
+    """Whether it is a float32 number; training may have come to no other."""
+    finite = isinstance(value, (int, float)) and math.isfinite(value)
+    return abs(value) < 1e39 if finite else isinstance(value, float)
 
 
 def _line(record):
