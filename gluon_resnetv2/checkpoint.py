@@ -33,6 +33,7 @@ STATE_BYTES = 1 << 24
 STATE = {  # what everybody reads of it
     **dict.fromkeys(("step", "epoch", "steps_per_epoch"), int),
     **dict.fromkeys(("recipe", "spec", "input"), dict),
+    **dict.fromkeys(("best", "metrics"), (dict, type(None))),
     "classes": list,
 }
 FILES = ("net.params", "training.params", "state.json")
