@@ -83,7 +83,8 @@ def _complete(part: Path, url: str, checksum: str) -> None:
             _append(part, url)
         except _BrokenOff as error:
             problem = error
-        if part.stat().st_size > size and requests < REQUESTS:
+        again = requests < REQUESTS and not isinstance(problem, _TooSlow)
+        if part.stat().st_size > size and again:
             continue
         if problem or requests == REQUESTS:
             problem = problem or f"it came in more than {REQUESTS} parts"
@@ -97,6 +98,10 @@ def _complete(part: Path, url: str, checksum: str) -> None:
 
 class _BrokenOff(Exception):
     """The connection failed, or was refused."""
+
+
+class _TooSlow(_BrokenOff):
+    """Less than SLOWEST came by it."""
 
 
 def _append(part: Path, url: str) -> None:
@@ -157,6 +162,6 @@ def _blocks(response: HTTPResponse) -> Iterator[bytes]:
             size += len(block)
             seconds = time.monotonic() - started
             if seconds > TIMEOUT and size < SLOWEST * seconds:
-                raise _BrokenOff(f"{size} bytes in {seconds:.0f} s")
+                raise _TooSlow(f"{size} bytes in {seconds:.0f} s")
     except (OSError, HTTPException) as error:
         raise _BrokenOff(error) from None
