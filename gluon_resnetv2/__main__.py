@@ -110,11 +110,14 @@ def pack(options) -> None:
     print(f"{packed.path}: {packed.images} images of {len(packed.classes)} classes{left_out}")
 
 
-def _mean(text: str) -> list[float]:
+def _colour(text: str) -> list[float]:
     values = [float(value) for value in text.split(",")]
     if not all(0 <= value <= 255 for value in values):
         raise ValueError
     return values
+
+
+_colour.__name__ = "R,G,B of 0 to 255"  # argparse names it in its message
 
 
 def convert(options) -> None:
@@ -124,7 +127,7 @@ def convert(options) -> None:
         raise UserError(f"--image-size must be 1 to {IMAGE_SIZE_MAX}, not {options.image_size}")
     if options.layout and (options.image_size or options.classes or options.mean):
         raise UserError("--image-size, --classes and --mean are of an export; not with --to")
-    classes = None if options.classes is None else _lines(options.classes)
+    classes = None if options.classes is None else _class_names(options.classes)
     source = convert.read(
         options.source,
         options.source_layout,
@@ -189,12 +192,16 @@ def study(options) -> int:
     return main.main(options)
 
 
-def _lines(path: str) -> list[str]:
+def _class_names(path: str) -> list[str]:
     try:
-        return Path(path).read_text(encoding="utf-8-sig").splitlines()
+        names = Path(path).read_text(encoding="utf-8-sig").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "is no text in UTF-8"
         raise UserError(f"{path}: {reason}") from None
+    for line, name in enumerate(names or [""], start=1):
+        if not name.strip():
+            raise UserError(f"{path} has no name in line {line}; it needs one for each class")
+    return names
 
 
 def main() -> int:
@@ -290,7 +297,7 @@ def main() -> int:
     )
     add(
         "--mean",
-        type=_mean,
+        type=_colour,
         metavar="R,G,B",
         help="what an export subtracts from 0 to 255; default: the source's",
     )

@@ -281,6 +281,14 @@ def test_a_missing_archive_without_network(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_version_for_python_is_not_read_and_that_is_told(tmp_path, capsys):
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    with pytest.raises(UserError, match="by hand"):
+        load("cifar10", tmp_path)
+    told = f"{tmp_path}/cifar-10-batches-py is not read: only the binary version is\n"
+    assert told in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", sorted(CONTENT))
 def test_the_unpacked_folder_may_be_given_itself(tmp_path, name):
     for file, data in CONTENT[name].items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 import sys
 
 import mxnet as mx
@@ -495,7 +496,13 @@ def test_a_network_whose_logits_are_zero_is_no_other_network(zoo, tmp_path):
         (("ZOO", "--to", "model-zoo", "-o", "a.params", "--image-size", "9"), "with --to"),
         (("ZOO", "-o", "out", "--mean", "1,2"), "a mean of 2 values does not fit 3 channels"),
         (("ZOO", "-o", "out", "--weights", "ema"), "has no 'ema'; leave out --weights"),
-        (("ZOO", "-o", "out", "--classes", "NONE"), "0 names do not fit 10 classes"),
+        (("ZOO", "-o", "out", "--classes", "NONE"), "NONE has no name in line 1; it needs one"),
+        (("ZOO", "-o", "out", "--classes", "GAP"), "GAP has no name in line 2; it needs one"),
+        (("ZOO", "-o", "out", "--mean", "nan,1,1"), "--mean: invalid R,G,B of 0 to 255 value"),
+        (
+            ("PAIR", "-o", "out"),
+            "PAIR has no manifest.json, so is no export of ours; convert PAIR/",
+        ),
         (("PRERESNET", "-o", "out"), "if you know that it is not: --from torch-preresnet"),
         (("NO-VAR", "-o", "out"), "there is no layer2.1.bn2.running_var, which a preact20"),
         (("V1", "-o", "out"), "is of no layout that is known. For model-zoo, the nearest: "),
@@ -512,6 +519,7 @@ def test_mistakes_are_told_in_one_line(zoo, command, words, told, tmp_path, monk
     zoo[0].save_parameters("ZOO")
     (tmp_path / "ONE").write_text("one\n")
     (tmp_path / "NONE").write_text("")
+    (tmp_path / "GAP").write_text("one\n\nthree\n\n")
     (tmp_path / "ZOO.params").write_text("mine")
     arrays = preresnet_arrays()
     torch_file.write("PRERESNET", arrays)
@@ -521,12 +529,13 @@ def test_mistakes_are_told_in_one_line(zoo, command, words, told, tmp_path, monk
     mx.nd.save("ONE-LOGIT", {name: mx.nd.array(array) for name, array in first.items()})
     headless("HEADLESS", zoo[1])
     mx.nd.save("V1", {name: mx.nd.array(array) for name, array in v1().items()})
-    if "EXPORT" in str(words):
+    if "EXPORT" in str(words) or "PAIR" in words:
         net = ResNetV2(named("preact8", unit="basic"))
         net.initialize()
         export(
             net, "EXPORT", (3, 16, 16), classes=list("0123456789"), mean=[0.0] * 3, std=[1.0] * 3
         )
+        shutil.copytree("EXPORT", "PAIR", ignore=shutil.ignore_patterns("manifest.json"))
     status, _, err = command("convert", *words)
     assert (status, err.count("\n")) == (2, 1)
     assert told in err

@@ -683,6 +683,25 @@ def test_the_class_itself_refuses_what_is_no_choice(field, value):
         Recipe(**{field: value})
 
 
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"model": "foo"}, "'foo'"),
+        ({"shortcut": "zz"}, "zz"),
+        ({"mom": 2.0}, "--mom must be from 0 to below 1: 2.0"),
+        ({"seed": 1.5}, "seed can't be 1.5"),
+        ({"sync_bn": 3}, "sync_bn can't be 3"),
+        ({"momentum_correction": "yes"}, "momentum_correction can't be 'yes'"),
+        ({"batch_size": "12"}, "batch_size can't be '12'"),
+        ({"lr_steps": (1.5,)}, r"lr_steps can't be \(1.5,\)"),
+    ],
+    ids=str,
+)
+def test_the_class_itself_refuses_what_is_of_no_use(values, told):
+    with pytest.raises(UserError, match=told):
+        Recipe(**values)
+
+
 def test_a_choice_may_be_none_only_where_that_is_the_default():
     assert Recipe(order=None).order is None
     with pytest.raises(UserError, match="--optimizer is one of"):

@@ -240,13 +240,21 @@ def test_what_is_written_is_read(tmp_path):
 
 @pytest.mark.parametrize("reader", [torch_file, safetensors_file])
 @pytest.mark.parametrize(
-    "prefixes", [["module."], ["_orig_mod."], ["model."], ["module.", "_orig_mod."]]
+    "prefixes", [["module."], ["_orig_mod."], ["model."], ["module.", "_orig_mod."], ["ema."]]
 )
 def test_what_stands_before_every_name_is_taken_off_and_told(reader, prefixes, tmp_path):
     arrays, path, told = arrays_of(), tmp_path / "w", []
     reader.write(path, {"".join(prefixes) + name: array for name, array in arrays.items()})
     assert_same(reader.read(path, told.append), arrays)
     assert told == [f"{path}: took '{prefix}' off every name" for prefix in prefixes]
+
+
+@pytest.mark.parametrize("reader", [torch_file, safetensors_file])
+def test_an_average_of_models_is_a_model(reader, tmp_path):
+    """As torch.optim.swa_utils.AveragedModel names it."""
+    arrays = {f"module.{name}": array for name, array in arrays_of().items()}
+    reader.write(tmp_path / "w", {"n_averaged": np.array(7), **arrays})
+    assert_same(reader.read(tmp_path / "w", lambda line: None), arrays_of())
 
 
 @pytest.mark.parametrize("reader", [torch_file, safetensors_file])

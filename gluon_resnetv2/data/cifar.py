@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import os
+import sys
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -123,6 +124,8 @@ def _find(source: Source, data_dir: Path) -> Path:
     if (data_dir / source.train[0][0]).is_file():
         return data_dir
     if not archive.exists():
+        if (unread := data_dir / source.folder.replace("bin", "py")).is_dir():
+            print(f"{unread} is not read: only the binary version is", file=sys.stderr)
         download(source.url, archive, source.md5)
     elif (found := md5(archive)) != source.md5:
         raise _damaged(archive, f"its MD5 is {found}, not {source.md5}")

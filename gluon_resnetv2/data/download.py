@@ -47,6 +47,7 @@ def download(url: str, path: Path, checksum: str) -> None:
     """
     part = path.with_name(f"{path.name}.part")
     print(f"downloading {url} to {path}", file=sys.stderr)
+    new = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(part):
@@ -58,6 +59,10 @@ def download(url: str, path: Path, checksum: str) -> None:
             f"{error.filename or part} can't be written: {error.strerror or error}; "
             "name another folder with --data-dir"
         ) from None
+    finally:
+        with contextlib.suppress(OSError):  # they are not empty
+            for folder in new:
+                folder.rmdir()
 
 
 @contextlib.contextmanager

@@ -163,7 +163,11 @@ def read(
 def _read_export(folder):
     artifact = load(folder)
     manifest = artifact.manifest
-    if not manifest or manifest["precision"] != "float32" or manifest["fused"]:
+    if not manifest:
+        raise UserError(
+            f"{folder} has no manifest.json, so is no export of ours; convert {artifact.params}"
+        )
+    if manifest["precision"] != "float32" or manifest["fused"]:
         raise UserError(f"{folder} is no plain float32 export, which alone can be converted")
     sums = manifest["sha256"]
     arrays = read_arrays(artifact.params, sums[artifact.params.name])

@@ -30,8 +30,9 @@ WRAPPERS = (
     *("state_dict_ema", "model_ema", "ema_state_dict", "ema"),
 )
 
-# What DataParallel, torch.compile and Lightning's modules put before every name, in any order.
-PREFIXES = ("module.", "_orig_mod.", "model.")
+# What DataParallel, torch.compile and Lightning's modules put before every name, in any order, and
+# what becomes of wrappers in a format without them.
+PREFIXES = ("module.", "_orig_mod.", *(f"{name}." for name in WRAPPERS))
 
 MOST_DESCRIPTION = 4 << 20  # bytes of data.pkl
 MOST_DIMENSIONS = 8
@@ -63,7 +64,11 @@ def widened(array: np.ndarray) -> np.ndarray:
 
 
 def without_prefixes(path: Path, tensors: dict, report: Callable[[str], None]) -> dict:
-    """`tensors` without the `PREFIXES` that all their names begin with, which `report` is told."""
+    """`tensors` without the `PREFIXES` that all their names begin with, which `report` is told.
+
+    Without the number of models that `torch.optim.swa_utils.AveragedModel` counts, too.
+    """
+    tensors = {name: tensor for name, tensor in tensors.items() if name != "n_averaged"}
     for _ in PREFIXES:  # no more often, however long a name is
         first = next(iter(tensors), "")
         prefix = next((prefix for prefix in PREFIXES if first.startswith(prefix)), None)

@@ -186,11 +186,19 @@ class Recipe:
 
     def __post_init__(self):
         self._check_choices()
+        self._check_types()
+        self.spec(classes=10)
         self._check_numbers()
         self._fill_in()
         self._check_schedule()
         self._check_correction()
         self._check_devices()
+
+    def _check_types(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not _fits(field, value):
+                raise UserError(f"a recipe's {field.name} can't be {value!r}")
 
     def _check_choices(self):
         for field in dataclasses.fields(self):
@@ -231,13 +239,15 @@ class Recipe:
                 raise UserError(f"{flag(name)} must be at least 1, not {value}")
         for name in (
             *("lr", "lr_factor", "lr_power", "lr_end", "warmup_lr", "warmup_steps"),
-            *("warmup_epochs", "mom", "wd", "seed", "mixup", "mixup_off_epochs"),
+            *("warmup_epochs", "wd", "seed", "mixup", "mixup_off_epochs"),
         ):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= FLOAT32_MAX:
                 raise UserError(f"{flag(name)} must be a finite number, at least 0: {value}")
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"--label-smoothing must be from 0 to below 1: {self.label_smoothing}")
+        for name in ("label_smoothing", "mom"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise UserError(f"{flag(name)} must be from 0 to below 1: {value}")
         for name in ("image_size", "test_size"):
             size = getattr(self, name)
             if size is not None and not 1 <= size <= IMAGE_SIZE_MAX:
@@ -438,14 +448,12 @@ class Recipe:
         Raises:
             UserError: a name that is no option, or a value that it can't take.
         """
-        fields = {field.name: field for field in dataclasses.fields(cls)}
+        fields = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(values, dict):
             raise UserError("a recipe is a JSON object of options and their values")
-        for name, value in values.items():
+        for name in values:
             if name not in fields:
                 raise UserError(f"a recipe has no '{name}'")
-            if not _fits(fields[name], value):
-                raise UserError(f"a recipe's {name} can't be {value!r}")
         return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
 
     def differences(
@@ -523,5 +531,4 @@ def _fits(field: dataclasses.Field, value) -> bool:
     if isinstance(value, (list, tuple)):
         kinds = (int,) if field.name in ("gpus", "lr_steps") else (int, float)
         return all(type(number) in kinds for number in value)
-    choices = field.metadata["choices"]
-    return choices is None or value in choices
+    return True
