@@ -350,6 +350,7 @@ def test_tritonclient_asks_for_configuration_and_statistics():
         triton_infer(client, np.zeros((1, *SHAPE), "float32"))
         assert infer(port, b"{}")[0] == 400
         (stats,) = client.get_inference_statistics("net")["model_stats"]
+        assert client.get_inference_statistics() == {"model_stats": [stats]}
     assert (stats["inference_count"], stats["execution_count"]) == (4, 2)
     assert stats["inference_stats"]["success"]["count"] == 2
     assert stats["inference_stats"]["fail"]["count"] == 1

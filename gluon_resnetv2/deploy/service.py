@@ -395,6 +395,8 @@ class Service:
             Route("/v2/repository/index", self._index, methods=["POST"]),
             Route("/metrics", self._metrics),
         ]
+        if "stats" not in models:  # or it would be that one's description
+            routes.append(Route("/v2/models/stats", self._stats))
         for path in (one, version):
             # Callables that are no functions are ASGI applications to Starlette.
             routes.append(Route(f"{path}/infer", self.infer, methods=["POST"]))
@@ -470,12 +472,17 @@ class Service:
     async def _model_config(self, request):
         return JSONResponse(self._find(request).interface.config())
 
+    async def _stats(self, _request):
+        return JSONResponse({"model_stats": [*map(self._statistics, self.models.values())]})
+
     async def _model_stats(self, request):
-        """Triton's statistics, of which only what is counted here is there."""
-        model = self._find(request)
+        return JSONResponse({"model_stats": [self._statistics(self._find(request))]})
+
+    def _statistics(self, model):
+        """Triton's, of which only what is counted here is there."""
         name = model.interface.name
         counted = self._registry.get_sample_value
-        stats = {
+        return {
             "name": name,
             "version": VERSION,
             "inference_count": int(counted("resnetv2_images_total", {"model": name}) or 0),
@@ -485,7 +492,6 @@ class Service:
                 for outcome, (count, seconds) in model.answered.items()
             },
         }
-        return JSONResponse({"model_stats": [stats]})
 
     async def _metrics(self, request):
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
