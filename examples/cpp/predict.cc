@@ -351,5 +351,6 @@ int main(int count, char** words) {
     std::fprintf(stderr, "error: %s\n", error.what());
     return 1;
   }
-  return std::fflush(stdout) ? 1 : 0;
+  // Without unloading MXNet's library, which may end the program if its threads still run.
+  std::_Exit(std::fflush(stdout) ? 1 : 0);
 }
