@@ -25,6 +25,7 @@ CONNECTIONS = 800  # at a time; 1024 files are what many systems let a process o
 LEAVING = 100  # beside them, which have been refused and may still read why
 FILES = 4096  # to open, where the system lets us: connections come in bursts
 PIECE = 2**10  # bytes outside of a body that are parsed at once: they may be 50 requests
+NOTHING = collections.deque(maxlen=0)
 NOTICE_SECONDS = 0.5  # from SIGTERM to closing connections, for requests that are on their way
 
 
@@ -100,7 +101,7 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         if not self.pipeline:
             self._running = self.cycle
-        self.headers = collections.deque(maxlen=0)  # nobody looks at trailers
+        self.headers = NOTHING  # for trailers to go to
 
     def on_body(self, body):
         self._framing = 0
