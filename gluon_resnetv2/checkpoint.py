@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import re
 import shutil
@@ -29,7 +28,7 @@ from gluon_resnetv2.untrusted import Fault, read_bytes, read_json, told_of
 
 FORMAT = 2
 REMAINS = r"\.step-\d{8}\.(old|\w{8}\.(new|before))"
-STATE_BYTES = 1 << 24
+STATE_BYTES = 1 << 24  # and of a manifest
 STATE = {  # what everybody reads of it
     **dict.fromkeys(("step", "epoch", "steps_per_epoch"), int),
     **dict.fromkeys(("recipe", "spec", "input"), dict),
@@ -200,9 +199,9 @@ def read_checkpoint(path: Path) -> dict:
         UserError: a file is missing, or is not the one that was written.
     """
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        manifest = read_json(read_bytes(path / "manifest.json", STATE_BYTES))
         known, sums = manifest["format"] == FORMAT, {n: manifest["sha256"][n] for n in FILES}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         raise UserError(f"{path / 'manifest.json'} is missing or damaged") from None
     if not known:
         raise UserError(f"{path / 'manifest.json'} has a format that this version does not know")

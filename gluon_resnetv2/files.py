@@ -139,11 +139,12 @@ def write_json(path: str | os.PathLike, value) -> None:
         OSError: as `whole_file`.
     """
     with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, default=_plain) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(value, indent=1, default=plain) + "\n", encoding="utf-8")
 
 
-def _plain(value):
-    return value.tolist() if hasattr(value, "tolist") else str(value)  # NumPy's numbers
+def plain(value):
+    """`value`, which JSON has no place for, as what has one: of NumPy's numbers, and text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def sha256(path: str | os.PathLike) -> str:

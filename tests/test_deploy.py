@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -19,10 +20,10 @@ from gluon_resnetv2.checkpoint import load_parameters, save_parameters
 from gluon_resnetv2.deploy import forms
 from gluon_resnetv2.deploy import predictor as predictor_module
 from gluon_resnetv2.deploy import verify as verification
-from gluon_resnetv2.deploy.artifact import load
+from gluon_resnetv2.deploy.artifact import load, write_manifest
 from gluon_resnetv2.deploy.export import Form, export
 from gluon_resnetv2.deploy.predictor import Predictor
-from gluon_resnetv2.deploy.reference import reference_images
+from gluon_resnetv2.deploy.reference import Check, reference_images
 from gluon_resnetv2.deploy.runtimes import module, predictor, simple_bind, symbol_block
 from gluon_resnetv2.deploy.verify import AT_EXPORT, PLAIN, RUNTIMES, explain, report, verify
 from gluon_resnetv2.errors import UserError
@@ -198,7 +199,8 @@ def test_a_manifest_says_what_a_server_needs(small):
     assert manifest["input"]["shape"] == [3, 16, 16]
     assert manifest["input"]["mean"] == [120, 110, 100]
     assert manifest["spec"]["order"] == "full_preact"
-    assert set(manifest["sha256"]) == {"preact8-symbol.json", "preact8-0000.params"}
+    files = {"preact8-symbol.json", "preact8-0000.params", "manifest.json"}
+    assert set(manifest["sha256"]) == files
 
 
 @pytest.mark.parametrize("file", ["preact8-0000.params", "preact8-symbol.json"])
@@ -270,23 +272,31 @@ def test_a_damaged_manifest_is_refused(small, content):
         ("sha256", ["preact8-symbol.json", "preact8-0000.params"]),
         ("spec.stages", [10**9, 1, 1]),
         ("spec.stages", ["a"]),
+        ("spec.classes", 2**40),
         ("spec.shortcut", 5),
         ("reference.logits", "abc"),
         ("reference.logits", [[1.0]]),
     ],
 )
 def test_an_edited_manifest_is_refused(small, where, value):
+
+    def write(manifest):
+        if where == "sha256":
+            (small.folder / "manifest.json").write_text(json.dumps(manifest))
+        else:
+            write_manifest(small.folder, manifest)
+
     manifest = json.loads((small.folder / "manifest.json").read_text())
     *parents, last = where.split(".")
     entry = manifest
     for name in parents:
         entry = entry[name]
     entry[last] = value
-    (small.folder / "manifest.json").write_text(json.dumps(manifest))
+    write(manifest)
     with pytest.raises(UserError, match=r"manifest\.json"):
         load(small.folder)
     del entry[last]
-    (small.folder / "manifest.json").write_text(json.dumps(manifest))
+    write(manifest)
     with pytest.raises(UserError, match=r"manifest\.json"):
         load(small.folder)
 
@@ -306,13 +316,63 @@ def test_scaling_that_a_manifest_of_0_1_lacks_is_completed(small, key, wrong, ol
         load(small.folder)
 
 
+def test_whatever_bit_of_a_manifest_is_flipped_it_is_refused(small):
+    path = small.folder / "manifest.json"
+    content, rng = path.read_bytes(), np.random.RandomState(0)
+    for at in (
+        content.index(b"class 3") + 6,
+        content.index(b"manifest.json"),
+        *rng.randint(0, len(content), 300),
+    ):
+        for bit in (1, 1 << rng.randint(8)):
+            flipped = bytearray(content)
+            flipped[at] ^= bit
+            path.write_bytes(flipped)
+            with contextlib.suppress(UserError):
+                assert load(small.folder).manifest == small.manifest  # white space was changed
+
+
+def test_what_an_old_manifest_does_not_cover_is_told(small, capsys, monkeypatch):
+    right = Check("simple_bind", 0.0, None, {"difference": 1e-5})
+    monkeypatch.setattr(verification, "verify", lambda *_: [[right]])
+    manifest = json.loads((small.folder / "manifest.json").read_text())
+    del manifest["sha256"]["manifest.json"]
+    manifest["classes"][3] = "another"
+    (small.folder / "manifest.json").write_text(json.dumps(manifest))
+    for _ in range(2):  # that it was verified does not change it
+        assert report(load(small.folder))
+        assert "not covered: manifest.json" in capsys.readouterr().out
+    write_manifest(small.folder, manifest)
+    assert report(load(small.folder))
+    assert report(load(small.folder))
+    assert "not covered" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "\u00e9" * 200, "a\0b", "\ud800", "../x"])
+def test_what_can_be_no_file_s_name_is_told(small, name):
+    manifest = json.loads((small.folder / "manifest.json").read_text())
+    manifest["sha256"][name] = "0" * 64
+    write_manifest(small.folder, manifest)
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+        load(small.folder)
+
+
+def test_classes_of_one_name_are_told_apart_by_their_numbers(small, capsys):
+    write_manifest(small.folder, {**small.manifest, "classes": ["crane"] * 2 + CLASSES[2:]})
+    found = Predictor(load(small.folder))
+    assert found.classes == ["crane (0)", "crane (1)", *CLASSES[2:]]
+    assert "several classes are called 'crane'" in capsys.readouterr().err
+    names = [name for name, _ in found.top(np.zeros((1, 3, 16, 16)), 10)[0]]
+    assert sorted(names) == sorted(found.classes)
+
+
 @pytest.mark.parametrize(("change", "right"), [(3e-5, True), (3e-4, False)])
 def test_a_form_is_held_to_ten_times_the_tolerance(small, change, right):
     manifest = json.loads((small.folder / "manifest.json").read_text())
     logits = np.array(manifest["reference"]["logits"])
     assert manifest["tolerance"] == {"difference": 1e-5}
     manifest["reference"]["logits"] = (logits + change * abs(logits).max()).tolist()
-    (small.folder / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(small.folder, manifest)
     if right:
         Predictor(load(small.folder))
     else:
@@ -396,7 +456,7 @@ def test_what_a_link_leads_to_is_replaced(small, tmp_path):
 def test_a_network_that_the_parameters_do_not_fit_is_not_built(small):
     manifest = json.loads((small.folder / "manifest.json").read_text())
     manifest["spec"]["stages"] = [3000, 3000, 3000]
-    (small.folder / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(small.folder, manifest)
     with pytest.raises(UserError, match="the network in its manifest"):
         verify([load(small.folder)])
 

@@ -111,6 +111,7 @@ def test_every_file_of_an_export_is_checked(net, tmp_path):
     assert set(artifact.manifest["sha256"]) == {
         "preact8-0000.params",
         "preact8-symbol.json",
+        "manifest.json",
         CALIBRATION,
     }
     settings = json.loads((artifact.folder / "model-settings.json").read_text())

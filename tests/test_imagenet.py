@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import mxnet as mx
@@ -206,9 +207,11 @@ def test_what_is_left_out_is_counted_and_named(mine, tmp_path, capfd):
     ):
         image.save(ape / name, "JPEG")
     image.save(train / "stray.jpg")
+    os.mkfifo(ape / "pipe.jpg")
     told = (
         f"{train}: left out are 4 of other endings (ape/note.txt, ape/p1.psd, ape/p2.psd, ...), "
-        "2 deeper (ape/more/1.jpg, ape/more/even/2.jpg), 1 outside of classes (stray.jpg); images "
+        "2 deeper (ape/more/1.jpg, ape/more/even/2.jpg), 1 outside of classes (stray.jpg), "
+        "1 that are no files (ape/pipe.jpg); images "
     )
     taken = ["a.jpe", "b.jfif", "c.WEBP", "d.tif", "e.tiff", "f.gif"]
     for name in taken:

@@ -337,13 +337,16 @@ def small(tmp_path):
     return tmp_path / "small.h5"
 
 
-@pytest.fixture
-def numbered(small):
-    """The same in the second arrangement alone."""
-    path = small.with_name("small.weights.h5")
-    with h5py.File(small) as both, h5py.File(path, "w") as file:
+def numbered_file(source, path):
+    """Writes the weights of a file in the second arrangement alone."""
+    with h5py.File(source) as both, h5py.File(path, "w") as file:
         both.copy("layers", file)
     return path
+
+
+@pytest.fixture
+def numbered(small):
+    return numbered_file(small, small.with_name("small.weights.h5"))
 
 
 def assert_refused(path, match):

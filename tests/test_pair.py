@@ -12,10 +12,12 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from gluon_resnetv2.deploy import forms, old_graph
+from gluon_resnetv2.deploy import forms, old_graph, predictor
+from gluon_resnetv2.deploy.artifact import Artifact
 from gluon_resnetv2.deploy.graph_file import SEAL, seal
 from gluon_resnetv2.deploy.pair import read_pair
 from gluon_resnetv2.deploy.params_file import read_arrays
+from gluon_resnetv2.deploy.predictor import Predictor
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.layers import DTYPES
 from gluon_resnetv2.net import ResNetV2
@@ -706,6 +708,78 @@ def test_a_graph_that_keeps_images_apart_is_read(tmp_path, name):
     symbol, arrays = classifier(APART[name](mx.sym.var("data")))
     assert not second_row_changes(symbol, arrays)
     assert is_read_as_by_mxnet(*saved(tmp_path, symbol, arrays, {}))
+
+
+# What is legal, and too much
+
+
+def convolved(x, count=1, **options):
+    """`count` convolutions by the same weight."""
+    weight = mx.sym.var("weight")
+    for _ in range(count):
+        x = mx.sym.Convolution(x, weight, num_filter=3, no_bias=True, **options)
+    return x
+
+
+LARGE = {"kernel": (64, 64), "stride": (1, 1), "pad": (32, 32)}
+TOO_MUCH = {
+    "pooling": (lambda x: mx.sym.Pooling(x, pool_type="max", **LARGE), "pools 51916800 numbers"),
+    "a window of all": (
+        lambda x: mx.sym.broadcast_add(
+            x, mx.sym.contrib.AdaptiveAvgPooling2D(x, output_size=(64, 64))
+        ),
+        "pools 50331648 numbers",
+    ),
+    "convolutions": (lambda x: convolved(x, 2600, kernel=(55, 55), pad=(27, 27)), "products"),
+    "a convolution laid out": (lambda x: convolved(x, **LARGE), "lays out 51916800 numbers"),
+    "nodes": (lambda x: [x := mx.sym.relu(x) for _ in range(12_001)][-1], "12000 are the most"),
+}
+
+
+@pytest.mark.parametrize("name", TOO_MUCH)
+def test_more_work_than_any_network_s_is_refused(tmp_path, name):
+    """Tens of kilobytes, of which each would take minutes, or gigabytes."""
+    change, message = TOO_MUCH[name]
+    symbol, arrays = classifier(change(mx.sym.var("data")))
+    if "weight" in symbol.list_arguments():
+        shapes = zip(symbol.list_arguments(), symbol.infer_shape(data=(1, 3, 64, 64))[0])
+        arrays["weight"] = mx.nd.zeros(dict(shapes)["weight"])
+    with pytest.raises(UserError, match=message):
+        read_pair(*saved(tmp_path, symbol, arrays, {}), (3, 64, 64))
+
+
+def test_so_many_images_at_once_as_the_memory_holds(tmp_path, monkeypatch):
+    data = mx.sym.var("data")
+    symbol, arrays = classifier(mx.sym.relu(data) + data)
+    artifact = Artifact(*saved(tmp_path, symbol, arrays, {}), None)
+    # The images, their ReLU and the sum.
+    assert artifact.read((3, 64, 64)).peak() == 3 * 3 * 64 * 64
+    monkeypatch.setattr(predictor, "_memory", lambda: 8 * 3 * 3 * 64 * 64 * 4)
+    assert Predictor(artifact, max_batch=4, shape=(3, 64, 64)).max_batch == 4
+    with pytest.raises(UserError, match="for 5 images at once"):
+        Predictor(artifact, max_batch=5, shape=(3, 64, 64))
+
+
+ANSWERS = {
+    "float16": lambda x: mx.sym.Cast(x, dtype="float16"),
+    "float64": lambda x: mx.sym.Cast(x, dtype="float64"),
+    "bfloat16": lambda x: mx.sym.amp_cast(x, dtype=DTYPES["bfloat16"]),
+}
+
+
+@pytest.mark.parametrize("dtype", ANSWERS)
+def test_answers_that_are_not_float32_are_refused_in_a_line(tmp_path, dtype):
+    symbol, arrays = classifier(mx.sym.var("data"))
+    artifact = Artifact(*saved(tmp_path, ANSWERS[dtype](symbol), arrays, {}), None)
+    with pytest.raises(UserError, match=f"answers in .*{dtype}.*`convert") as refused:
+        artifact.read()
+    assert "\n" not in str(refused.value)
+
+
+def test_a_loss_of_more_than_rows_is_refused(tmp_path):
+    symbol, arrays = classifier(mx.sym.SoftmaxOutput(mx.sym.var("data"), name="loss"))
+    with pytest.raises(UserError, match="wrong in loss: it takes a row of classes"):
+        read_pair(*saved(tmp_path, symbol, arrays, {}), (3, 8, 8))
 
 
 def test_the_shape_of_the_images_is_checked(honest):

@@ -469,6 +469,11 @@ def replace_by_folder(path, older):
     path.mkdir()
 
 
+def replace_by_pipe(path, older):
+    path.unlink()
+    os.mkfifo(path)
+
+
 DAMAGES = {
     "a bit in the beginning": flip(0),
     "a bit in the middle": flip(0.5),
@@ -477,6 +482,7 @@ DAMAGES = {
     "only zeros": lambda path, older: change(path, lambda content: bytes(len(content))),
     "deleted": lambda path, older: path.unlink(),
     "a folder": replace_by_folder,
+    "a pipe": replace_by_pipe,
     "the older one's": lambda path, older: shutil.copy(older, path),
 }
 

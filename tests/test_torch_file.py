@@ -344,6 +344,26 @@ def tensor(offset=b"K\0", shape=b"(K\x0ct", strides=b"(K\x01t"):
     return b"\x80\x02}X\x01\0\0\0w" + call + b"s."
 
 
+def wide(number):
+    """The operation that gives a number of any size."""
+    data = number.to_bytes((number.bit_length() + 8) // 8, "little")
+    return b"\x8a" + bytes([len(data)]) + data
+
+
+def of_one_hash(count):
+    """A dict of numbers that Python gives the same hash."""
+    keys = b"".join(wide(n * (2**61 - 1)) + b"N" for n in range(1, count))
+    return b"\x80\x02}(" + keys + b"u."
+
+
+def sets_of_sets(inner, outer):
+    """A dict that has one set of weights under many names."""
+    weights = tensor()[2:-2].replace(b"}", b"}(", 1) + b"q\x01"
+    weights += b"".join(b"X\x06\0\0\0%06dh\x01" % n for n in range(inner)) + b"uq\x02"
+    names = b"".join(b"X\x06\0\0\0%06dh\x02" % n for n in range(outer))
+    return b"\x80\x02}(X\x05\0\0\0first" + weights + names + b"u."
+
+
 HUGE = b"\x8a\x09" + (1 << 64).to_bytes(9, "little")  # 2 ** 64
 
 
@@ -355,6 +375,13 @@ def nested(depth):
 def test_the_description_by_hand_is_one(tmp_path):
     found = torch_file.read(described(tmp_path / "w.pth", tensor()))
     assert_same(found, {"w": np.zeros(12, "float32")})
+
+
+def test_the_stride_of_a_single_number_may_be_anything(tmp_path):
+    path = described(
+        tmp_path / "w.pth", tensor(shape=b"(K\x01t", strides=b"(" + wide(2**62) + b"t")
+    )
+    assert torch_file.read(path)["w"].tolist() == [0]
 
 
 @pytest.mark.parametrize(
@@ -389,11 +416,14 @@ def test_the_description_by_hand_is_one(tmp_path):
         (b"\x80\x02}" + nested(40) + b"K\x01s.", "can't be printed"),  # as a key
         (b"\x80\x02" + nested(40) + b")R.", "damaged"),  # as a function
         (FLOATS.replace(b"X\x01\0\0\x000", nested(40)) + b".", "damaged"),  # as a storage
+        (of_one_hash(40_000), "can't be printed"),
+        (sets_of_sets(5_000, 50_000), "choose by --weights"),
+        (tensor(shape=b"(K\0" + wide(2**62) + b"t", strides=b"(K\0K\0t"), "no such shape"),
         (tensor(offset=b"K\x01"), "reaches beyond its storage"),
         (tensor(shape=b"(K\x0dt"), "reaches beyond its storage"),
         (tensor(strides=b"(K\x02t"), "reaches beyond its storage"),
         (tensor(shape=b"(K\x0dt", strides=b"(K\0t"), "reaches beyond its storage"),
-        (tensor(shape=b"(" + HUGE + b"t", strides=b"(K\0t"), "reaches beyond its storage"),
+        (tensor(shape=b"(" + HUGE + b"t", strides=b"(K\0t"), "no such shape"),
         (tensor(offset=b"J\xff\xff\xff\xff"), "no such shape"),
         (tensor(offset=b"\x88"), "no such shape"),
         (tensor(strides=b"(J\xff\xff\xff\xfft"), "no such shape"),
@@ -463,6 +493,16 @@ def test_an_archive_that_names_the_same_bytes_often_is_refused(tmp_path):
     (tmp_path / "w.pth").write_bytes(begin + directory + end)
     assert len(zipfile.ZipFile(io.BytesIO(begin + directory + end)).infolist()) == 99
     refused(torch_file, tmp_path / "w.pth", "more bytes than it has")
+
+
+def test_an_archive_of_too_many_files_is_refused(tmp_path):
+    save(tmp_path / "w.pth", {str(n): b"" for n in range(120_000)})
+    tracemalloc.start()
+    try:
+        refused(torch_file, tmp_path / "w.pth", "too many files")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def damaged(good, count, seed):
@@ -560,7 +600,8 @@ def place(start, stop, shape=None, dtype="F32"):
         ({"v": place(0, 16), "w": place(20, 48)}, "w is not where"),
         ({"v": place(0, 48), "w": place(0, 48)}, "w is not where"),
         ({"w": place(0, 48, [13])}, "another size than its shape"),
-        ({"w": place(0, 48, [1 << 62, 1 << 62])}, "another size than its shape"),
+        ({"w": place(0, 48, [1 << 62, 1 << 62])}, "no place of 'w'"),
+        ({"v": place(0, 0, [0, 1 << 62]), "w": place(0, 48)}, "no place of 'v'"),
         ({"w": place(0, 48, dtype="F8_E4M3")}, "w as F8_E4M3, which is not read"),
         ({"w": place(0, 48, [-12])}, "no place of 'w'"),
         ({"w": place(0, 48, [12.0])}, "no place of 'w'"),

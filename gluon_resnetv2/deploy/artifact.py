@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import collections
+import hashlib
+import json
+import os
 import re
 import sys
 from dataclasses import dataclass, replace
@@ -11,17 +15,19 @@ import numpy as np
 
 from gluon_resnetv2.deploy.pair import Pair, read_pair
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.files import recover_folder, sha256
+from gluon_resnetv2.files import plain, recover_folder, sha256, write_json
 from gluon_resnetv2.pixels import INTERPOLATIONS
 from gluon_resnetv2.spec import IMAGE_SIZE_MAX, Spec
-from gluon_resnetv2.untrusted import read_bytes, read_json, told_of
+from gluon_resnetv2.untrusted import quote, read_bytes, read_json, told_of
 
-FORMAT = 2  # of manifest.json
+MANIFEST = "manifest.json"
+FORMAT = 2  # of it
 EPOCH = re.compile(r"(.+)-\d{4}\.params", re.DOTALL)
 CALIBRATION = "calibration.params"  # real images, and what the network gives for them in float32
 CALIBRATION_IMAGES = 4096  # at most
 SCALING = {"interpolation": "bilinear", "stretch": False}  # where a manifest of 0.1 says nothing
 LARGEST_MANIFEST = 8 << 20  # bytes
+LONGEST_NAME = 255  # bytes of a file's
 LARGEST_PIXEL = 1e6  # of a mean, a deviation or its inverse
 MOST_UNITS = 10_000  # of a network
 REFERENCES = 4  # images whose logits a manifest holds
@@ -53,6 +59,32 @@ class Artifact:
         return path if self.manifest and path.name in self.manifest["sha256"] else None
 
     @property
+    def classes(self) -> list[str]:
+        """A name for each logit, with its number where several have it. Only with a manifest."""
+        names = self.manifest["classes"]
+        several = set(self._shared_names)
+        return [f"{n} ({index})" if n in several else n for index, n in enumerate(names)]
+
+    @property
+    def _shared_names(self):
+        counts = collections.Counter(self.manifest["classes"])
+        return [name for name, count in counts.items() if count > 1]
+
+    @property
+    def covered(self) -> bool:
+        """Whether the manifest has a SHA-256 of itself, which exports of 0.1 lack."""
+        return MANIFEST in self.manifest["sha256"]
+
+    def warn(self) -> None:
+        """Says on stderr, in a line each, what is allowed in a manifest and may be a mistake."""
+        for name in self._shared_names[:1] if self.manifest else ():
+            print(
+                f"{self.folder}: several classes are called {quote(name)}; such names are shown "
+                "with the classes' numbers",
+                file=sys.stderr,
+            )
+
+    @property
     def input_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one image. Only with a manifest."""
         return tuple(self.manifest["input"]["shape"])
@@ -72,11 +104,16 @@ class Artifact:
                 which may be (H, W, C); by default a usual one that fits.
 
         Raises:
-            UserError: as `read_pair`.
+            UserError: as `read_pair`; or the graph's answers are not float32.
         """
-        if self.manifest is None:
-            return read_pair(self.symbol, self.params, shape)
-        return read_pair(self.symbol, self.params, self.input_shape, self.manifest["sha256"])
+        sums = None
+        if self.manifest:
+            shape, sums = self.input_shape, self.manifest["sha256"]
+        pair = read_pair(self.symbol, self.params, shape, sums)
+        (answers,) = pair.types(pair.symbol())
+        if answers not in (None, np.float32):  # which none of MXNet's ways out takes alike
+            raise self.does_not_run(f"it answers in {np.dtype(answers)}, not in float32")
+        return pair
 
 
 def load(path: str | Path) -> Artifact:
@@ -106,7 +143,7 @@ def load(path: str | Path) -> Artifact:
     else:
         symbol = _symbol(path)
         artifact = Artifact(symbol, _last_params(symbol), None)
-    if not (artifact.folder / "manifest.json").exists():
+    if not (artifact.folder / MANIFEST).exists():
         return artifact
     return replace(artifact, manifest=_checked_manifest(artifact))
 
@@ -134,7 +171,7 @@ def _last_params(symbol):
 
 
 def _checked_manifest(artifact: Artifact) -> dict:
-    path = artifact.folder / "manifest.json"
+    path = artifact.folder / MANIFEST
     with told_of(path):
         manifest = read_json(read_bytes(path, LARGEST_MANIFEST))
     try:
@@ -152,7 +189,7 @@ def _checked_manifest(artifact: Artifact) -> dict:
         file = artifact.folder / name
         if not file.is_file():
             raise UserError(f"{file} is missing; export again")
-        if sha256(file) != expected:
+        if (_own_sum(manifest) if name == MANIFEST else sha256(file)) != expected:
             raise UserError(
                 f"{file} is not the file that was exported (its SHA-256 differs from the "
                 "manifest's); export again"
@@ -166,8 +203,13 @@ def _check_names(sums, artifact, manifest):
     needed = {artifact.symbol.name, artifact.params.name}
     if manifest["precision"] != "float32":
         needed.add(CALIBRATION)
-    if not needed <= set(sums) or any(name != Path(name).name for name in sums):
+    if not needed <= set(sums) or not all(map(_is_name, sums)):
         raise ValueError
+
+
+def _is_name(name):
+    """Whether a file in a folder may be called so."""
+    return name == Path(name).name and "\0" not in name and len(os.fsencode(name)) <= LONGEST_NAME
 
 
 def _check_values(manifest: dict) -> None:
@@ -195,7 +237,8 @@ def _check_values(manifest: dict) -> None:
         and manifest["output"] in ("logits", "probabilities")
         and type(manifest["fused"]) is bool
         and manifest["name"] == spec.name
-        and [type(name) for name in manifest["classes"]] == [str] * spec.classes
+        and len(manifest["classes"]) == spec.classes
+        and all(type(name) is str for name in manifest["classes"])
         and all(name.encode() for name in manifest["classes"])
         and sum(spec.stages) <= MOST_UNITS
         and logits.shape == (REFERENCES, spec.classes)
@@ -207,3 +250,21 @@ def _check_values(manifest: dict) -> None:
     )
     if not sane:
         raise ValueError
+
+
+def write_manifest(folder: Path, manifest: dict) -> None:
+    """Writes manifest.json, with a SHA-256 of it among those of the other files.
+
+    Raises:
+        OSError: it can't be written; it is then as it was.
+    """
+    manifest = json.loads(json.dumps(manifest, default=plain))
+    sums = {**manifest["sha256"], MANIFEST: _own_sum(manifest)}
+    write_json(folder / MANIFEST, {**manifest, "sha256": sums})
+
+
+def _own_sum(manifest) -> str:
+    """The SHA-256 of what a manifest says, however it is written, but for this sum."""
+    sums = {name: sum for name, sum in manifest["sha256"].items() if name != MANIFEST}
+    text = json.dumps({**manifest, "sha256": sums}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

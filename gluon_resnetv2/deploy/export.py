@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -27,8 +26,10 @@ from gluon_resnetv2.deploy.artifact import (
     CALIBRATION,
     CALIBRATION_IMAGES,
     FORMAT,
+    LARGEST_MANIFEST,
     Artifact,
     load,
+    write_manifest,
 )
 from gluon_resnetv2.deploy.graph_file import seal
 from gluon_resnetv2.deploy.mlserver_settings import settings_for
@@ -48,6 +49,7 @@ from gluon_resnetv2.files import sha256, whole_folder, write_json
 from gluon_resnetv2.layers import is_statistic
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import Spec
+from gluon_resnetv2.untrusted import read_bytes, read_json
 
 SERVER_FILES = ("model-settings.json", "settings.json")  # what `--for mlserver` writes
 
@@ -181,7 +183,7 @@ def export_parameters(
             "python": platform.python_version(),
         }
         manifest["sha256"] = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
-        write_json(temporary / "manifest.json", manifest)
+        write_manifest(temporary, manifest)
         artifact = load(temporary)
         if pixels is not None:
             _judge(artifact)
@@ -267,10 +269,10 @@ def _refuse_to_replace(folder: Path) -> None:
 def _export_files(manifest: Path) -> set[str]:
     """The names that an export with this manifest may have in its folder."""
     try:
-        values = json.loads(manifest.read_text(encoding="utf-8"))
+        values = read_json(read_bytes(manifest, LARGEST_MANIFEST))
         name, sums = values["name"], values["sha256"]
         known = f"{name}-symbol.json" in sums and "spec" in values
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         known = False
     return {manifest.name, *sums, *SERVER_FILES, f"{name}.mar"} if known else set()
 

@@ -207,6 +207,11 @@ def _softmax_sizes(values, _inputs, output) -> None:
         raise Fault("it mixes images: axis is theirs")
 
 
+def _softmax_output_sizes(_values, _inputs, output) -> None:
+    if len(output) != 2:
+        raise Fault(f"it takes a row of classes for each image, not {output}")
+
+
 # -- Operators -------------------------------------------------------------------------------------
 
 
@@ -311,7 +316,7 @@ OPERATORS = {
     "clip": Operator(1, {"a_min": _number, "a_max": _number}),
     "Dropout": Operator(1, DROPOUT),
     "softmax": Operator(1, SOFTMAX, sizes=_softmax_sizes),
-    "SoftmaxOutput": Operator(2, SOFTMAX_OUTPUT),
+    "SoftmaxOutput": Operator(2, SOFTMAX_OUTPUT, sizes=_softmax_output_sizes),
     "Reshape": Operator(1, RESHAPE, rule=_reshape_rule, sizes=_reshape_sizes),
     "SwapAxis": Operator(1, {"dim1": _integer(0, 7), "dim2": _integer(0, 7)}),
     "transpose": Operator(1, {"axes": _tuple(_integer(0, 7), range(9))}, rule=_transpose_rule),

@@ -39,6 +39,10 @@ from gluon_resnetv2.untrusted import Fault, read_bytes, read_json, told_of
 # wide layer has 2048 at a quarter of the size), and all arrays of the graph together.
 PLANES = 1024
 TOTAL = 1 << 30
+# What one image may make of work: multiplications by parameters (ResNet-269 has 2e10); what lies
+# under all windows of pooling, in planes, as that takes MXNet fifty times as long; and what a
+# convolution may lay out to be multiplied, in planes.
+WORK, WINDOWS, LAID_OUT = 1 << 38, 4096, 9 * PLANES
 SIZES = (32, 224, 299, 28, 64, 96, 128, 256, 16, 8)  # images' usual heights and widths, in pixels
 
 
@@ -78,6 +82,35 @@ class Pair:
         }
         states = {name: arrays.pop(name) for name in self.symbol().list_auxiliary_states()}
         return arrays, states
+
+    def types(self, symbol: mx.sym.Symbol) -> list:
+        """Those of the graph's answers, given its own `symbol`, where images are float32.
+
+        Raises:
+            MXNetError: they do not fit the parameters'.
+        """
+        types = {
+            name: array.dtype.newbyteorder("=")
+            for name, array in self.parameters.items()
+            if array.dtype != DTYPES["bfloat16"]  # which it has not heard of
+        }
+        return symbol.infer_type_partial(**types, **{self.data: "float32"})[1]
+
+    def peak(self) -> int:
+        """How many numbers MXNet holds of one image at once, at most."""
+        internals = self.symbol().get_internals()
+        sizes = dict.fromkeys((node.name for node in self.nodes), 0)
+        for output, shape in zip(internals, _shapes(self, internals, (2, *self.shape))):
+            if output.name not in self.parameters:
+                sizes[output.name] += math.prod(shape) // 2
+        last = {source: node.index for node in self.nodes for source, *_ in node.inputs}
+        held = most = 0
+        for node in self.nodes:
+            held += sizes[node.name]
+            most = max(most, held)
+            read = {source for source, *_ in node.inputs if last[source] == node.index}
+            held -= sum(sizes[self.nodes[source].name] for source in read)
+        return most
 
     def check(self, shape: tuple[int, int, int]) -> int:
         """Has the graph take images of `shape`; returns how many classes it tells apart.
@@ -138,13 +171,8 @@ def _check_symbol(pair: Pair, names: Iterable[str]) -> None:
         symbol = pair.symbol()
     except mx.MXNetError as error:
         raise Fault(f"is no graph to MXNet: {last_line(error)}") from None
-    types = {
-        name: array.dtype.newbyteorder("=")
-        for name, array in pair.parameters.items()
-        if array.dtype != DTYPES["bfloat16"]  # which it has not heard of
-    }
     try:
-        symbol.infer_type_partial(**types, **{pair.data: "float32"})
+        pair.types(symbol)
     except mx.MXNetError as error:
         raise Fault(f"does not fit its parameters' types: {last_line(error)}") from None
     states = set(symbol.list_auxiliary_states())
@@ -205,6 +233,7 @@ def _check_shapes(pair: Pair, shape: tuple) -> int:
     for name, *shapes in zip(names, two, three):
         found[name].append(shapes)
     _check_memory(pair, found, math.prod(shape) // min(shape))
+    _check_work(pair, found, math.prod(shape) // min(shape))
     _check_rows(pair, found)
     for node in pair.nodes:
         sizes = node.op != "null" and OPERATORS[node.op].sizes
@@ -235,6 +264,29 @@ def _check_memory(pair, found, plane) -> None:
             total += size
             if size > most or total > TOTAL:
                 raise Fault(f"makes {size} numbers of an image in {name}, {total} by then")
+
+
+def _check_work(pair, found, plane) -> None:
+    """Has an image take no more time than networks do, nor more than is beside their arrays."""
+    work = windows = 0
+    for node in pair.nodes:
+        first = node.values.get("chain", [node])[0]  # of what a fused operator stands for
+        kind, values = first.op.lower(), first.values
+        inputs = [found[pair.nodes[source].name][at][0] for source, at, _ in node.inputs]
+        answer = found[node.name][0][0]  # for two images
+        if kind in ("convolution", "fullyconnected"):
+            each = math.prod(inputs[1][1:])
+            work += math.prod(answer) // 2 * each
+            laid_out = each * values.get("num_group", 1) * math.prod(answer[2:])
+            if kind == "convolution" and laid_out > LAID_OUT * plane:
+                raise Fault(f"lays out {laid_out} numbers of an image in {node.name}")
+        elif "pool" in kind:
+            window = values.get("kernel") if not values.get("global_pool") else ()
+            windows += math.prod(answer) // 2 * math.prod(window or inputs[0][2:])
+        if work > WORK or windows > WINDOWS * plane:
+            raise Fault(
+                f"makes {work} products and pools {windows} numbers of an image up to {node.name}"
+            )
 
 
 def _check_rows(pair, found) -> None:

@@ -53,8 +53,9 @@ class Predictor:
         rejected: a line for each form that was found wrong.
 
     Raises:
-        UserError: the pair is damaged or can't be read, no form computes what it should, or the
-            native operator is not installed or has no instruction for something in the graph.
+        UserError: the pair is damaged or can't be read, takes more memory than there is, no form
+            computes what it should, or the native operator is not installed or has no instruction
+            for something in the graph.
     """
 
     def __init__(
@@ -70,6 +71,12 @@ class Predictor:
         pair = artifact.read(shape)
         self.name, self.shape, self.max_batch = artifact.name, pair.shape, max_batch
         self._lock = threading.Lock()
+        needed = 8 * max_batch * pair.peak()  # bytes: as much again for all smaller batches
+        if needed > _memory():
+            raise UserError(
+                f"{artifact.name} takes {needed / 1e9:.0f} GB for {max_batch} images at once, more "
+                "than this machine has; name a smaller --max-batch"
+            )
         arguments, statistics = pair.arrays()
         arrays, symbol = {**arguments, **statistics}, pair.symbol()
         plain = _Plain(pair, symbol, arrays, max_batch)
@@ -81,7 +88,8 @@ class Predictor:
         self.output, self._input = manifest["output"], manifest["input"]
         if artifact.manifest:
             inputs, outputs, tolerance = recorded(artifact)
-            self.classes = manifest["classes"]
+            self.classes = artifact.classes
+            artifact.warn()
         else:
             inputs, tolerance = reference_images(pair.shape), {"difference": TOLERANCE}
             try:
@@ -247,6 +255,11 @@ class _Fused(_Form):
             grad_req="null",
         )
         return lambda: executor.forward(is_train=False)[0]
+
+
+def _memory():
+    """This machine's, in bytes."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _output(pair):

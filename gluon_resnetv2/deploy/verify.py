@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gluon_resnetv2.deploy.artifact import Artifact
+from gluon_resnetv2.deploy.artifact import MANIFEST, Artifact, write_manifest
 from gluon_resnetv2.deploy.forms import misfolded
 from gluon_resnetv2.deploy.old_graph import modern
 from gluon_resnetv2.deploy.reference import (
@@ -146,7 +146,11 @@ def record(artifact: Artifact, checks: Sequence[Check]) -> None:
         }
         for check in checks
     ]
-    write_json(artifact.folder / "manifest.json", {**artifact.manifest, "verification": entries})
+    manifest = {**artifact.manifest, "verification": entries}
+    if artifact.covered:
+        write_manifest(artifact.folder, manifest)
+    else:  # nobody knows that it is as it was written
+        write_json(artifact.folder / MANIFEST, manifest)
 
 
 def report(artifact: Artifact, shape: tuple | None = None, engine: str = "mxnet") -> bool:
@@ -161,7 +165,13 @@ def report(artifact: Artifact, shape: tuple | None = None, engine: str = "mxnet"
         print(f"  {check}")
     if C_API not in {check.runtime for check in checks}:
         print(f"  left out: {C_API}, which takes only names that begin with arg: or aux:")
+    artifact.warn()
     if artifact.manifest:
+        if not artifact.covered:
+            print(
+                f"  not covered: {MANIFEST}, of an earlier version, has no SHA-256 of itself; its "
+                "class names, mean, std and crop may be damaged; export again"
+            )
         try:
             record(artifact, checks)
         except OSError as error:

@@ -48,10 +48,10 @@ class Folder:
         if not self.classes:
             raise UserError(f"{self.path} has no folders of images, one per class")
         outside = [entry.name for entry in inside if not entry.is_dir()]
-        self.files, labels, other, deeper = [], [], [], []
+        self.files, labels, other, deeper, strange = [], [], [], [], []
         for label, name in enumerate(self.classes):
             entries = _entries(self.path / name)
-            names = sorted(f"{name}/{entry.name}" for entry in entries if not entry.is_dir())
+            names = sorted(f"{name}/{entry.name}" for entry in entries if entry.is_file())
             images = [file for file in names if file.lower().endswith(SUFFIXES)]
             if not images:
                 raise UserError(f"{self.path / name} has no images; remove it or fill it: {IMAGES}")
@@ -61,7 +61,10 @@ class Folder:
             for entry in entries:
                 if entry.is_dir():
                     deeper += _below(entry.path, self.path)
+                elif not entry.is_file():  # a pipe, which would be waited for
+                    strange.append(f"{name}/{entry.name}")
         kinds = {"of other endings": other, "deeper": deeper, "outside of classes": outside}
+        kinds["that are no files"] = strange
         left_out = [
             f"{len(files)} {kind} ({_some(files)})" for kind, files in kinds.items() if files
         ]

@@ -25,15 +25,12 @@ import numpy as np
 
 from gluon_resnetv2.errors import UserError, install
 from gluon_resnetv2.interop import keras_config
+from gluon_resnetv2.interop.bounds import MOST_BYTES, MOST_DESCRIPTION, MOST_OBJECTS, check_members
 from gluon_resnetv2.interop.keras_config import Layer, network, stages_of
 from gluon_resnetv2.untrusted import Fault, quote, read_bytes, read_json, told_of
 
-LARGEST = 4 << 30  # bytes of a file
-MOST = 100_000  # objects in an HDF5 file, members of an archive
-MOST_TEXT = 4 << 20  # bytes of a model's description
 DEEPEST = 8  # groups in groups
 ZIP, HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
-MEMBER = b"PK\x01\x02"  # what each member of an archive is announced by
 ASSUMED = "average pooling, its activations and a softmax are assumed to be those of ResNetV2"
 NAME = re.compile(r"[\w.:+-]{1,200}", re.ASCII)
 # What zipfile and h5py raise depends on where the damage is.
@@ -66,7 +63,7 @@ def read(
             otherwise; or h5py is not installed.
     """
     with told_of(path):
-        data, names = read_bytes(path, LARGEST), None
+        data, names = read_bytes(path, MOST_BYTES), None
         if data.startswith(ZIP):
             data, names = _unzipped(data)
         if not data.startswith(HDF5):
@@ -79,8 +76,7 @@ def read(
 
 def _unzipped(data: bytes) -> tuple[bytes, dict[str, str]]:
     """The HDF5 file in a .keras archive, and the names of its layers."""
-    if data.count(MEMBER) > MOST:
-        raise Fault("is an archive of too many files")
+    check_members(data)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             for member in map(archive.getinfo, ("config.json", "model.weights.h5")):
@@ -151,7 +147,7 @@ def _config(data: bytes) -> object:
     )
     if not start:
         raise Fault("holds a whole model without its model_config; save it again with Keras")
-    text = data[start.start() : start.start() + MOST_TEXT].decode("utf-8", "replace")
+    text = data[start.start() : start.start() + MOST_DESCRIPTION].decode("utf-8", "replace")
     try:
         return json.JSONDecoder().raw_decode(text)[0]
     except (ValueError, RecursionError):
@@ -168,7 +164,7 @@ def _h5py():
 
 def _datasets(file) -> Iterator[tuple[tuple[str, ...], object]]:
     """Every dataset with the names that lead to it."""
-    h5py, left = _h5py(), MOST
+    h5py, left = _h5py(), MOST_OBJECTS
 
     def below(group, path):
         nonlocal left

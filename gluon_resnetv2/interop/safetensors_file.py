@@ -17,9 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.interop.torch_file import MOST_DIMENSIONS, widened, without_prefixes
-
-MOST_HEADER = 4 << 20  # bytes
+from gluon_resnetv2.interop.bounds import MOST_DESCRIPTION, MOST_DIMENSIONS, MOST_NUMBERS
+from gluon_resnetv2.interop.torch_file import widened, without_prefixes
 
 DTYPES = {
     "F64": np.dtype("<f8"),
@@ -53,7 +52,7 @@ def read(
             length = int.from_bytes(file.read(8), "little")
             if size < 2 or length > size:
                 raise UserError(f"{path} is cut short, or no safetensors file")
-            if length > MOST_HEADER:
+            if length > MOST_DESCRIPTION:
                 raise UserError(f"{path} has a header of {length} bytes, which is no network's")
             header = _header(path, file.read(length))
             arrays = _arrays(path, header, file, size - length)
@@ -115,6 +114,7 @@ def _place(path, name, about):
         dtype = DTYPES.get(kind)
         counts = all(type(number) is int and number >= 0 for number in (start, stop, *shape))
         whole = counts and len(shape) <= MOST_DIMENSIONS and name.isprintable()
+        whole = whole and math.prod(filter(None, shape)) <= MOST_NUMBERS
     except (KeyError, TypeError, ValueError):
         whole = False
     if not whole:

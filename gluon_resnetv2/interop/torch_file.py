@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import io
 import math
+import mmap
+import os
 import pickle
 import struct
 import zipfile
@@ -23,6 +25,13 @@ from typing import ClassVar
 import numpy as np
 
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.interop.bounds import (
+    MOST_DESCRIPTION,
+    MOST_DIMENSIONS,
+    MOST_NUMBERS,
+    check_members,
+)
+from gluon_resnetv2.untrusted import told_of
 
 # Keys under which training scripts put the state dict among other things.
 WRAPPERS = (
@@ -33,9 +42,6 @@ WRAPPERS = (
 # What DataParallel, torch.compile and Lightning's modules put before every name, in any order, and
 # what becomes of wrappers in a format without them.
 PREFIXES = ("module.", "_orig_mod.", *(f"{name}." for name in WRAPPERS))
-
-MOST_DESCRIPTION = 4 << 20  # bytes of data.pkl
-MOST_DIMENSIONS = 8
 
 STORAGES = {
     "FloatStorage": np.dtype("<f4"),
@@ -105,6 +111,7 @@ def read(
             legacy = LEGACY in file.read(64)
         if legacy:
             return _Legacy(path).read(report, key)
+        _check_members(path)
         with zipfile.ZipFile(path) as archive:
             return _Reader(path, archive).read(report, key)
     except UserError:
@@ -113,6 +120,13 @@ def read(
         raise UserError(f"{path}: {error.strerror or error}") from None
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error):
         raise UserError(f"{path} {_no_archive(path)}") from None
+
+
+def _check_members(path):
+    with path.open("rb") as file, told_of(path):
+        if file.seek(0, os.SEEK_END):  # or there is nothing to be mapped
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                check_members(data)
 
 
 def _no_archive(path):
@@ -232,7 +246,7 @@ class _Reader:
         self._refuse_code(value)
         if not isinstance(value, dict):
             raise UserError(f"{self.path} holds no state dict; save the model's state_dict() alone")
-        sets = [name for name, held in value.items() if _holds_weights(name, held)]
+        sets = _names_of_sets(value)
         if key is None:
             key = next((key for key in WRAPPERS if isinstance(value.get(key), dict)), None)
         elif key not in sets:
@@ -271,13 +285,16 @@ class _Reader:
     def tensor(self, storage, offset, shape, strides) -> _Tensor:
         """A view of `storage`, once it is certain to be within it."""
         whole = all(type(number) is int and number >= 0 for number in (offset, *shape, *strides))
-        if not whole or len(shape) != len(strides) or len(shape) > MOST_DIMENSIONS:
+        whole = whole and len(shape) == len(strides) <= MOST_DIMENSIONS
+        if not whole or math.prod(filter(None, shape)) > MOST_NUMBERS:
             raise UserError(f"{self.path} is damaged: a tensor has no such shape")
         reach = offset + sum((size - 1) * stride for size, stride in zip(shape, strides)) + 1
         numbers = math.prod(shape)
         if numbers > storage.count or (numbers and reach > storage.count):
             raise UserError(f"{self.path} is damaged: a tensor reaches beyond its storage")
-        return _Tensor(storage, offset, shape, strides)
+        # What a size of 1 has for a stride is of no use, and perhaps no number of C's.
+        used = tuple(stride if size > 1 else 0 for size, stride in zip(shape, strides))
+        return _Tensor(storage, offset, shape, used)
 
 
 class _Legacy(_Reader):
@@ -428,8 +445,8 @@ class _Interpreter(pickle._Unpickler):
             self._name(self.stack[-1])
             return
         for key, value in zip(items[::2], items[1::2]):
-            # A tuple of tuples of tuples may take forever to hash.
-            self.stack[-1][key if isinstance(key, (str, int, float)) else object()] = value
+            # Nested tuples may take forever to hash, and numbers of one hash to tell apart.
+            self.stack[-1][key if isinstance(key, str) else object()] = value
 
     @staticmethod
     def _name(value):
@@ -453,15 +470,20 @@ class _Interpreter(pickle._Unpickler):
     dispatch[pickle.SETITEMS[0]] = load_setitems
 
 
-def _holds_weights(name, value):
-    """Whether a checkpoint has a set of weights under this name."""
-    named = isinstance(name, str) and name.isprintable()
-    tensors = isinstance(value, dict) and value.values()
-    return named and bool(tensors) and all(isinstance(tensor, _Tensor) for tensor in tensors)
+def _names_of_sets(values):
+    """The names under which a checkpoint has sets of weights."""
+    dicts = {id(held): held for held in values.values() if isinstance(held, dict)}
+    sets = {
+        key
+        for key, held in dicts.items()
+        if held and all(isinstance(t, _Tensor) for t in held.values())
+    }  # each looked at once, however many names it has
+    names = (name for name, held in values.items() if id(held) in sets)
+    return [name for name in names if isinstance(name, str) and name.isprintable()]
 
 
 def _listed(names):
-    return " or ".join(f"'{name}'" for name in names) or "no such sets"
+    return " or ".join(f"'{name[:80]}'" for name in names[:10]) or "no such sets"
 
 
 def _printable(found):

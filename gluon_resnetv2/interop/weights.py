@@ -15,6 +15,7 @@ from gluon_resnetv2.deploy.params_file import read_arrays
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import whole_file
 from gluon_resnetv2.interop import keras_file, safetensors_file, torch_file
+from gluon_resnetv2.interop.bounds import MOST_BYTES
 from gluon_resnetv2.interop.keras_file import HDF5, ZIP
 from gluon_resnetv2.layers import is_statistic
 
@@ -42,8 +43,11 @@ def read(
     if path.name.endswith("-symbol.json"):
         raise UserError(f"{path} has no weights; name the .params file beside it")
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # what else may have no end
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):  # what else may have no end
             raise UserError(f"{path} is no file of weights")
+        if about.st_size > MOST_BYTES:
+            raise UserError(f"{path} has {about.st_size} bytes; {MOST_BYTES} are the most")
         with path.open("rb") as file:
             head = file.read(16)
     except OSError as error:
