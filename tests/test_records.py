@@ -67,6 +67,24 @@ def test_a_list_without_labels_is_told(small):
         imagenet.load(small)
 
 
+@pytest.mark.parametrize("index", [True, False])
+def test_a_list_of_other_images_is_refused(small, index):
+    shifted = [f"{key}\t{(key + 1) % 2}\t{'dc'[key % 2]}/{key}.png\n" for key in range(6)]
+    (small / "val.lst").write_text("".join(shifted))
+    if not index:
+        (small / "val.idx").unlink()
+    told = r"val.lst is not that of .*val.rec: record 0 has label 0 there, and 1 here; remove it"
+    with pytest.raises(UserError, match=told):
+        imagenet.load(small)
+
+
+def test_a_list_without_lines_is_none(small, capfd):
+    for part in ("train", "val"):
+        (small / f"{part}.lst").write_text("\n\n")
+    assert classes_and_labels(small) == (("0", "1"), WANTED[1])
+    assert "named by number" in capfd.readouterr().err
+
+
 @pytest.mark.filterwarnings("ignore:tostring")  # which MXNet packs such labels by
 def test_one_label_packed_as_a_list_is_one(small):
     data = as_mxnet_reads(small / "val.rec")[0][1]
@@ -93,7 +111,8 @@ def test_a_file_that_is_no_multiple_of_four_is_read(small):
         path.write_bytes(change(path.read_bytes()))
         assert path.stat().st_size % 4
     assert classes_and_labels(small) == WANTED
-    (small / "val.idx").unlink()
+    for part in ("train", "val"):
+        (small / f"{part}.idx").unlink()
     assert classes_and_labels(small) == WANTED
 
 

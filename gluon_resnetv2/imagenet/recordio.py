@@ -72,11 +72,13 @@ def head(file: BinaryIO, offset: int) -> Record:
 def offsets(file: BinaryIO) -> Iterator[int]:
     """Where the records of a file begin; whether the last is whole is not looked at.
 
+    Bytes behind it that are too few for another are nothing.
+
     Raises:
         Broken: something else stands between them.
     """
     size, offset = file.seek(0, 2), 0
-    while offset < size:
+    while size - offset >= FRAME.size:
         kind, length = _frame(file, offset)
         if kind in (WHOLE, FIRST):
             yield offset

@@ -17,6 +17,7 @@ from gluon_resnetv2.untrusted import quote
 
 # Bounds: bytes of an index, of which ImageNet's has 25 million, and characters of a list's line.
 INDEX_BYTES, LINE = 1 << 29, 1 << 14
+COMPARED = 1000  # records that are looked up in the list
 
 
 class Records:
@@ -47,6 +48,7 @@ class Records:
         self.marker = self.path.with_suffix(".checked")
         if not self.path.is_file():
             raise UserError(f"{self.path} is missing; pack the images again")
+        self._has_keys = True
         keys, offsets = self._indexed() if self.index.is_file() else self._found()
         order = keys.argsort()
         self.keys, self._offsets = keys[order], offsets[order]
@@ -133,17 +135,35 @@ class Records:
         if not offsets:
             raise UserError(f"{self.path} is empty; pack the images again")
         print(f"{self.path}: {len(offsets)} records found without {self.index}", file=sys.stderr)
-        unique = len(set(keys)) == len(keys)
-        return np.array(keys if unique else range(len(keys))), np.array(offsets)
+        self._has_keys = len(set(keys)) == len(keys)
+        return np.array(keys if self._has_keys else range(len(keys))), np.array(offsets)
 
     def _names(self) -> dict[int, str] | None:
         """The folder that each label's images came from, if that tells the classes apart."""
         if not self._list.is_file():
             return None
+        if self._has_keys:
+            self._check_list()
         pairs = {(label, os.path.dirname(path)) for _, label, path in self._lines()}
         names = {label: os.path.basename(folder) for label, folder in pairs}
-        usable = len(pairs) == len(names) == len(set(names.values())) and all(names.values())
+        usable = 0 < len(pairs) == len(names) == len(set(names.values())) and all(names.values())
         return names if usable else None
+
+    def _check_list(self):
+        """Lets no list of other images name the classes: some records are looked up in it."""
+        rows = {int(self.keys[row]): row for row in range(0, len(self), len(self) // COMPARED + 1)}
+        listed = {key: label for key, label, _ in self._lines() if key in rows}
+        with open(self.path, "rb", buffering=0) as file:
+            for key, said in listed.items():
+                try:
+                    _, label = self._read(recordio.head, file, rows[key])
+                except UserError:
+                    continue  # `damage` tells of all of these
+                if said != label:
+                    raise UserError(
+                        f"{self._list} is not that of {self.path}: record {key} has label {label} "
+                        f"there, and {said} here; remove it, or bring the right one"
+                    )
 
     def _lines(self) -> Iterator[tuple[int, int, str]]:
         """(key, label, path) of each line of the list."""
