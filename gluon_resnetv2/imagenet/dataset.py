@@ -78,7 +78,9 @@ def load(
 
 def _part(root: Path, name: str) -> Folder | Records:
     if (root / f"{name}.rec").exists():
-        return Records(root / f"{name}.rec")
+        records = Records(root / f"{name}.rec")
+        records.check_list()
+        return records
     if (root / name).is_dir():
         return Folder(root / name)
     raise UserError(f"{root} has neither {name}.rec nor a folder {name}; name another --data-dir")

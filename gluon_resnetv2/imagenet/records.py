@@ -142,15 +142,19 @@ class Records:
         """The folder that each label's images came from, if that tells the classes apart."""
         if not self._list.is_file():
             return None
-        if self._has_keys:
-            self._check_list()
         pairs = {(label, os.path.dirname(path)) for _, label, path in self._lines()}
         names = {label: os.path.basename(folder) for label, folder in pairs}
         usable = 0 < len(pairs) == len(names) == len(set(names.values())) and all(names.values())
         return names if usable else None
 
-    def _check_list(self):
-        """Lets no list of other images name the classes: some records are looked up in it."""
+    def check_list(self) -> None:
+        """Lets no list of other images name the classes: some records are looked up in it.
+
+        Raises:
+            UserError: it says another label of one.
+        """
+        if not self.named or not self._has_keys:
+            return
         rows = {int(self.keys[row]): row for row in range(0, len(self), len(self) // COMPARED + 1)}
         listed = {key: label for key, label, _ in self._lines() if key in rows}
         with open(self.path, "rb", buffering=0) as file:
