@@ -94,13 +94,6 @@ def require() -> None:
             f"{CPU_WHEEL} and {GPU_WHEEL} are installed over each other: "
             f"{uninstall(CPU_WHEEL, GPU_WHEEL)}, then {_install_mxnet()}"
         )
-    import numpy
-
-    if int(numpy.__version__.split(".")[0]) > 1:
-        raise CannotLoad(
-            f"MXNet 1.9.1 needs numpy 1.x, and numpy {numpy.__version__} is installed: "
-            + python("-m", "pip", "install", "numpy<2")
-        )
     if GPU_WHEEL in installed and _driver() is None:
         raise CannotLoad(
             f"{GPU_WHEEL} needs NVIDIA's driver, and libcuda.so.1 is not found: install the "
@@ -109,9 +102,9 @@ def require() -> None:
 
 
 def _require_python() -> None:
-    if not (3, 9) <= sys.version_info[:2] <= (3, 12):
+    if not (3, 10) <= sys.version_info[:2] <= (3, 14):
         raise CannotLoad(
-            f"MXNet 1.9.1 runs on Python 3.9 to 3.12, and this is {platform.python_version()}: "
+            f"MXNet 1.9.1 runs on Python 3.10 to 3.14, and this is {platform.python_version()}: "
             "make an environment with one of those"
         )
 
@@ -218,12 +211,30 @@ def _before() -> None:
 
 
 def _provide_numpy_names() -> None:
-    """MXNet uses numpy.bool, GluonCV numpy.float and numpy.int too; numpy 1.24 dropped them."""
+    """MXNet and GluonCV name what numpy has dropped, in 1.24 or in 2.0 and later."""
     import numpy
 
-    for python_type in (bool, float, int):
+    names = {python_type.__name__: python_type for python_type in (bool, float, int)}
+    if _numpy_2():
+        names |= {"NAN": numpy.nan, "NaN": numpy.nan, "Inf": numpy.inf, "PINF": numpy.inf}
+        names |= {"NINF": -numpy.inf, "PZERO": 0.0, "NZERO": -0.0}
+        names |= {"alltrue": numpy.all, "sometrue": numpy.any, "product": numpy.prod}
+        names |= {"round_": numpy.round, "in1d": numpy.isin, "trapz": numpy.trapezoid}
+        names["msort"] = functools.partial(numpy.sort, axis=0)
+        names |= dict.fromkeys(("mirr", "npv", "pmt", "ppmt", "pv", "rate"), _moved)
+    for name, value in names.items():
         # Not hasattr, for which numpy has a FutureWarning in store.
-        vars(numpy).setdefault(python_type.__name__, python_type)
+        vars(numpy).setdefault(name, value)
+
+
+def _moved(*_, **__):
+    raise RuntimeError("numpy's financial functions are in numpy_financial")
+
+
+def _numpy_2() -> bool:
+    import numpy
+
+    return int(numpy.__version__.split(".")[0]) > 1
 
 
 def _provide_distutils() -> None:
@@ -323,6 +334,9 @@ def _load_cuda() -> None:
 def _after(mxnet: types.ModuleType) -> None:
     mxnet.nd.NDArray.__array__ = _as_numpy
     _mend_sparse(mxnet)
+    if _numpy_2():
+        _mend_text(mxnet)
+        _mend_records(mxnet.recordio)
     # A process that exits while custom operators wait for their turn hangs for ever.
     atexit.unregister(_wait_for_all)
     atexit.register(_wait_for_all)
@@ -344,6 +358,53 @@ def _mend_sparse(mxnet: types.ModuleType) -> None:
         mxnet.nd.utils.spsp = mxnet.nd.sparse.spsp = types.SimpleNamespace(
             csr=sparse, csr_matrix=sparse.csr_matrix, coo_matrix=sparse.coo_matrix
         )
+
+
+class _IsText(type):
+    def __instancecheck__(cls, value) -> bool:
+        return isinstance(value, str)
+
+
+class _Text(str, metaclass=_IsText):
+    """`str` for MXNet's operators, which do not know the attribute "(np.int64(3),)" of numpy 2."""
+
+    __slots__ = ()
+
+    def __new__(cls, value=""):
+        if not isinstance(value, (tuple, list)):
+            return str(value)
+        import numpy
+
+        with numpy.printoptions(legacy="1.25"):
+            return str(value)
+
+
+def _mend_text(mxnet: types.ModuleType) -> None:
+    ctypes_modules = (sys.modules[f"mxnet._ctypes.{name}"] for name in ("ndarray", "symbol"))
+    for module in (*ctypes_modules, mxnet.symbol.symbol, mxnet.io.io):
+        module.str = _Text
+
+
+def _mend_records(recordio: types.ModuleType) -> None:
+    """`pack` and `pack_img` use ndarray.tostring, which numpy 2.3 dropped."""
+    import numpy
+
+    class Bytes(numpy.ndarray):
+        tostring = numpy.ndarray.tobytes
+
+    class Packing:
+        """Of the modules that `recordio` uses, with arrays of the class above."""
+
+        def __init__(self, module, name, result):
+            self._module, function = module, getattr(module, name)
+            setattr(self, name, lambda *given, **named: result(function(*given, **named)))
+
+        def __getattr__(self, name):
+            return getattr(self._module, name)
+
+    recordio.np = Packing(numpy, "asarray", lambda array: array.view(Bytes))
+    if recordio.cv2:
+        recordio.cv2 = Packing(recordio.cv2, "imencode", lambda done: (done[0], done[1].view(Bytes)))
 
 
 def _wait_for_all() -> None:
