@@ -39,6 +39,7 @@ EXTRAS = {
     "dev": [
         "pytest>=8",  # the runner
         "pytest-xdist>=3.5",  # runs them side by side
+        "scikit-learn>=1.0",  # the source of our digits; brings SciPy, which enlarges them, too
         "ruff==0.17.6",  # the linter, pinned because each release formats a little differently
         "gluoncv==0.10.5.post0",  # the peer whose export `verify` must catch
         "tritonclient[grpc,http]>=2.42",  # a client of the Open Inference Protocol that is not ours
@@ -73,6 +74,7 @@ setup(
     python_requires=">=3.9,<3.13",  # numpy 1.x, which MXNet 1.9.1 needs, has no wheel for 3.13
     packages=find_packages(include=["gluon_resnetv2", "gluon_resnetv2.*"]),
     package_data={
+        "gluon_resnetv2.data": ["digits.npz"],
         "gluon_resnetv2.deploy": ["page.html"],
         "gluon_resnetv2.native": ["trunk.cc"],
     },
@@ -82,8 +84,6 @@ setup(
         "matplotlib>=3.7",  # learning curves
         "pillow>=9.1",  # reads image files
         "prometheus-client>=0.20",  # the server's metrics
-        "scikit-learn>=1.0",  # brings the handwritten digits, the embedded data set
-        "scipy>=1.7",  # rank correlations of a study; scikit-learn needs it as well
         # Routes the server's requests. We use neither its forms nor its files (before 0.49.1 their
         # ranges take minutes), as MLServer goes with none later than 0.46.
         "starlette>=0.40",

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.stats import spearmanr
+import numpy as np
 
 from gluon_resnetv2.paper import FAIL, Result
 from gluon_resnetv2.study.plan import Outcome, Planned
@@ -133,10 +133,19 @@ def rank_correlations(rows: Sequence[Row]) -> list[float]:
         cases.setdefault(row.result.case, []).append(row)
     chosen = [[same[end] for same in cases.values()] for end in (0, -1)]
     found = [
-        spearmanr([_failing(row.result.error) for row in one], [_failing(row.error) for row in one])
+        np.corrcoef(
+            _ranks([_failing(row.result.error) for row in one]),
+            _ranks([_failing(row.error) for row in one]),
+        )[0, 1]
         for one in chosen
     ]
-    return [float(correlation) for correlation, _ in found][: 1 if chosen[0] == chosen[1] else 2]
+    return [float(correlation) for correlation in found][: 1 if chosen[0] == chosen[1] else 2]
+
+
+def _ranks(values):
+    """Those of equal values are their mean."""
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[which]
 
 
 def _failing(error):
