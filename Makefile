@@ -2,23 +2,35 @@
 # Each builds the environment that it needs in .venv, where it is missing or stale.
 
 # A Python that MXNet 1.9.1 runs on, with what it takes to make an environment.
-WORKS := import sys, venv, ensurepip; assert (3, 9) <= sys.version_info < (3, 13)
+WORKS := import sys, venv, ensurepip; assert (3, 10) <= sys.version_info < (3, 15)
 ifndef PYTHON
-PYTHON := $(shell for python in python3.11 python3.12 python3.10 python3.9 python3 python; do \
+PYTHON := $(shell for python in python3.11 python3.12 python3.10 python3.13 python3.14 python3 python; do \
 	$$python -c '$(WORKS)' 2>/dev/null && command -v $$python && break; done)
+endif
+ifeq ($(PYTHON),)
+NEW := $(if $(shell command -v uv),uv venv --quiet --seed --python 3.12)
+else
+NEW := $(shell $(PYTHON) -c '$(WORKS)' 2>/dev/null && echo '$(PYTHON) -m venv')
 endif
 VENV := .venv
 RUN := $(VENV)/bin/python
 TEST_EXTRAS := cpu,dev,mlserver,native,onnx,oracle
+# Another numpy than MXNet's metadata allow, as in NUMPY='numpy>=2'.
+NUMPY :=
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 
 # An environment whose Python does not run any more is stale.
 ifneq ($(shell $(RUN) -c 'print("runs")' 2>/dev/null),runs)
 STALE := stale
 endif
 
+WAY_OUT := $(if $(shell command -v apt),apt install python3-venv brings one on Debian 12 and Ubuntu \
+	22.04 or later,install one$(comma) or uv$(comma) which brings its own)
+comma := ,
+
 .PHONY: stale train test test-slow test-pythons lint clean
 
-train: $(VENV)/cpu
+train: $(VENV)/cpu,serve
 	$(RUN) train/cifar.py --recipe digits
 
 # Side by side, each on one thread: most networks of the tests are too small for two.
@@ -30,7 +42,7 @@ test-slow: $(VENV)/$(TEST_EXTRAS)
 
 # The tests on every other Python of MINORS that is on PATH or that pyenv has, without PyTorch,
 # whose wheels for them may bring gigabytes of CUDA.
-MINORS := 9 10 11 12
+MINORS := 10 11 12 13 14
 test-pythons:
 	@for minor in $(MINORS); do \
 		for python in python3.$$minor $$(pyenv root 2>/dev/null)/versions/3.$$minor.*/bin/python; do \
@@ -49,10 +61,11 @@ lint: $(VENV)/$(TEST_EXTRAS)
 clean:
 	rm -rf .venv*
 
-# An empty file in the environment says which extras of setup.py were installed whole.
-$(VENV)/%: setup.py $(STALE)
-	@test -n "$(PYTHON)" && $(PYTHON) -c '$(WORKS)' 2>/dev/null || { echo "error: no Python 3.9 to 3.12 with venv on PATH; install Python" \
-		"3.11, for example with: apt install python3.11 python3.11-venv" >&2; exit 2; }
-	$(PYTHON) -m venv $(if $(and $(STALE),$(wildcard $(VENV)/pyvenv.cfg)),--clear) $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+# An empty file in the environment says which extras of pyproject.toml were installed whole.
+$(VENV)/%: pyproject.toml $(STALE)
+	@test -n "$(NEW)" || { echo "error: $(or $(PYTHON),no command) is no Python 3.10 to 3.14 with venv; $(WAY_OUT)" >&2; exit 2; }
+	$(NEW) $(if $(and $(STALE),$(wildcard $(VENV)/pyvenv.cfg)),--clear) $(VENV)
+	$(PIP) --editable '.[$*]'
+	$(PIP) --no-deps mxnet==1.9.1 # which pip leaves out on Python 3.13 and later
+	$(if $(NUMPY),$(PIP) '$(NUMPY)')
 	@touch '$@'

@@ -13,6 +13,8 @@ from gluon_resnetv2.native import add_engine
 from gluon_resnetv2.profiling import options as profiling_options
 from gluon_resnetv2.spec import IMAGE_SIZE_MAX
 from gluon_resnetv2.study import options as study_options
+from gluon_resnetv2.training import options as training_options
+from gluon_resnetv2.training.recipes import RECIPES
 
 # Of `interop.convert`, which needs MXNet.
 LAYOUTS = (
@@ -68,8 +70,6 @@ def export(options) -> None:
 
 
 def recipes(_options) -> None:
-    from gluon_resnetv2.training.recipes import RECIPES
-
     print("\n".join(recipe.about(name) for name, recipe in RECIPES.items()))
 
 
@@ -176,6 +176,13 @@ def predict(options) -> None:
             print(f"  {100 * probability:6.2f} %  {cli.printable(name)}")
 
 
+def train(options) -> int:
+    from gluon_resnetv2.training.main import train
+
+    given = {name: value for name, value in vars(options).items() if name != "action"}
+    return train(*training_options.read_options(given), given["recipe"])
+
+
 def serve(options) -> int:
     return server.main(options)
 
@@ -216,6 +223,8 @@ def main() -> int:
     verb(doctor, "what works on this machine, and each known hazard's state")
     verb(models, "the paper's networks, with their size, cost and reported error")
     verb(recipes, "recipes with a name: their command, source, cost and expected error")
+    options = verb(train, "train a network, export it, and verify the export")
+    training_options.add_options(options)
     options = verb(launch, "train on several machines, or with several processes on this one")
     launch_module.add_options(options)
     options = verb(compare, "overlay the learning curves of runs, and tell what differs")
@@ -324,5 +333,10 @@ def main() -> int:
     return chosen.action(chosen) or 0
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The program `resnetv2`."""
     cli.run(main)
+
+
+if __name__ == "__main__":
+    command()

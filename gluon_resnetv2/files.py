@@ -164,7 +164,7 @@ def expanded(path: str | os.PathLike, way_out: str = "name another folder") -> P
     """
     try:
         return Path(path).expanduser()
-    except (RuntimeError, KeyError):  # Python 3.9's is a KeyError
+    except RuntimeError:
         raise UserError(f"no home folder is known for {path}; {way_out}") from None
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import mxnet as mx
 import numpy as np
@@ -58,7 +58,7 @@ class Recomputed:
         blocks = [*net.features, net.output]
         stem = blocks.index(net.units[0])
         cuts = [0, *(stem + start for start in starts[1:]), len(blocks)]
-        parts = [blocks[start:end] for start, end in zip(cuts, cuts[1:])]
+        parts = [blocks[start:end] for start, end in pairwise(cuts)]
         self._segments = [chain(part) for part in parts]
         # A graph of its own, with another momentum, for each segment's first run.
         self._first_runs = [chain(part) for part in parts[:-1]]

@@ -23,10 +23,17 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import NamedTuple
 
-from gluon_resnetv2.errors import UserError, install, python, uninstall
+from gluon_resnetv2.errors import UserError, install, uninstall
 
 CPU_WHEEL = "mxnet"
 GPU_WHEEL = "mxnet-cu112"
+
+# Libraries of the system that its wheels need, and do not bring: Debian's and Fedora's packages.
+SYSTEM_LIBRARIES = {
+    "libgomp.so.1": ("libgomp1", "libgomp"),
+    "libquadmath.so.0": ("libquadmath0", "libquadmath"),
+    "libstdc++.so.6": ("libstdc++6", "libstdc++"),
+}
 
 # What could no longer be done because MXNet was imported before us, one line each.
 too_late: list[str] = []
@@ -86,6 +93,7 @@ def wheels() -> list[str]:
 def require() -> None:
     """Raises CannotLoad where MXNet cannot be imported for a reason that we know."""
     _require_python()
+    _require_machine()
     if importlib.util.find_spec("mxnet") is None:
         raise _not_installed()
     installed = wheels()
@@ -106,6 +114,15 @@ def _require_python() -> None:
         raise CannotLoad(
             f"MXNet 1.9.1 runs on Python 3.10 to 3.14, and this is {platform.python_version()}: "
             "make an environment with one of those"
+        )
+
+
+def _require_machine() -> None:
+    if sys.platform == "win32" or platform.machine().lower() in ("aarch64", "arm64"):
+        raise CannotLoad(
+            f"MXNet 1.9.1 has no wheel that loads on {platform.system()} with an "
+            f"{platform.machine()} processor: use Linux on x86-64; what `export --to onnx` writes "
+            "there, ONNX Runtime serves here"
         )
 
 
@@ -145,6 +162,7 @@ class _LastResort:
     def find_spec(name: str, path=None, target=None) -> None:
         if name == "mxnet":
             _require_python()
+            _require_machine()
             raise _not_installed()
 
 
@@ -170,11 +188,22 @@ def _around_mxnet(mxnet: types.ModuleType) -> Iterator[None]:
             _before()
             yield
         except OSError as error:  # the dynamic linker's
-            extra = "cu112" if GPU_WHEEL in wheels() else "cpu"
-            raise CannotLoad(
-                f"MXNet's library does not load ({error}): {install(extra)} again"
-            ) from error
+            way_out = f"{install('cu112' if GPU_WHEEL in wheels() else 'cpu')} again"
+            if missing := _missing_libraries():
+                debian, fedora = (" ".join(names) for names in zip(*missing))
+                way_out = f"apt install {debian}, or dnf install {fedora}"
+            raise CannotLoad(f"MXNet's library does not load ({error}): {way_out}") from error
     _after(mxnet)
+
+
+def _missing_libraries() -> list[tuple[str, str]]:
+    missing = []
+    for library, packages in SYSTEM_LIBRARIES.items():
+        try:
+            ctypes.CDLL(library)
+        except OSError:
+            missing.append(packages)
+    return missing
 
 
 @contextlib.contextmanager
@@ -404,7 +433,9 @@ def _mend_records(recordio: types.ModuleType) -> None:
 
     recordio.np = Packing(numpy, "asarray", lambda array: array.view(Bytes))
     if recordio.cv2:
-        recordio.cv2 = Packing(recordio.cv2, "imencode", lambda done: (done[0], done[1].view(Bytes)))
+        recordio.cv2 = Packing(
+            recordio.cv2, "imencode", lambda done: (done[0], done[1].view(Bytes))
+        )
 
 
 def _wait_for_all() -> None:

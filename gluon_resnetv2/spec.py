@@ -15,7 +15,7 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass
-from typing import Union
+from typing import get_args
 
 from gluon_resnetv2.errors import UserError
 
@@ -109,8 +109,8 @@ def _check_finite(*numbers):
         raise UserError("a shortcut needs finite numbers")
 
 
-SHORTCUTS = (Identity, Scale, Gate, Conv1x1, Dropout)
-Shortcut = Union[SHORTCUTS]
+Shortcut = Identity | Scale | Gate | Conv1x1 | Dropout
+SHORTCUTS = get_args(Shortcut)
 
 SHORTCUT_HELP = (
     "identity, plain, scale:A,B (A on the shortcut, B on F), gate:BIAS, exclusive-gate:BIAS, "

@@ -73,7 +73,7 @@ def fault_of(port: int, raw: bytes) -> str:
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
             received = _exchanged(connection, raw)
-    except socket.timeout:
+    except TimeoutError:
         return f"no answer within {PATIENCE} s to {raw[:300]!r}"
     statuses = [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) [A-Z]", received)]
     wrong = [status for status in statuses if status >= 500 and status != 503]

@@ -25,7 +25,7 @@ gate strides and what it reads. A network is a plain dict:
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F

@@ -26,7 +26,7 @@ LEVELS = (
     ("deploy", "distributed", "imagenet", "native"),
     ("interop", "training"),
     ("profiling", "study"),
-    ("__main__", "doctor"),
+    ("__main__", "doctor", "symbols"),
 )
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 

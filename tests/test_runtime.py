@@ -413,12 +413,14 @@ def test_two_wheels_over_each_other_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("where", "what", "value", "expected"),
     [
-        ("numpy", "__version__", "2.1.0", "needs numpy 1.x, and numpy 2.1.0 is installed"),
-        ("sys", "version_info", (3, 13, 0), "runs on Python 3.9 to 3.12, and this is"),
-        ("sys", "version_info", (3, 8, 18), "runs on Python 3.9 to 3.12, and this is"),
+        ("sys", "version_info", (3, 15, 0), "runs on Python 3.10 to 3.14, and this is"),
+        ("sys", "version_info", (3, 9, 18), "runs on Python 3.10 to 3.14, and this is"),
+        ("sys", "platform", "win32", "no wheel that loads on .*: use Linux on x86-64; what `exp"),
+        ("platform", "machine", lambda: "aarch64", "loads on Linux with an aarch64 processor: use"),
+        ("platform", "machine", lambda: "arm64", "with an arm64 processor: use Linux on x86-64"),
     ],
 )
-def test_a_python_or_numpy_that_mxnet_does_not_know_is_refused(
+def test_a_python_or_machine_that_mxnet_does_not_know_is_refused(
     monkeypatch, where, what, value, expected
 ):
     monkeypatch.setattr(sys.modules[where], what, value)
@@ -470,6 +472,31 @@ def test_libraries_of_nvidias_wheels_are_found_by_the_linker(tmp_path):
     line = last_line(WITH_FAKE_MXNET, path=tmp_path)
     assert "CannotLoad: MXNet's library does not load (libfake.so.1: cannot open" in line
     assert line.endswith(f"{install('cu112')} again")
+    system = 'runtime.SYSTEM_LIBRARIES = {"libfake.so.1": ("libfake1", "libfake")}\nimport mxnet'
+    line = last_line(WITH_FAKE_MXNET.replace("import mxnet", system), path=tmp_path)
+    assert line.endswith(
+        "cannot open shared object file: No such file or directory): "
+        "apt install libfake1, or dnf install libfake"
+    )
+
+
+# NumPy 2
+
+
+@pytest.mark.skipif(np.__version__ < "2", reason="NumPy 1 has the names, and writes plain numbers")
+def test_numpy_2_is_given_what_mxnet_asks_of_it():
+    assert (np.PINF, np.NINF, np.product([2, 3])) == (np.inf, -np.inf, 6)
+    assert np.in1d([1, 2], [2]).tolist() == [False, True]
+    assert np.msort(np.array([[2, 1], [1, 3]])).tolist() == [[1, 1], [2, 3]]
+    with pytest.raises(RuntimeError, match="are in numpy_financial"):
+        np.rate(1, 2, 3, 4)
+    shape = tuple(np.array([1, 3, 2, 2]))
+    assert mx.sym.var("x", shape=shape).infer_shape()[1] == [(1, 3, 2, 2)]
+    pooled = mx.nd.Pooling(mx.nd.ones(shape), kernel=shape[2:], pool_type="avg")
+    assert pooled.shape == (1, 3, 1, 1)
+    packed = mx.recordio.pack(mx.recordio.IRHeader(0, [1.0, 2.0], 7, 0), b"image")
+    header, image = mx.recordio.unpack(packed)
+    assert (header.label.tolist(), header.id, image) == ([1.0, 2.0], 7, b"image")
 
 
 # GPUs

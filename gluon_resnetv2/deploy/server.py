@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from gluon_resnetv2 import cli, runtime
-from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.errors import UserError, install
 from gluon_resnetv2.native import add_engine
 
 MEGABYTE = 2**20
@@ -76,7 +76,11 @@ def _serve(options, listener, threads):
         import mxnet as mx
 
     from gluon_resnetv2.deploy.hosts import Hosts
-    from gluon_resnetv2.deploy.http_server import Uvicorn
+
+    try:
+        from gluon_resnetv2.deploy.http_server import Uvicorn
+    except ModuleNotFoundError as error:
+        raise UserError(f"serving needs {error.name}: {install('serve')}") from None
     from gluon_resnetv2.deploy.predictor import Predictor
     from gluon_resnetv2.deploy.service import Limits, Metrics, Model, Service
 

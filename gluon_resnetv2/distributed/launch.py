@@ -409,7 +409,7 @@ class Job:
                 while line := lines.readline(LINE):
                     for name in json.loads(line):
                         self._events.put((role, SAID[SAID.index(name)], None))
-            except socket.timeout:
+            except TimeoutError:
                 event = "silent"
             finally:
                 self._events.put((role, event, None))

@@ -98,7 +98,7 @@ def _listen(connection: socket.socket, role: str) -> None:
             if "signal" in message:
                 os.kill(os.getpid(), message["signal"])
             _send(connection, {})
-    except socket.timeout:
+    except TimeoutError:
         why = f"nothing was heard of the supervisor for {SILENCE} s"
     except OSError:
         pass

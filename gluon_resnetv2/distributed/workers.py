@@ -8,12 +8,9 @@ from collections.abc import Sequence
 import mxnet as mx
 import numpy as np
 
-from gluon_resnetv2.distributed import watch
+from gluon_resnetv2.distributed import PARAMETER_SERVER, watch
 from gluon_resnetv2.distributed.server_optimizer import FIRST_KEY, ServerOptimizer
 from gluon_resnetv2.errors import UserError, python
-
-PARAMETER_SERVER = ("dist_sync", "dist_device_sync", "dist_async")
-DISTRIBUTED = (*PARAMETER_SERVER, "horovod")
 
 SET_MULTI_PRECISION = 1  # a command to servers, kSetMultiPrecision of kvstore_dist_server.h
 PARTS = 3  # float32 numbers that hold a float64 one

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 import mxnet as mx
 
@@ -154,7 +154,7 @@ class Zeros(NamedTuple):
     channels: int
 
 
-Value = Union[Activation, Widened, Gate, Gated, Zeros]
+Value = Activation | Widened | Gate | Gated | Zeros
 
 
 class Program:

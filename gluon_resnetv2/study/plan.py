@@ -126,8 +126,7 @@ class Planned:
 
     def command(self) -> str:
         """What trains the same by hand."""
-        script = "imagenet.py" if self.recipe.dataset == "imagenet" else "cifar.py"
-        words = ["python", f"train/{script}"]
+        words = ["python", "-m", "gluon_resnetv2", "train"]
         for name, value in _given(self.recipe).items():
             words.append(flag(name))
             if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""What the scripts in train/ do, once they know the recipe: train, export, verify."""
+"""What `train` does, once it knows the recipe: train, export, verify."""
 
 from __future__ import annotations
 

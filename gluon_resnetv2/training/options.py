@@ -13,9 +13,8 @@ from pathlib import Path
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.training.recipe import MOMENTUM, Recipe, flag
 from gluon_resnetv2.training.recipes import RECIPES
-from gluon_resnetv2.training.run import default_folder
 
-# Fields, and choices of "dataset", that only one of the scripts in train/ has.
+# Fields, and choices of "dataset", that only one of the scripts in train/ has; `train` has all.
 IMAGENET = ("test_size", "augmentation", "colour", "threads", "leave_out", "imagenet")
 CIFAR = ("coarse", "unit", "stem", "cifar10", "cifar100", "digits")
 
@@ -68,12 +67,15 @@ def read_options(given: dict, defaults: dict | None = None) -> tuple[Recipe, boo
 
     Args:
         given: the options that were given, by field, and "recipe" and "resume".
-        defaults: fields that differ from `Recipe`'s where no recipe is named.
+        defaults: fields that differ from `Recipe`'s where no recipe is named; by default those of
+            the paper for ImageNet.
 
     Raises:
         UserError: there is no such recipe or run, or the run was started with other options.
     """
     given = dict(given)
+    if defaults is None and given.get("dataset") == "imagenet":
+        defaults = RECIPES["paper-imagenet"].fields
     name, resume = given.pop("recipe"), given.pop("resume")
     if name and (Path(name) / "recipe.json").is_file():
         name = Path(name) / "recipe.json"
@@ -188,7 +190,7 @@ def override(fields: dict, given: dict) -> Recipe:
 
 def _last_of(recipe: Recipe) -> Path | None:
     """The newest folder that a run of this recipe made for itself."""
-    first = Path(default_folder(recipe))
+    first = Path(recipe.default_folder)
     numbered = {1: first}
     for path in first.parent.glob(f"{first.name}-*"):
         if match := re.fullmatch(re.escape(first.name) + r"-(\d+)", path.name):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gluon_resnetv2.data import NAMES
-from gluon_resnetv2.distributed.workers import DISTRIBUTED
+from gluon_resnetv2.distributed import DISTRIBUTED
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.native import ENGINES
 from gluon_resnetv2.spec import (
@@ -364,6 +364,11 @@ class Recipe:
 
     def _equal_shares(self, workers):
         return self.devices * workers if self.sync_bn and self.devices > 1 else 1
+
+    @property
+    def default_folder(self) -> str:
+        """Where a run without --output goes, but for a number behind it."""
+        return f"runs/{self.dataset}-{self.model}"
 
     @property
     def devices(self) -> int:

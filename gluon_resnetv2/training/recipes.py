@@ -12,7 +12,6 @@ class Named:
     """A recipe somebody has published results for.
 
     Attributes:
-        script: what runs it, below train/.
         fields: what differs from the defaults of `Recipe`.
         source: where these are from.
         cost: as its source states it.
@@ -20,7 +19,6 @@ class Named:
         unlike: what the source does and we don't, as far as is known.
     """
 
-    script: str
     fields: dict
     source: str
     cost: str
@@ -29,7 +27,7 @@ class Named:
 
     def about(self, name: str) -> str:
         """Its command, source, cost, the error to expect and what it lacks, as text."""
-        data = " --data-dir DIR" if self.script == "imagenet.py" else ""
+        data = " --data-dir DIR" if self.fields.get("dataset") == "imagenet" else ""
         told = {
             "from": self.source,
             "cost": self.cost,
@@ -37,7 +35,9 @@ class Named:
             "not ours": self.unlike,
         }
         lines = [f"    {word:10}{text}" for word, text in told.items() if text]
-        return "\n".join([f"{python(f'train/{self.script}')} --recipe {name}{data}", *lines])
+        return "\n".join(
+            [f"{python('-m', 'gluon_resnetv2', 'train')} --recipe {name}{data}", *lines]
+        )
 
 
 _PAPER = "[v2], appendix"
@@ -88,7 +88,6 @@ _GLUONCV_IMAGENET = {
 
 RECIPES = {
     "digits": Named(
-        "cifar.py",
         {
             "dataset": "digits",
             "model": "preact20",
@@ -102,7 +101,6 @@ RECIPES = {
         expected="1.1 to 1.4 (seeds 0 to 2)",
     ),
     "paper-cifar10": Named(
-        "cifar.py",
         {"model": "preact164"},
         source=_PAPER,
         cost="2 GPUs of 2016; ResNet-1001 about 27 hours",
@@ -110,7 +108,6 @@ RECIPES = {
         unlike=_UNLIKE_PAPER,
     ),
     "paper-cifar100": Named(
-        "cifar.py",
         {"model": "preact164", "dataset": "cifar100"},
         source=_PAPER,
         cost="2 GPUs of 2016; ResNet-1001 about 27 hours",
@@ -118,7 +115,6 @@ RECIPES = {
         unlike=_UNLIKE_PAPER,
     ),
     "released-cifar10": Named(
-        "cifar.py",
         {
             "model": "preact1001",
             "init": "out",
@@ -135,7 +131,6 @@ RECIPES = {
         unlike=_UNLIKE_TORCH,
     ),
     "tornadomeet-cifar10": Named(
-        "cifar.py",
         {
             "model": "preact164",
             "stride_on": "3x3",
@@ -151,7 +146,6 @@ RECIPES = {
         unlike="BN's eps is 2e-5; pads with grey; counts 112 test images twice",
     ),
     "gluoncv-cifar10": Named(
-        "cifar.py",
         _GLUONCV_CIFAR,
         source=_GLUONCV,
         cost="3.3 hours on one GPU (60 s an epoch)",
@@ -159,7 +153,6 @@ RECIPES = {
         unlike=_UNLIKE_GLUONCV_CIFAR,
     ),
     "gluoncv-cifar10-mixup": Named(
-        "cifar.py",
         {**_GLUONCV_CIFAR, "num_epochs": 220, "mixup": 1.0, "mixup_off_epochs": 20},
         source=_GLUONCV,
         cost="3.7 hours on one GPU (61 s an epoch)",
@@ -167,7 +160,6 @@ RECIPES = {
         unlike=_UNLIKE_GLUONCV_CIFAR,
     ),
     "paper-imagenet": Named(
-        "imagenet.py",
         _PAPER_IMAGENET,
         source=_PAPER,
         cost="about 3 weeks on 8 GPUs of 2016",
@@ -175,7 +167,6 @@ RECIPES = {
         unlike=_UNLIKE_PAPER,
     ),
     "paper-imagenet-aspect": Named(
-        "imagenet.py",
         {
             **_PAPER_IMAGENET,
             "stride_on": "3x3",
@@ -191,7 +182,6 @@ RECIPES = {
         + _UNLIKE_TORCH,
     ),
     "tornadomeet-imagenet": Named(
-        "imagenet.py",
         {
             **_PAPER_IMAGENET,
             "model": "preact50",
@@ -209,7 +199,6 @@ RECIPES = {
         "0.25; from about epoch 95 on it only cuts and flips",
     ),
     "gluoncv-imagenet": Named(
-        "imagenet.py",
         _GLUONCV_IMAGENET,
         source=_GLUONCV,
         cost="not stated; 8 GPUs",

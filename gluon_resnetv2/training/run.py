@@ -211,18 +211,13 @@ def check_folder(recipe: Recipe) -> None:
         raise UserError(f"--output {folder} exists already; name a new folder{way_out}")
 
 
-def default_folder(recipe: Recipe) -> str:
-    """Where a run without --output goes, but for a number behind it."""
-    return f"runs/{recipe.dataset}-{recipe.model}"
-
-
 def _new_folder(recipe: Recipe) -> Path:
     """Makes the folder, so that no other run can take it."""
     check_folder(recipe)
     if recipe.output:
         Path(recipe.output).mkdir(parents=True, exist_ok=True)
         return Path(recipe.output)
-    name, number = default_folder(recipe), 1
+    name, number = recipe.default_folder, 1
     while True:
         folder = Path(name if number == 1 else f"{name}-{number}")
         try:
