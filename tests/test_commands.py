@@ -131,7 +131,8 @@ def test_the_native_engine_takes_no_fused_graph(trained, command):
 def test_recipes_say_what_to_expect(command):
     status, printed, _ = command("gluon_resnetv2", "recipes")
     assert status == 0
-    assert printed.count("expected") == printed.count(f"{sys.executable} train/") == len(RECIPES)
+    trains = f"{sys.executable} -m gluon_resnetv2 train --recipe"
+    assert printed.count("expected") == printed.count(trains) == len(RECIPES)
     assert "--recipe paper-cifar100\n" in printed
     assert "24.33" in printed
 
@@ -197,8 +198,23 @@ def test_models_lists_the_papers_networks(command):
     assert any("exclusive-gate:-6" in row and " 8.70 " in row for row in rows)
 
 
-def test_help_names_every_option(command):
-    status, printed, _ = command("train/cifar.py", "--help")
+def test_the_verb_trains_any_data_set(command, tmp_path):
+    words = "--model preact8 --unit basic --image-size 8 --batch-size 4 --num-steps 1 --output run"
+    status, printed, _ = command(
+        "gluon_resnetv2", "train", "--dataset", "synthetic", *words.split()
+    )
+    assert status == 0
+    assert "verified: " in printed
+    status, _, told = command(
+        "gluon_resnetv2", "train", "--dataset", "imagenet", "--data-dir", "no"
+    )
+    assert (status, told.count("\n")) == (2, 1)
+    assert "neither train.rec nor a folder train" in told
+
+
+@pytest.mark.parametrize("words", [("train/cifar.py",), ("gluon_resnetv2", "train")], ids=str)
+def test_help_names_every_option(command, words):
+    status, printed, _ = command(*words, "--help")
     assert status == 0
     assert "--lr-step-epochs" in printed
     assert "(default: preact110)" in " ".join(printed.split())
@@ -231,7 +247,7 @@ MISTAKES = {
     "no run": (("gluon_resnetv2", "export", "nowhere"), "nowhere"),
     "no export": (("gluon_resnetv2", "verify", "nowhere"), "nowhere"),
     "no shape": (("gluon_resnetv2", "verify", "x", "--shape", "3"), "--shape"),
-    "unknown verb": (("gluon_resnetv2", "train"), "train"),
+    "unknown verb": (("gluon_resnetv2", "trian"), "trian"),
     "no verb": (("gluon_resnetv2",), "VERB"),
     "no image": (("gluon_resnetv2", "predict", "nowhere"), "image"),
 }
