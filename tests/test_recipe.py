@@ -288,7 +288,7 @@ OPTIONS = {
     "order": ("relu_preact", "relu_preact"),
     "shortcut": ("dropout:0.5", "dropout:0.5"),
     "unit": ("basic", "basic"),
-    "stem": ("imagenet", "imagenet"),
+    "stem": ("cifar", "cifar"),
     "widening": ("A", "A"),
     "stride_on": ("3x3", "3x3"),
     "input_bn": ("shift", "shift"),
@@ -559,7 +559,10 @@ def begin(*words) -> Path:
 
 
 # What differs from that, where the option above does not.
-OTHER = {"dataset": ["--dataset", "synthetic"], "unit": ["--unit", "bottleneck"]}
+OTHER = {
+    "dataset": ["--dataset", "synthetic"],
+    "unit": ["--unit", "bottleneck", "--model", "preact11"],
+}
 MACHINE = [field.name for field in dataclasses.fields(Recipe) if field.metadata["machine"]]
 
 
