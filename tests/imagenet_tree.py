@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import mxnet as mx
@@ -85,3 +86,17 @@ def normalised(image: Image.Image) -> np.ndarray:
     pixels = np.asarray(image, np.float64) / 255
     pixels = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     return pixels.transpose(2, 0, 1)[None]
+
+
+def lines(count):
+    """Of a list of images of the classes c and d in turn."""
+    return [f"{key}\t{key % 2}\t{'cd'[key % 2]}/{key}.png\n" for key in range(count)]
+
+
+def write_six(folder):
+    """A train.rec and val.rec of six images of two classes, c and d, with their lists."""
+    file = io.BytesIO()
+    Image.new("RGB", (9, 8), (9, 99, 199)).save(file, "PNG")
+    for part in ("train", "val"):
+        write_rec(folder / f"{part}.rec", [(key % 2, file.getvalue()) for key in range(6)])
+        (folder / f"{part}.lst").write_text("".join(lines(6)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import io
 import json
 import random
 import resource
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from gluon_resnetv2 import imagenet
 from gluon_resnetv2.checkpoint import checkpoints, choose_checkpoint
@@ -23,7 +21,7 @@ from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.training import compare, curves
 from gluon_resnetv2.training.options import run_recipe
 from gluon_resnetv2.training.run import Run
-from tests.imagenet_tree import write_rec
+from tests.imagenet_tree import write_six
 
 RUN = Path(__file__).parent / "fixtures" / "v0.1" / "run"
 SECONDS, MEMORY = 10, 2**20  # of a processor, and KiB, that a file may take at most
@@ -71,13 +69,7 @@ def answer(use):
 
 @pytest.fixture
 def packed(tmp_path):
-    """Six images of two classes, twice."""
-    file = io.BytesIO()
-    Image.new("RGB", (9, 8), (9, 99, 199)).save(file, "PNG")
-    for part in ("train", "val"):
-        write_rec(tmp_path / f"{part}.rec", [(key % 2, file.getvalue()) for key in range(6)])
-        lines = (f"{key}\t{key % 2}\t{'cd'[key % 2]}/{key}.png\n" for key in range(6))
-        (tmp_path / f"{part}.lst").write_text("".join(lines))
+    write_six(tmp_path)
     return tmp_path
 
 

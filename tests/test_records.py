@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import struct
 
 import mxnet as mx
 import numpy as np
 import pytest
-from PIL import Image
 
 from gluon_resnetv2 import imagenet
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.imagenet.records import Records
-from tests.imagenet_tree import write_rec
-
-
-def lines(count):
-    return [f"{key}\t{key % 2}\t{'cd'[key % 2]}/{key}.png\n" for key in range(count)]
+from tests.imagenet_tree import lines, write_rec, write_six
 
 
 @pytest.fixture
 def small(tmp_path):
-    """A train.rec and val.rec of six images of two classes, c and d."""
-    file = io.BytesIO()
-    Image.new("RGB", (9, 8), (9, 99, 199)).save(file, "PNG")
-    for part in ("train", "val"):
-        write_rec(tmp_path / f"{part}.rec", [(key % 2, file.getvalue()) for key in range(6)])
-        (tmp_path / f"{part}.lst").write_text("".join(lines(6)))
+    write_six(tmp_path)
     return tmp_path
 
 
