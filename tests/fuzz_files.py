@@ -108,21 +108,22 @@ def _other_json(rng, content):
     return json.dumps(manifest).encode()
 
 
-def _reads(name: str, content: bytes, folder: Path) -> None:
-    """Reads what the file of this name is: an export's manifest, weights, or an image."""
+def _reads(name: str, content: bytes, folder: Path) -> list[bytes]:
+    """What reading a file of this name gives: an export's manifest, weights, or an image."""
     from gluon_resnetv2.deploy.artifact import load
     from gluon_resnetv2.interop import weights
     from gluon_resnetv2.pixels import ENDINGS, decode
 
     path = folder / name
     if path.suffix in sum(ENDINGS.values(), ()):
-        decode(content)
-        return
+        return [decode(content).tobytes()]
     path.write_bytes(content)
     if name == "manifest.json":
-        load(folder).read()
-    else:
-        weights.read(path)
+        artifact = load(folder)
+        artifact.read()
+        return [repr(artifact.manifest).encode()]
+    arrays = weights.read(path)
+    return [name.encode() + array.tobytes() for name, array in sorted(arrays.items())]
 
 
 def _main(options) -> None:
@@ -136,7 +137,7 @@ def _main(options) -> None:
         shutil.copytree(export, scratch, dirs_exist_ok=True)
     for file in sorted(options.folder.iterdir()):
         content = file.read_bytes()
-        _reads(file.name, content, scratch)  # what is lazily imported, and that it is honest
+        honest = _reads(file.name, content, scratch)  # imports what is lazily imported, too
         most = _memory("VmSize") + 2 * MOST
         resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
         for number in range(options.count):
@@ -159,6 +160,8 @@ def _main(options) -> None:
             line = {"mutant": f"{file.name} {number}", "outcome": ascii(outcome[:500])[1:-1]}
             line.update(growth=_memory("VmHWM") - before, lines=outcome.count("\n") + 1)
             print(json.dumps(line), flush=True)
+            if number % 10 == 9:
+                assert _reads(file.name, content, scratch) == honest
     shutil.rmtree(scratch)
 
 

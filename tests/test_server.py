@@ -41,6 +41,7 @@ from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import named
 from tests import fuzzed, malformed
 from tests.common import randomise
+from tests.hostile_images import encoded, scans
 from tests.malformed import answer_of, request
 
 triton = pytest.importorskip("tritonclient.http", exc_type=ImportError)
@@ -992,6 +993,36 @@ def test_of_a_request_that_is_given_up_no_more_images_are_read():
             slow.go.set()
         until(lambda: service.models["net"].batcher.reserved == 0)
     assert slow.read_images == 1
+
+
+@pytest.mark.parametrize(
+    "heavy",
+    [scans(2048, 1024, 20), encoded("PNG", (5000, 4000)), encoded("JPEG", (5000, 4000))],
+    ids=["scans", "PNG", "JPEG"],
+)
+def test_images_that_take_long_have_only_their_like_wait(heavy):
+    class Slow(Gated):
+        def read(self, file):
+            if file.getvalue() == heavy:
+                self.started.release()
+                assert self.go.wait(PATIENCE)
+            return np.zeros(SHAPE, "float32")
+
+        def run(self, inputs):
+            return np.zeros((len(inputs), len(CLASSES)), "float32")
+
+    slow, light = Slow(), png(np.zeros(SHAPE, "uint8"))
+    kind = {"Content-Type": f"image/{'png' if heavy.startswith(light[:4]) else 'jpeg'}"}
+    clients = concurrent.futures.ThreadPoolExecutor(8)
+    with serving({"net": slow}) as (port, *_), clients:
+        late = [clients.submit(infer, port, heavy, **kind) for _ in range(8)]
+        try:
+            assert slow.started.acquire(timeout=PATIENCE)
+            assert infer(port, light, **{"Content-Type": "image/png"})[0] == 200
+            assert not any(answer.done() for answer in late)
+        finally:
+            slow.go.set()
+        assert [answer.result(PATIENCE)[0] for answer in late] == [200] * 8
 
 
 @contextlib.contextmanager

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import io
 import logging
+import math
 import re
 import threading
 import time
@@ -33,8 +35,10 @@ from gluon_resnetv2 import __version__, runtime
 from gluon_resnetv2.deploy import protocol
 from gluon_resnetv2.deploy.batching import Batcher, Closed, Full
 from gluon_resnetv2.deploy.hosts import Hosts
+from gluon_resnetv2.deploy.images import SENT_FORMATS
 from gluon_resnetv2.deploy.protocol import VERSION, Interface, Refused
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.pixels import work
 
 if TYPE_CHECKING:
     from gluon_resnetv2.deploy.predictor import Predictor
@@ -43,6 +47,7 @@ PAGE = Path(__file__).with_name("page.html")
 DRAIN_SECONDS = 6  # from `Infer.drain` to refusing what is not computed yet
 LINGER_SECONDS = 2  # for which the rest of a refused body is read, so that the client reads why
 LARGE = 2**20  # bytes of a body: more would hold up the event loop
+LIGHT = 2**24  # pixels, by how often they are passed over; more may take seconds to decode
 INFER = re.compile("/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?/infer")
 FAILED = "internal error"  # which the log tells of
 DRAINING = "the server is shutting down"
@@ -109,6 +114,7 @@ class Model:
         classes, shape = list(predictor.classes), tuple(predictor.shape)
         self.interface = Interface(name, classes, shape, predictor.output, predictor.max_batch)
         self.pool = ThreadPoolExecutor(runtime.cpus(), name)
+        self._heavy = ThreadPoolExecutor(max(1, runtime.cpus() // 2), f"{name} heavy")
         self.batcher = batcher = Batcher(
             predictor.run,
             max_batch=predictor.max_batch,
@@ -132,12 +138,11 @@ class Model:
                 f"{self.interface.name} has no manifest.json, which says how images are prepared; "
                 "send input data"
             )
-        images, gone = len(request), threading.Event()
-        self.batcher.reserve(images)
-        preparing = self.pool.submit(self._prepared, request, gone)
-        preparing.add_done_callback(lambda _: self.batcher.release(images))
+        gone = threading.Event()
         try:
-            prepared = await asyncio.wrap_future(preparing)
+            prepared = await self._prepare(self.pool, request, gone, LIGHT)
+            if prepared is None:  # waits for its like alone, not others for it
+                prepared = await self._prepare(self._heavy, request, gone)
         finally:
             gone.set()  # where it is late, the thread goes on to others' after the image at hand
         return await self.batcher.submit_async(prepared)
@@ -156,11 +161,22 @@ class Model:
     def close(self, patience: float | None = None) -> None:
         """Ends the threads, the batcher's as its `close` says."""
         self.batcher.close(patience)
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self.pool, self._heavy):
+            pool.shutdown(wait=False, cancel_futures=True)
 
-    def _prepared(self, request, gone):
+    async def _prepare(self, pool, *asked):
+        images = len(asked[0])
+        self.batcher.reserve(images)
+        preparing = pool.submit(self._prepared, *asked)
+        preparing.add_done_callback(lambda _: self.batcher.release(images))
+        return await asyncio.wrap_future(preparing)
+
+    def _prepared(self, request, gone, most=math.inf):
+        """The images as the network takes them; None where that is more than `most` of work."""
         pixels = request.values
         if request.input == "image":
+            if sum(work(file, SENT_FORMATS) for file in pixels) > most:
+                return None
             pixels = np.stack([self._read(index, file, gone) for index, file in enumerate(pixels)])
         return self.predictor.prepare(pixels)
 
@@ -186,7 +202,11 @@ class Infer:
 
     def __init__(self, models: dict[str, Model], limits: Limits, metrics: Metrics):
         self.draining = False
-        self._models, self._limits, self._metrics = models, limits, metrics
+        self._models, self._limits = models, limits
+        # Looking a label up takes longer than counting.
+        self._requests = functools.cache(metrics.requests.labels)
+        self._images = functools.cache(metrics.images.labels)
+        self._seconds = functools.cache(metrics.seconds.labels)
         self._held: dict[asyncio.Task, int] = {}  # bytes of the body of each request at hand
         self._memory = 0  # their sum
 
@@ -211,7 +231,7 @@ class Infer:
             body, json_size, images = await self._answer(model, scope, receive)
             if json_size is not None:
                 headers = [BINARY, (JSON_SIZE, b"%d" % json_size)]
-            self._metrics.images.labels(name).inc(images)
+            self._images(name).inc(images)
         except Gone:
             return
         except Refused as refused:
@@ -223,9 +243,9 @@ class Infer:
         finally:
             timer.cancel()
             self._memory -= self._held.pop(task)
-        self._metrics.requests.labels(name, str(status)).inc()
+        self._requests(name, str(status)).inc()
         seconds = time.perf_counter() - began
-        self._metrics.seconds.labels(name).observe(seconds)
+        self._seconds(name).observe(seconds)
         if model:
             outcome = "success" if status == 200 else "fail"
             count, total = model.answered[outcome]
