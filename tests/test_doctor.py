@@ -148,7 +148,7 @@ def test_the_states_of_hazards_follow_the_environment(monkeypatch):
     ("versions", "hazard", "expected"),
     [
         ({"onnx": "1.18.0"}, "ONNX export", ABSENT),
-        ({"onnx": "1.19.0rc1"}, "ONNX export", ACTIVE),
+        ({"onnx": "1.19.0rc1"}, "ONNX export", HANDLED),
         ({}, "ONNX export", ABSENT),
         ({"gluoncv": "0.10.5.post0", "torch": "2.13.0+cpu"}, "GluonCV beside PyTorch 2", HANDLED),
         ({"gluoncv": "0.10.5.post0", "torch": "1.13.1"}, "GluonCV beside PyTorch 2", ABSENT),

@@ -13,6 +13,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 
 import mxnet as mx
 import numpy as np
@@ -53,7 +54,7 @@ def export_onnx(
     ones = {gamma: mx.nd.ones_like(params[gamma]) for gamma in _fixed_gammas(symbol)}
     image = tuple(manifest["input"]["shape"])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the exporter reads onnx.mapping
+        warnings.simplefilter("ignore", DeprecationWarning)  # of onnx.mapping, before 1.19
         try:
             graph = exporter.create_onnx_graph_proto(
                 symbol,
@@ -108,9 +109,9 @@ def _exporter():
     """MXNet's exporter, with a translation of `mean` that checkers of any opset take."""
     try:
         import onnx
-        from onnx import mapping  # noqa: F401  # which MXNet needs, and onnx 1.19 dropped
     except ImportError:
-        raise UserError(f"ONNX export needs onnx, older than 1.19: {install('onnx')}") from None
+        raise UserError(f"ONNX export needs onnx: {install('onnx')}") from None
+    _give_mapping_back(onnx)
     from mxnet.onnx.mx2onnx._export_onnx import MXNetGraph
 
     theirs = MXNetGraph.registry_[OPSET]["mean"]
@@ -131,6 +132,18 @@ def _exporter():
         ]
 
     return MXNetGraph()
+
+
+def _give_mapping_back(onnx):
+    """`onnx.mapping`, which MXNet's exporter reads, and which onnx 1.19 dropped."""
+    try:
+        from onnx import mapping
+    except ImportError:
+        dtypes = [*map(np.dtype, ("float16", "float32", "float64", "int32", "int64"))]
+        numbers = [*map(onnx.helper.np_dtype_to_tensor_dtype, dtypes)]
+        onnx.mapping = mapping = ModuleType("onnx.mapping")
+        mapping.NP_TYPE_TO_TENSOR_TYPE = dict(zip(dtypes, numbers))
+        mapping.TENSOR_TYPE_TO_NP_TYPE = dict(zip(numbers, dtypes))
 
 
 def _fixed_gammas(symbol: mx.sym.Symbol) -> list[str]:
