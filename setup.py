@@ -1,5 +1,13 @@
-"""Everything about the package is in pyproject.toml; this is for tools that ask for setup.py."""
+"""What pyproject.toml can't say: the README without the links that lead nowhere but in a checkout."""
+
+import re
+from pathlib import Path
 
 from setuptools import setup
 
-setup()
+README = Path(__file__).with_name("README.md").read_text("utf-8")
+
+setup(
+    long_description=re.sub(r"!?\[([^]]*)\]\((?!https?:)[^)]*\)", r"\1", README),
+    long_description_content_type="text/markdown",
+)
