@@ -159,9 +159,11 @@ def convert(options) -> None:
 def verify(options) -> int:
     from gluon_resnetv2.deploy.artifact import load
     from gluon_resnetv2.deploy.verify import report
+    from gluon_resnetv2.training.stop import termination_as_interrupt
 
     artifact = load(options.export)
-    return 0 if report(artifact, options.shape, options.engine) else 1
+    with termination_as_interrupt():  # or what runs beside would go on
+        return 0 if report(artifact, options.shape, options.engine) else 1
 
 
 def predict(options) -> None:

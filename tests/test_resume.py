@@ -1191,6 +1191,27 @@ def test_a_run_stopped_while_verifying_leaves_nothing_running(tmp_path):
     assert "verified: " in done.stdout
 
 
+@pytest.mark.slow
+def test_a_verification_that_is_ended_says_so_and_leaves_nothing_running():
+    export = ROOT / "tests/fixtures/v0.1/fused"
+    command = [sys.executable, "-m", "gluon_resnetv2", "verify", str(export)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 120
+        while not (left := [pid for pid in running(process.pid) if is_python(pid)]):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        process.terminate()
+        _, told = process.communicate(timeout=20)
+    assert (process.returncode, told.strip()) == (130, "interrupted")
+    assert not any(Path(f"/proc/{pid}").exists() for pid in left)
+
+
+def is_python(pid: str) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return sys.executable.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
+
+
 def running(parent: int) -> list[str]:
     """The processes that a process has started from any of its threads."""
     lists = Path(f"/proc/{parent}/task").glob("*/children")
