@@ -166,16 +166,23 @@ def verify(options) -> int:
         return 0 if report(artifact, options.shape, options.engine) else 1
 
 
-def predict(options) -> None:
+def predict(options) -> int:
     from gluon_resnetv2.deploy.artifact import load
     from gluon_resnetv2.deploy.predictor import Predictor
 
     predictor = Predictor(load(options.export), engine=options.engine)
+    status = 0
     for path in options.images:
-        (classes,) = predictor.top(predictor.read(path)[None])
+        try:
+            (classes,) = predictor.top(predictor.read(path)[None])
+        except UserError as error:  # the others are not to blame
+            cli.complain(error)
+            status = cli.MISTAKE
+            continue
         print(path)
         for name, probability in classes:
             print(f"  {100 * probability:6.2f} %  {cli.printable(name)}")
+    return status
 
 
 def train(options) -> int:

@@ -98,8 +98,13 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
-    print(f"error: {message}", file=sys.stderr)
+    complain(message)
     sys.exit(MISTAKE)
+
+
+def complain(message: object) -> None:
+    """Says what is wrong, as every command does."""
+    print(f"error: {message}", file=sys.stderr)
 
 
 def printable(text: str) -> str:

@@ -282,6 +282,10 @@ def test_wrong_images_and_damaged_exports_get_one_line(trained, command, tmp_pat
     status, printed, line = command("gluon_resnetv2", "predict", folder, "text.png")
     assert (status, printed, line.count("\n")) == (2, "", 1)
     assert "text.png" in line
+    Image.new("L", (50, 40), 128).save("grey.png")
+    words = ("text.png", "grey.png", "nowhere.png")
+    status, printed, lines = command("gluon_resnetv2", "predict", folder, *words)
+    assert (status, printed.splitlines()[0], lines.count("error: ")) == (2, "grey.png", 2)
     assert command("gluon_resnetv2", "export", folder, "--output", "again")[0] == 0
     params = Path("again/preact8-0000.params")
     params.write_bytes(params.read_bytes()[:-1])

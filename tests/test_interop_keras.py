@@ -163,6 +163,12 @@ FINE_TUNED = {
         keras, base(None), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3)
     ),
     "sequential": lambda keras, base: keras.Sequential([base(), keras.layers.Dense(3)]),
+    "softmax apart": lambda keras, base: functional(
+        keras, base(), keras.layers.Dense(3), keras.layers.Softmax()
+    ),
+    "activation apart": lambda keras, base: keras.Sequential(
+        [base(), keras.layers.Dense(3), keras.layers.Activation("softmax")]
+    ),
     "nested": lambda keras, base: nested(keras, base()),
     "features": lambda keras, base: base(),
     "features of pixels": lambda keras, base: base(None),
@@ -201,6 +207,14 @@ def test_what_has_no_weights_and_differs_is_refused(keras, base, head, options, 
     model = keras.Model(image, keras.layers.Dense(3, **head)(features))
     for name in FORMATS[:2]:
         assert_refused(save(model, tmp_path / name), says)
+
+
+@pytest.mark.parametrize("activation", ["linear", "softmax"])
+def test_a_softmax_of_a_softmax_is_refused(keras, base, activation, tmp_path):
+    softmax = [keras.layers.Softmax() for _ in range(2)]
+    model = functional(keras, base(), keras.layers.Dense(3, activation=activation), *softmax)
+    for name in FORMATS[:2]:
+        assert_refused(save(model, tmp_path / name), "after another")
 
 
 def rewired(keras, model, change):

@@ -170,6 +170,13 @@ def _place(layer, entry, found):
     if layer.kind == "Dropout":  # is nothing but in training
         (taken,) = layer.inputs
         return taken
+    if layer.inputs == ["predictions"] and _is_softmax(layer):
+        dense = found["predictions"]
+        if dense.settings["activation"] != "linear":
+            _refuse(layer, "after another")
+        settings = {**dense.settings, "activation": "softmax"}
+        found["predictions"] = Layer(dense.kind, dense.inputs, settings)
+        return "predictions"
     name = NAMES.get(layer.kind, layer.settings["name"])
     if layer.kind == "MaxPooling2D" and name != "pool1_pool":
         name = _pooled(*layer.inputs)
@@ -177,6 +184,13 @@ def _place(layer, entry, found):
         _refuse(layer, f"beside another {name}")
     found[name] = layer
     return name
+
+
+def _is_softmax(layer):
+    """Whether it is one of classes, beside the classifier that could have it as its activation."""
+    if layer.kind == "Softmax":
+        return layer.settings["axis"] in (-1, [-1])
+    return layer.kind == "Activation" and layer.settings["activation"] == "softmax"
 
 
 def _inputs(layer, entry):
