@@ -1,4 +1,4 @@
-"""What pyproject.toml can't say: the README without the links that lead nowhere but in a checkout."""
+"""What pyproject.toml can not say: the README without links that lead nowhere but in a checkout."""
 
 import re
 from pathlib import Path
