@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import re
@@ -32,11 +33,14 @@ INTERPOLATIONS = {
 PIXELS = 2**30 // 12  # Pillow's own limit
 ORIENTATION = 0x0112  # the tag in EXIF
 JPEG, SCAN, EXIF = b"\xff\xd8", b"\xff\xda", b"Exif\0\0"  # how a JPEG and what is in it begin
+PNG, TEXTS = b"\x89PNG\r\n\x1a\n", (b"iCCP", b"iTXt", b"zTXt")
 ARITHMETIC = rb"\xff[\xc9-\xcb\xcd-\xcf]..\x08"  # before its height and width: no browser reads it
 # What else bounds the work that a file asks for, whatever its pixels are.
 SECONDS = 10  # of one processor, looked at whenever more of the file is asked for
-READS = 1 << 17  # of the file: a part of its own takes several
+READS = 1 << 17  # of the file: a part of its own takes three
 SCANS = 32  # over the most pixels; over fewer there may be more. Colour has 10, CMYK 18
+# How many pixels are read in the time of a read of the file, of unpacking a text of 1 MiB.
+READ, TEXT = 1 << 8, 1 << 17
 EXIFS = 100  # pieces of EXIF data, which are copied anew with each
 LONG = 16  # times what is kept; of a longer image no more is scaled, or it would fill the memory
 
@@ -48,13 +52,13 @@ class NoImage(ValueError):
 class _File(io.BytesIO):
     """An image's data, as far as what reads them stays within `READS` and `SECONDS`."""
 
-    def __init__(self, data: bytes):
+    def __init__(self, data: bytes, most: int = READS):
         super().__init__(data)
-        self._left, self._end = READS, time.thread_time() + SECONDS
+        self.reads, self._most, self._end = 0, most, time.thread_time() + SECONDS
 
     def read(self, size: int | None = -1) -> bytes:
-        self._left -= 1
-        if self._left < 0:
+        self.reads += 1
+        if self.reads > self._most:
             raise ValueError(f"it has more parts than {READS} reads give")
         if time.thread_time() > self._end:
             raise ValueError(f"it takes more than {SECONDS} seconds")
@@ -101,17 +105,23 @@ def decode(
         raise NoImage(f"can't be read as an image: {error}") from None
 
 
-def work(data: bytes, formats: tuple[str, ...] | None = FORMATS) -> int:
-    """What decoding a file asks for, by its head: pixels, times how often a JPEG passes over them.
+def work(data: bytes, most: int, formats: tuple[str, ...] | None = FORMATS) -> int:
+    """What decoding a file asks for, in pixels: those it has, times how often they are passed over,
+    and what else is in it. What is beyond `most` is not counted to its end.
 
-    0 where there is no telling: `decode` says why.
+    Too little where the file is no image: `decode` says why.
     """
-    try:
-        with Image.open(_File(data), formats=formats) as file:
-            passes = data.count(SCAN) if data.startswith(JPEG) else 1
-            return file.width * file.height * passes
-    except Exception:  # Pillow raises whatever its decoders do
-        return 0
+    asked = len(data) // 4
+    if data.startswith(PNG):
+        asked += _parts(data, most)
+    if asked > most:
+        return asked
+    file = _File(data, most // READ)
+    # Pillow raises whatever its decoders do.
+    with contextlib.suppress(Exception), Image.open(file, formats=formats) as image:
+        passes = data.count(SCAN) if data.startswith(JPEG) else 1
+        asked += image.width * image.height * passes
+    return asked + file.reads * READ
 
 
 def centre(
@@ -163,6 +173,15 @@ def middle(
     half = math.floor if interpolation == OPENCV else round
     left, top = half((image.width - width) / 2), half((image.height - height) / 2)
     return image.crop((left, top, left + width, top + height))
+
+
+def _parts(data, most):
+    """The work of a PNG's parts, counted until it is more than `most`."""
+    at, asked = len(PNG), 0
+    while at < len(data) and asked <= most:
+        asked += TEXT if data[at + 4 : at + 8] in TEXTS else 3 * READ
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    return asked
 
 
 def _check_scans(data, width, height, most):

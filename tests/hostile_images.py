@@ -26,6 +26,14 @@ def chunk(name: bytes, data: bytes = b"") -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
+def parts(kind: str, count: int, name: bytes = b"abCd", data: bytes = b"", before=True) -> bytes:
+    """A small image with `count` parts that show nothing, before its pixels or behind them."""
+    part = segment(0xE9, data) if kind == "JPEG" else chunk(name, data)
+    file = encoded(kind)
+    at = {"JPEG": 2, "PNG": 33 if before else -12}[kind]
+    return file[:at] + count * part + file[at:]
+
+
 def scans(width: int, height: int, count: int, arithmetic: bool = False) -> bytes:
     """A progressive JPEG of black pixels with `count` scans that change nothing."""
     blocks = -(-width // 8) * -(-height // 8)
@@ -48,11 +56,11 @@ def scans(width: int, height: int, count: int, arithmetic: bool = False) -> byte
 
 def hostile() -> Iterator[tuple[str, bytes, str]]:
     """(name, file, what the refusal says)."""
-    jpeg, png = encoded("JPEG"), encoded("PNG")
+    jpeg = encoded("JPEG")
     yield "scans", scans(8192, 4096, 10_000), "has 10000 scans"
     yield "arithmetic", scans(8192, 4096, 30, arithmetic=True), "arithmetic"
     exif = segment(0xE1, b"Exif\0\0" + bytes(65_000))
     yield "EXIF", jpeg[:2] + 900 * exif + jpeg[2:], "pieces of EXIF"
-    yield "segments", jpeg[:2] + 1_000_000 * segment(0xE9, b"") + jpeg[2:], "more parts"
-    yield "chunks", png[:33] + 300_000 * chunk(b"abCd") + png[33:], "more parts"
-    yield "pixels in chunks", png[:33] + 300_000 * chunk(b"IDAT") + png[33:], "more parts"
+    yield "segments", parts("JPEG", 1_000_000), "more parts"
+    yield "chunks", parts("PNG", 300_000), "more parts"
+    yield "pixels in chunks", parts("PNG", 300_000, b"IDAT"), "more parts"

@@ -41,7 +41,7 @@ from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import named
 from tests import fuzzed, malformed
 from tests.common import randomise
-from tests.hostile_images import encoded, scans
+from tests.hostile_images import encoded, parts, scans
 from tests.malformed import answer_of, request
 
 triton = pytest.importorskip("tritonclient.http", exc_type=ImportError)
@@ -997,8 +997,17 @@ def test_of_a_request_that_is_given_up_no_more_images_are_read():
 
 @pytest.mark.parametrize(
     "heavy",
-    [scans(2048, 1024, 20), encoded("PNG", (5000, 4000)), encoded("JPEG", (5000, 4000))],
-    ids=["scans", "PNG", "JPEG"],
+    [
+        scans(2048, 1024, 20),
+        encoded("PNG", (5000, 4000)),
+        encoded("JPEG", (5000, 4000)),
+        encoded("PNG", (2000, 1000)),
+        parts("PNG", 10_000),
+        parts("PNG", 10_000, before=False),
+        parts("PNG", 10, b"iCCP", b"x\0\0" + zlib.compress(bytes(2**20))),
+        parts("JPEG", 10_000),
+    ],
+    ids=["scans", "PNG", "JPEG", "middling", "before", "behind", "texts", "segments"],
 )
 def test_images_that_take_long_have_only_their_like_wait(heavy):
     class Slow(Gated):

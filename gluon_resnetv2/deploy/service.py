@@ -8,11 +8,11 @@ that waits is bounded: bytes of bodies, images in the queue, seconds.
 from __future__ import annotations
 
 import asyncio
+import bisect
 import contextlib
 import functools
 import io
 import logging
-import math
 import re
 import threading
 import time
@@ -47,7 +47,8 @@ PAGE = Path(__file__).with_name("page.html")
 DRAIN_SECONDS = 6  # from `Infer.drain` to refusing what is not computed yet
 LINGER_SECONDS = 2  # for which the rest of a refused body is read, so that the client reads why
 LARGE = 2**20  # bytes of a body: more would hold up the event loop
-LIGHT = 2**24  # pixels, by how often they are passed over; more may take seconds to decode
+# Pixels of `pixels.work`, which take about 20 ms, 150 ms and 1 s; more may take 10 s.
+LANES = (2**19, 2**22, 2**24)
 INFER = re.compile("/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?/infer")
 FAILED = "internal error"  # which the log tells of
 DRAINING = "the server is shutting down"
@@ -113,8 +114,9 @@ class Model:
         self.answered = {"success": (0, 0.0), "fail": (0, 0.0)}  # how many, in how many seconds
         classes, shape = list(predictor.classes), tuple(predictor.shape)
         self.interface = Interface(name, classes, shape, predictor.output, predictor.max_batch)
-        self.pool = ThreadPoolExecutor(runtime.cpus(), name)
-        self._heavy = ThreadPoolExecutor(max(1, runtime.cpus() // 2), f"{name} heavy")
+        threads = [runtime.cpus()] * len(LANES) + [max(1, runtime.cpus() // 2)]
+        self._lanes = [ThreadPoolExecutor(count, name) for count in threads]
+        self.pool = self._lanes[0]
         self.batcher = batcher = Batcher(
             predictor.run,
             max_batch=predictor.max_batch,
@@ -140,9 +142,9 @@ class Model:
             )
         gone = threading.Event()
         try:
-            prepared = await self._prepare(self.pool, request, gone, LIGHT)
-            if prepared is None:  # waits for its like alone, not others for it
-                prepared = await self._prepare(self._heavy, request, gone)
+            prepared = 0
+            while isinstance(prepared, int):  # a lane: it waits for its like alone
+                prepared = await self._prepare(request, gone, prepared)
         finally:
             gone.set()  # where it is late, the thread goes on to others' after the image at hand
         return await self.batcher.submit_async(prepared)
@@ -161,22 +163,22 @@ class Model:
     def close(self, patience: float | None = None) -> None:
         """Ends the threads, the batcher's as its `close` says."""
         self.batcher.close(patience)
-        for pool in (self.pool, self._heavy):
+        for pool in self._lanes:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _prepare(self, pool, *asked):
-        images = len(asked[0])
+    async def _prepare(self, request, gone, lane):
+        images = len(request)
         self.batcher.reserve(images)
-        preparing = pool.submit(self._prepared, *asked)
+        preparing = self._lanes[lane].submit(self._prepared, request, gone, lane)
         preparing.add_done_callback(lambda _: self.batcher.release(images))
         return await asyncio.wrap_future(preparing)
 
-    def _prepared(self, request, gone, most=math.inf):
-        """The images as the network takes them; None where that is more than `most` of work."""
+    def _prepared(self, request, gone, lane):
+        """The images as the network takes them; or a lane behind this one that they are for."""
         pixels = request.values
         if request.input == "image":
-            if sum(work(file, SENT_FORMATS) for file in pixels) > most:
-                return None
+            if lane < len(LANES) and (other := _lane(pixels, LANES[lane])) > lane:
+                return other
             pixels = np.stack([self._read(index, file, gone) for index, file in enumerate(pixels)])
         return self.predictor.prepare(pixels)
 
@@ -187,6 +189,15 @@ class Model:
             return self.predictor.read(io.BytesIO(file))
         except UserError as error:
             raise Refused(f"image {index}: {error}") from None
+
+
+def _lane(files, most):
+    """Which of the lanes files are for, as far as the work `most` tells."""
+    asked = 0
+    for file in files:
+        if asked <= most:
+            asked += work(file, most - asked, SENT_FORMATS)
+    return bisect.bisect_left(LANES, asked)
 
 
 class Unread(Refused):
