@@ -286,6 +286,23 @@ def test_a_machines_name_stands_behind_all_options(tmp_path, monkeypatch):
     assert calls == [["ssh", "-o", "BatchMode=yes", "-p", "2222", "--", "one", "sh"]]
 
 
+@pytest.mark.parametrize("does", ["exit 1", "exec sleep 30"])
+def test_an_mpirun_that_does_not_say_what_it_is_is_not_used(does, tmp_path, monkeypatch):
+    (tmp_path / "mpirun").write_text(f"#!/bin/sh\n{does}\n")
+    (tmp_path / "mpirun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(launch, "VERSION_SECONDS", 1, raising=False)
+    with pytest.raises(UserError, match="mpirun -V"):
+        launch.main(options("--workers", 1, "--launcher", "mpi", "--", "true"))
+
+
+def test_an_address_in_use_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"--address {address}: Address already in use"):
+            launch.main(options("--workers", 1, "--address", address, "--", "true"))
+
+
 def test_a_hosts_file_is_bounded(tmp_path):
     (tmp_path / "hosts").write_text("one\n" * 2**20)
     with pytest.raises(UserError, match="hosts has 4194304 bytes; 1048576 are the most"):
@@ -435,6 +452,39 @@ def test_no_line_is_written_in_pieces():
     assert written == ["[server 0] ready\n"]
 
 
+def test_a_line_without_end_is_passed_on_in_pieces():
+    """Or the supervisor's memory would fill with it."""
+    written = []
+
+    class Stream(io.StringIO):
+        def write(self, text):
+            written.append(text)
+
+    launch._copy(io.StringIO("a\n" + 10**6 * "x"), Stream(), "worker 1")
+    assert written[0] == "[worker 1] a\n"
+    assert max(map(len, written)) < 10**5
+    assert sum(line.count("x") for line in written) == 10**6
+
+
+def test_nobody_has_to_read_what_is_said(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)  # as where it is closed
+    launch._say("error: none")
+
+
+def test_a_signal_without_a_name_is_told():
+    assert launch._how(-int(signal.SIGKILL)) == "was killed by SIGKILL"
+    assert launch._how(-(signal.SIGRTMIN + 3)) == f"was killed by signal {signal.SIGRTMIN + 3}"
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_what_a_worker_leaves_behind_ends_with_the_job(status, job):
+    left = f"sleep 1000 & echo left $!; exit {status}"
+    launched = job("--workers", 1, "--", "sh", "-c", left)
+    assert launched.end()[0] == status
+    (line,) = launched.lines["stdout"]
+    assert gone(int(line.split()[1]))
+
+
 def test_all_end_with_their_supervisor(stand_in):
     launched = stand_in("wait")
     launched.wait_for("up ", 3)
@@ -557,16 +607,29 @@ def test_a_failure_is_not_taken_for_a_stop(stand_in):
     assert "ended with status 3" in launched.errors()[-1]
 
 
-def test_a_signal_at_the_start_is_no_failure(job):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["term", "hup"])
+def test_a_signal_at_the_start_is_no_failure(number, job):
     """Nobody has said anything yet, and the signal acts as usual."""
     sleep = "import time; print('here', flush=True); time.sleep(1000)"
     launched = job("--workers", 2, "--", sys.executable, "-c", sleep)
     launched.wait_for("here", 2)
-    launched.process.terminate()
+    launched.process.send_signal(number)
     status, seconds = launched.end()
     assert status == 3, launched.lines
     assert seconds < BOUND
     assert launched.lines["stderr"][-1] == "stopped before the training began"
+
+
+def test_a_job_outlives_its_terminal_where_it_was_told_to(job):
+    print_and_end = "import time; print('here', flush=True); time.sleep(2)"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        launched = job("--workers", 1, "--", sys.executable, "-c", print_and_end)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    launched.wait_for("here")
+    launched.process.send_signal(signal.SIGHUP)
+    assert launched.end()[0] == 0, launched.lines
 
 
 def test_a_process_suspended_at_its_start_is_not_waited_for(monkeypatch, capfd):

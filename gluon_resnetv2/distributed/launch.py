@@ -58,6 +58,8 @@ START_RETRIES = 3  # ps-lite aborts in about one of sixty starts
 EARLY_SECONDS = 5  # within which all workers end, where one ends before its training is done
 LOST_SECONDS = 3  # from a broken connection to the end of its process, which tells more
 KILL_SECONDS = 5  # from being told to end to being killed
+VERSION_SECONDS = 10  # for mpirun to say which it is
+PASSED = 2**16  # characters of a line that are passed on at once
 LAST_WORD = 1  # seconds from the end of a process to what it said before
 
 _saying = threading.Lock()  # threads share the streams
@@ -143,6 +145,8 @@ def _resume(options) -> str:
 
 def _say(line: str, stream=None) -> None:
     stream = stream or sys.stderr
+    if stream is None:  # closed
+        return
     clear = "\r\033[K" if stream.isatty() else ""  # worker 0's progress bar may be on the line
     with _saying, contextlib.suppress(OSError, ValueError):  # nobody reads any more
         stream.write(f"{clear}{line}\n")  # at once: worker 0 writes to the same file
@@ -213,8 +217,10 @@ class Role:
         return now - self._suspended
 
     def kill(self) -> None:
-        if self.running:
-            os.killpg(self.process.pid, signal.SIGKILL)
+        """Ends the process, and what it has started, which may be there without it."""
+        if self.process:
+            with contextlib.suppress(OSError):
+                os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
         if self.connection:
             with contextlib.suppress(OSError):
@@ -238,7 +244,13 @@ class Job:
         self._token = os.environ.get(watch.TOKEN) or secrets.token_hex(16)
         self._hosts = _read_hosts(options.hosts) if options.hosts else []
         address, port = _own_address(options, self._hosts)
-        self._listener = socket.create_server(("" if address != LOOPBACK else address, port))
+        try:
+            self._listener = socket.create_server(("" if address != LOOPBACK else address, port))
+        except OSError as error:
+            if not port:
+                raise
+            reason = os.strerror(error.errno)
+            raise UserError(f"--address {address}:{port}: {reason}; name another port") from None
         self._contact = {
             watch.ADDRESS: f"{address}:{self._listener.getsockname()[1]}",
             watch.TOKEN: self._token,
@@ -270,12 +282,10 @@ class Job:
             Failure: they have not. Either way nothing of the job runs any more.
         """
         why = None
-        handlers = {
-            number: signal.signal(
-                number, lambda number, _: self._events.put((None, "signal", number))
-            )
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+            numbers.append(signal.SIGHUP)
+        handlers = {number: signal.signal(number, self._signalled) for number in numbers}
         try:
             _thread(self._accept)
             self._start()
@@ -335,7 +345,7 @@ class Job:
         command = [STARTERS[self.options.launcher], "-n", str(count)]
         if self.options.hosts:
             command += ["--hostfile", os.path.abspath(self.options.hosts)]
-        if command[0] == "mpirun" and b"Open MPI" in subprocess.check_output(["mpirun", "-V"]):
+        if command[0] == "mpirun" and _is_open_mpi():
             command += [word for name in self._contact for word in ("-x", name)]
         self._starter = Role(command[0], [*command, *join], self._contact)
         self._spawn(self._starter)
@@ -359,6 +369,11 @@ class Job:
         _thread(self._wait, role)
 
     # What happens, as events
+
+    def _signalled(self, number: int, _) -> None:
+        # Workers know no SIGHUP: to them the end of a terminal is as any other.
+        number = signal.SIGTERM if number == signal.SIGHUP else number
+        self._events.put((None, "signal", number))
 
     def _wait(self, role: Role) -> None:
         status = role.process.wait()
@@ -522,11 +537,21 @@ class Job:
             copy.join(timeout=1)
 
 
+def _is_open_mpi() -> bool:
+    command = ["mpirun", "-V"]
+    try:
+        said = subprocess.run(command, stdout=subprocess.PIPE, timeout=VERSION_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UserError(f"mpirun -V does not say which it is: {error}") from None
+    return b"Open MPI" in said.stdout
+
+
 def _how(status: int | None) -> str:
     if status is None:
         return "was lost"
     if status < 0:
-        return f"was killed by {signal.Signals(-status).name}"
+        names = {number.value: number.name for number in signal.Signals}
+        return f"was killed by {names.get(-status, f'signal {-status}')}"
     return f"ended with status {status}"
 
 
@@ -538,7 +563,7 @@ def _thread(target, *args) -> threading.Thread:
 
 def _copy(source, stream, name: str) -> None:
     with source:
-        for line in source:
+        while line := source.readline(PASSED):
             _say(f"[{name}] {line.rstrip()}", stream)
 
 
