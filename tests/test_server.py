@@ -841,6 +841,15 @@ def test_where_connections_are_too_many_the_one_that_waits_longest_goes(monkeypa
         assert working.recv(4096).startswith(b"HTTP/1.1 200")
 
 
+def test_connections_are_no_more_than_the_system_has_files_for(monkeypatch):
+    monkeypatch.setattr(http_server.resource, "getrlimit", lambda _: (64, 64))
+    with serving({"net": Gated()}) as (port, _, uvicorn), contextlib.ExitStack() as stack:
+        for _ in range(60):
+            stack.enter_context(connected(port, b"GET "))
+        assert ask(port, "/v2/health/ready")[0] == 200
+        assert 30 < len(uvicorn.server_state.connections) < 50
+
+
 def test_where_all_connections_are_at_work_others_are_told(monkeypatch):
     monkeypatch.setattr(http_server, "CONNECTIONS", 2)
     monkeypatch.setattr(http_server, "LEAVING", 2)

@@ -23,6 +23,7 @@ KEEP_ALIVE_SECONDS = 60  # between the requests of a connection
 READ_SECONDS = 30  # for a client to read what has been sent
 CONNECTIONS = 800  # at a time; 1024 files are what many systems let a process open
 LEAVING = 100  # beside them, which have been refused and may still read why
+OTHERS = 24  # files that are no connections: models are not open
 FILES = 4096  # to open, where the system lets us: connections come in bursts
 PIECE = 2**10  # bytes outside of a body that are parsed at once: they may be 50 requests
 NOTHING = collections.deque(maxlen=0)
@@ -33,8 +34,15 @@ class Room:
     """The connections of a server that may have to go, each kind in order."""
 
     def __init__(self):
+        self.most, self.most_leaving = CONNECTIONS, LEAVING
         self.waiting: dict[Connection, None] = {}  # for their clients to say something
         self.leaving: dict[Connection, None] = {}  # have been refused
+
+    def fit(self, files: int) -> None:
+        """Leaves some of so many files that the process may open to others."""
+        room = max(2, files - OTHERS)
+        self.most_leaving = min(self.most_leaving, -(-room // 9))
+        self.most = min(self.most, room - self.most_leaving)
 
 
 class Connection(HttpToolsProtocol):
@@ -65,7 +73,7 @@ class Connection(HttpToolsProtocol):
         self._resume_reading = self.flow.resume_reading
         self.flow.resume_reading = self._read_on
         self._await_head()
-        if len(self.connections) - len(self._room.leaving) > CONNECTIONS:
+        if len(self.connections) - len(self._room.leaving) > self._room.most:
             longest = next(iter(self._room.waiting), self)
             longest._refuse(503, "Service Unavailable", "there are too many connections")
         if not self._refused:
@@ -281,7 +289,7 @@ class Connection(HttpToolsProtocol):
         A connection that is closed before all is read is reset, and its answer with it.
         """
         leaving = self._room.leaving
-        if len(leaving) >= LEAVING:
+        if len(leaving) >= self._room.most_leaving:
             first = next(iter(leaving))
             del leaving[first]
             first._abort()
@@ -305,10 +313,11 @@ class Uvicorn(uvicorn.Server):
         access_log: bool = False,
         announce: Callable[[], None] = lambda: None,
     ):
+        self._room = Room()
         super().__init__(
             uvicorn.Config(
                 service,
-                http=functools.partial(Connection, Room()),
+                http=functools.partial(Connection, self._room),
                 log_config=None,
                 access_log=access_log,
                 ws="none",
@@ -323,7 +332,7 @@ class Uvicorn(uvicorn.Server):
         self.announce, self._infer = announce, service.infer
 
     async def startup(self, sockets=None):
-        _let_open(FILES)
+        self._room.fit(_let_open(FILES))
         await super().startup(sockets)
         self.announce()
 
@@ -348,9 +357,12 @@ class Uvicorn(uvicorn.Server):
 
 
 def _let_open(files):
-    """Has the system let this process open so many files, or as many as it may have."""
+    """Has the system let this process open so many files, or as many as it may have: how many."""
     some, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = files if most == resource.RLIM_INFINITY else min(files, most)
     if some != resource.RLIM_INFINITY and some < wanted:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+            return wanted
+        return some
+    return wanted
