@@ -296,7 +296,7 @@ def main() -> int:
     options.add_argument(
         "--for",
         dest="server",
-        choices=("mlserver", "mms"),
+        choices=("mlserver",),
         help="write what that server needs beside the pair",
     )
     options = verb(convert, "weights of other implementations to an export of ours, or back")

@@ -108,7 +108,6 @@ def main() -> None:
         sums = workers.sum([ones, np.array(2**40 + workers.rank), np.array([1e-9, 1e9])])
         found = {f"sum{i}": array for i, array in enumerate(sums)}
         (found["mean"],) = workers.mean([ones])
-        (found["broadcast"],) = workers.broadcast([np.arange(3) * (workers.rank + 1)])
         found["any"] = [workers.any(False), workers.any(workers.rank == 1)]
         parameters = (train_on_servers if kv_store == "dist_async" else train)(workers)
         found.update({f"parameter{i}": array for i, array in enumerate(parameters)})

@@ -18,7 +18,7 @@ from gluon_resnetv2.training.options import CIFAR, IMAGENET, add_options, read_o
 from gluon_resnetv2.training.recipe import SCHEDULE, Recipe, flag
 from gluon_resnetv2.training.recipes import RECIPES
 from gluon_resnetv2.training.run import Run
-from gluon_resnetv2.training.schedule import Cosine, Polynomial, Steps, WarmUp
+from gluon_resnetv2.training.schedule import Cosine, Steps, WarmUp
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,13 +35,20 @@ def test_steps():
     assert rates(Steps(0.5), (0, 10**6)) == [0.5, 0.5]
 
 
-def test_polynomial():
-    assert rates(Polynomial(1.0, 10, power=2), (0, 1, 5, 9, 10, 99)) == pytest.approx(
-        [1, 0.81, 0.25, 0.01, 0, 0]
-    )
-    assert rates(Polynomial(0.5, 14, 4, 0.1, 1), (3, 4, 9, 14, 15)) == pytest.approx(
-        [0.5, 0.5, 0.3, 0.1, 0.1]
-    )
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("update_on_kvstore", True),
+        ("lr_power", 1.5),
+        ("lr_schedule", "poly"),
+        ("kv_store", "horovod"),
+    ],
+)
+def test_what_recipes_of_0_1_had_besides_is_named(name, value):
+    told = f"0.1 was the last to know --{name.replace('_', '-')} {value};"
+    with pytest.raises(UserError, match=told):
+        Recipe.from_dict({name: value})
+    assert Recipe.from_dict({"update_on_kvstore": False, "lr_power": 2.0}) == Recipe()
 
 
 def test_cosine():
@@ -311,11 +318,10 @@ OPTIONS = {
     "num_steps": ("700", 700),
     "optimizer": ("adam", "adam"),
     "lr": ("0.3", 0.3),
-    "lr_schedule": ("poly", "poly"),
+    "lr_schedule": ("cosine", "cosine"),
     "lr_steps": ("5,6,8", (5, 6, 8)),
     "lr_step_epochs": ("1.5,2", (1.5, 2.0)),
     "lr_factor": ("0.5", 0.5),
-    "lr_power": ("1.5", 1.5),
     "lr_end": ("0.001", 0.001),
     "warmup": ("linear", "linear"),
     "warmup_lr": ("0.02", 0.02),
@@ -332,7 +338,6 @@ OPTIONS = {
     "gpus": ("0,2", (0, 2)),
     "cpus": ("2", 2),
     "kv_store": ("local", "local"),
-    "update_on_kvstore": (None, True),
     "engine": ("native", "native"),
     "recompute": ("4", 4),
     "checkpoint_every": ("500", "500"),
@@ -355,7 +360,6 @@ CONTEXT = {
     **{name: ["--dataset", "imagenet"] for name in IMAGENET[:-1]},
     "coarse": ["--dataset", "cifar100"],
     "mixup_off_epochs": ["--mixup", "1"],
-    "lr_power": ["--lr-schedule", "poly"],
     "lr_end": ["--lr-schedule", "cosine"],
 }
 
@@ -420,10 +424,9 @@ def test_what_follows_from_an_option_follows_from_a_new_one():
 NO_EFFECT = {
     "--mom 0.5 --optimizer adam": "--mom has no effect with --optimizer adam",
     "--lr-steps 5 --lr-schedule cosine": "--lr-steps has no effect with --lr-schedule cosine",
-    "--lr-step-epochs 5 --lr-schedule poly": "--lr-step-epochs has no effect",
-    "--lr-factor 0.5 --lr-schedule poly": "--lr-factor has no effect",
+    "--lr-step-epochs 5 --lr-schedule cosine": "--lr-step-epochs has no effect",
+    "--lr-factor 0.5 --lr-schedule cosine": "--lr-factor has no effect",
     "--lr-end 0.1": "--lr-end has no effect with --lr-schedule steps",
-    "--lr-power 1 --lr-schedule cosine": "--lr-power has no effect",
     "--coarse --dataset cifar10": "--coarse has no effect with --dataset cifar10",
     "--test-size 320": "--test-size has no effect",
     "--augmentation scale": "--augmentation has no effect",

@@ -193,21 +193,13 @@ CASES = {
     "decay of weights only": {"wd_on": "weights"},
     "three devices, local": {"cpus": 3, "kv_store": "local", "optimizer": "adam", "lr": 0.01},
     "a batch in parts": {"accumulate": 2, "cpus": 2},
-    "updates where gradients meet": {"update_on_kvstore": True, "cpus": 2, "accumulate": 2},
-    "updates where gradients meet, one device": {"update_on_kvstore": True},
-    "adam where gradients meet": {
-        "update_on_kvstore": True,
-        "optimizer": "adam",
-        "lr": 0.01,
-        "cpus": 2,
-    },
     "dropout": {"shortcut": "dropout:0.5"},
     "dropout in parts": {"shortcut": "dropout:0.5", "accumulate": 2},
     "mixed images and smooth labels": {"mixup": 0.5, "label_smoothing": 0.1, "cpus": 2},
     "cosine": {"lr_schedule": "cosine", "warmup": "linear", "warmup_lr": 0.0},
     "corrected momenta": {"momentum_correction": True, "warmup": "linear", "cpus": 2},
-    "corrected momenta where gradients meet": {
-        **{"momentum_correction": True, "update_on_kvstore": True, "cpus": 2},
+    "corrected momenta in parts": {
+        **{"momentum_correction": True, "cpus": 2},
         **{"lr_schedule": "cosine", "optimizer": "nag", "accumulate": 2},
     },
     "an end within an epoch": {"num_epochs": None, "num_steps": 6},
@@ -997,11 +989,6 @@ EXTENDED = {
         lr_drops(momentum_correction=True),
         lr_drops(lr=0.0625, num_epochs=3, momentum_correction=True),
         lr_drops(8, num_epochs=3, momentum_correction=True),
-    ),
-    "another rate, corrected where gradients meet": (
-        lr_drops(momentum_correction=True, update_on_kvstore=True, cpus=2),
-        lr_drops(lr=0.0625, num_epochs=3, momentum_correction=True, update_on_kvstore=True, cpus=2),
-        lr_drops(8, num_epochs=3, momentum_correction=True, update_on_kvstore=True, cpus=2),
     ),
 }
 

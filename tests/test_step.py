@@ -330,12 +330,12 @@ def make_update(net, trainer, number):
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "on_kvstore"),
-    [(1, 1, False), (2, 1, False), (1, 3, False), (3, 2, False), (3, 2, True), (1, 2, True)],
+    ("before", "after"),
+    [(1, 1), (2, 1), (1, 3), (3, 2)],
 )
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_an_optimizer_goes_on_with_its_arrays(name, before, after, on_kvstore):
-    recipe = variant(optimizer=name, update_on_kvstore=on_kvstore)
+def test_an_optimizer_goes_on_with_its_arrays(name, before, after):
+    recipe = variant(optimizer=name)
     net, trainer = dense(recipe, before, seed=0)
     for number in range(2):
         make_update(net, trainer, number)
@@ -360,16 +360,16 @@ def test_an_optimizer_goes_on_with_its_arrays(name, before, after, on_kvstore):
             assert np.array_equal(copy.asnumpy(), expected), key
 
 
-@pytest.mark.parametrize(("cpus", "on_kvstore"), [(1, False), (2, False), (2, True)])
+@pytest.mark.parametrize("cpus", [1, 2])
 @pytest.mark.parametrize("warmup", ["constant", "linear"])
 @pytest.mark.parametrize("name", ["sgd", "nag"])
-def test_corrected_momenta_are_torchs(name, warmup, cpus, on_kvstore):
+def test_corrected_momenta_are_torchs(name, warmup, cpus):
     """Over a warm-up and two drops; at the first drop a step is left out, as float16's may be."""
     torch = pytest.importorskip("torch")
     wd = 0.01 if name == "sgd" else 0.0  # MXNet's NAG decays by the updated weight
     recipe = variant(
         **{"optimizer": name, "momentum_correction": True, "wd": wd, "lr": 0.2, "cpus": cpus},
-        **{"num_epochs": 20, "lr_step_epochs": (10.0, 15.0), "update_on_kvstore": on_kvstore},
+        **{"num_epochs": 20, "lr_step_epochs": (10.0, 15.0)},
         **{"warmup": warmup, "warmup_steps": 5, "warmup_lr": 0.01},
     )
     schedule = recipe.schedule(steps_per_epoch=1)

@@ -33,7 +33,6 @@ from gluon_resnetv2.deploy.artifact import (
 )
 from gluon_resnetv2.deploy.graph_file import seal
 from gluon_resnetv2.deploy.mlserver_settings import settings_for
-from gluon_resnetv2.deploy.mms import archive
 from gluon_resnetv2.deploy.onnx import export_onnx
 from gluon_resnetv2.deploy.reference import (
     compare,
@@ -110,7 +109,7 @@ def export_parameters(
         calibration: gives real images, (N, C, H, W) uint8, for another precision than float32. It
             is judged by their classes, and int8 takes its ranges from them.
         onnx: whether to write NAME.onnx too, for other runtimes than MXNet's.
-        server: "mlserver" writes the settings, and "mms" the archive, that this server takes.
+        server: "mlserver" writes the settings that this server takes.
         details: more entries of the manifest.
 
     Raises:
@@ -187,8 +186,9 @@ def export_parameters(
         artifact = load(temporary)
         if pixels is not None:
             _judge(artifact)
-        if server:
-            _serve_with(server, artifact)
+        if server == "mlserver":
+            for file, settings in settings_for(artifact).items():
+                write_json(temporary / file, settings)
     return load(folder)
 
 
@@ -209,15 +209,6 @@ def _judge(artifact):
             f"{100 * (check.agreement or 0):.1f} % of {len(images)} images, and should for "
             f"{100 * tolerance['agreement']:.1f} %; export another precision"
         )
-
-
-def _serve_with(server, artifact):
-    """Writes what another server than ours needs into the folder of an export."""
-    if server == "mlserver":
-        for name, settings in settings_for(artifact).items():
-            write_json(artifact.folder / name, settings)
-    elif server == "mms":
-        archive(artifact, artifact.folder / f"{artifact.name}.mar")
 
 
 def _real_images(precision, calibration, image_shape):
@@ -274,7 +265,8 @@ def _export_files(manifest: Path) -> set[str]:
         known = f"{name}-symbol.json" in sums and "spec" in values
     except (ValueError, KeyError, TypeError):
         known = False
-    return {manifest.name, *sums, *SERVER_FILES, f"{name}.mar"} if known else set()
+    archive = f"{name}.mar"  # which 0.1 wrote for multi-model-server
+    return {manifest.name, *sums, *SERVER_FILES, archive} if known else set()
 
 
 def export_run(

@@ -1,4 +1,3 @@
 """Training with several processes. What is here itself needs no MXNet."""
 
 PARAMETER_SERVER = ("dist_sync", "dist_device_sync", "dist_async")  # MXNet's kvstores
-DISTRIBUTED = (*PARAMETER_SERVER, "horovod")

@@ -51,10 +51,6 @@ class Workers:
         """The means over all workers, as `sum`."""
         return _unpack(self._gather(_pack(arrays)).mean(axis=0), arrays)
 
-    def broadcast(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Rank 0's arrays; the others give arrays of the same shapes and dtypes."""
-        return _unpack(self._gather(_pack(arrays))[0], arrays)
-
     def any(self, flag: bool) -> bool:
         """Whether some worker's flag is true."""
         return bool(self._gather(np.array([float(flag)])).any())
@@ -189,69 +185,10 @@ class AsyncParameterServer(ParameterServer):
         return _join(rows)
 
 
-class Horovod(Workers):
-    """Workers of Horovod, which `horovodrun` starts and ends."""
-
-    def __init__(self, hvd):
-        super().__init__(HorovodStore(hvd))
-        self.rank, self.count = hvd.rank(), hvd.size()
-        self._hvd = hvd
-
-    def close(self) -> None:
-        mx.nd.waitall()
-        self.barrier()
-        self._hvd.shutdown()
-
-    def _gather(self, flat):
-        row = mx.nd.array(flat[None], dtype="float64")
-        return self._hvd.allgather(row, name="gather").asnumpy()
-
-
-class HorovodStore(mx.kv.KVStoreBase):
-    """What gluon.Trainer needs of a kvstore, done by Horovod."""
-
-    type = "dist_horovod"  # "dist" tells the Trainer that it isn't alone
-
-    def __init__(self, hvd):
-        self._hvd = hvd
-
-    @property
-    def rank(self):
-        return self._hvd.rank()
-
-    @property
-    def num_workers(self):
-        return self._hvd.size()
-
-    @staticmethod
-    def is_capable(capability):
-        return False  # no optimizer runs there
-
-    def broadcast(self, key, value, out, priority=0):
-        value = self._hvd.broadcast(_plain(value), root_rank=0, name=f"init {key}")
-        for copy in out if isinstance(out, list) else [out]:
-            copy[:] = value.as_in_context(copy.ctx)
-
-    def pushpull(self, key, value, out=None, priority=0):
-        values = value if isinstance(value, list) else [value]
-        total = mx.nd.add_n(*(part.as_in_context(values[0].ctx) for part in values))
-        total = self._hvd.allreduce(
-            _plain(total), average=False, name=f"sum {key}", priority=priority
-        )
-        out = values if out is None else out
-        for copy in out if isinstance(out, list) else [out]:
-            copy[:] = total.as_in_context(copy.ctx)
-
-
-def _plain(array):
-    """A copy in the plain layout, the only one that Horovod reads, of what may be in oneDNN's."""
-    return array * 1  # no operator of oneDNN's
-
-
 def connect(kv_store: str) -> Workers:
     """Finds the other workers, by what their launcher left in the environment.
 
-    `kv_store` is one of DISTRIBUTED, or a store of one process, as "device".
+    `kv_store` is one of PARAMETER_SERVER, or a store of one process, as "device".
 
     Raises:
         UserError: it doesn't fit how this process was started, or something is missing.
@@ -273,23 +210,4 @@ def connect(kv_store: str) -> Workers:
         raise UserError(
             f"--kv-store {kv_store} is for one process, and this one is of several: use dist_sync"
         )
-    if kv_store == "horovod":
-        return _connect_horovod()
     return Workers(kv_store)
-
-
-def _connect_horovod() -> Horovod:
-    if "HOROVOD_RANK" not in os.environ:
-        raise UserError(
-            "--kv-store horovod is for several processes: put "
-            f"`{python('-m', 'gluon_resnetv2.distributed.horovodrun', '-np', 'N')}` before the "
-            "command"
-        )
-    try:
-        import horovod.mxnet as hvd
-    except ImportError as error:
-        raise UserError(
-            f"--kv-store horovod: {error}; see the README for its installation"
-        ) from error
-    hvd.init()
-    return Horovod(hvd)

@@ -14,9 +14,6 @@ from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.imagenet.dataset import ImageNet
 from gluon_resnetv2.imagenet.images import centre_crop, ten_crops, whole
 
-# [v1], section 3.4: the shorter sides at which the whole image is shown.
-SCALES = (224, 256, 384, 480, 640)
-
 
 def evaluate(
     net: Callable[[mx.nd.NDArray], mx.nd.NDArray],
@@ -42,7 +39,8 @@ def evaluate(
         batch_size: views computed at once, over all devices.
         size: of the crops; the data set's test_size by default.
         crops: 1 for the centre, 10 for `images.ten_crops`.
-        scales: shorter sides of the whole image instead, such as `SCALES`.
+        scales: shorter sides of the whole image instead, such as 224, 256, 384, 480 and 640, as
+            in [v1], section 3.4.
         dtype: that `net` takes.
         progress: told of each few images that are done, how many they were.
 

@@ -19,20 +19,6 @@ VARIANCE = 1 - 1 / math.pi
 MARGIN = 3.0
 
 
-def gradient_bound(spec: Spec) -> float:
-    """By what factor |dE/dx_1| may exceed |dE/dx_N|, of the last unit, at initialisation.
-
-    `MARGIN` times what `expected_gradients` expects.
-
-    Raises:
-        ValueError: nothing is expected of such a network.
-    """
-    expected = expected_gradients(spec)
-    if expected is None:
-        raise ValueError(f"no bound is known for {spec.shortcut} in the order {spec.order}")
-    return MARGIN * expected[0]
-
-
 def expected_gradients(spec: Spec) -> list[float] | None:
     """|dE/dx_l| / |dE/dx_N| at initialisation, of wide channels and random images, first to last.
 

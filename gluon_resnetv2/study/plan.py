@@ -224,6 +224,7 @@ def _name(recipe):
         if not field.metadata["machine"]
         and not (field.metadata["later"] and getattr(recipe, field.name) == field.default)
     }
+    identity["lr_power"] = 2.0  # which recipes of 0.1 had
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:6]
     text = "-".join(re.sub(r"[^\w.,-]+", "", word) for word in _kind(recipe))
     return f"{text}-seed{recipe.seed}-{digest}"

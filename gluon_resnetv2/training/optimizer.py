@@ -40,8 +40,7 @@ def make_trainer(
         params,
         optimizer,
         kvstore=workers.store if workers else recipe.kv_store,
-        # One device has no store to update on; there it means nothing.
-        update_on_kvstore=(recipe.update_on_kvstore and recipe.devices > 1) or on_server,
+        update_on_kvstore=on_server,
     )
 
 
@@ -100,10 +99,7 @@ def restore_optimizer(trainer: gluon.Trainer, arrays: dict[str, mx.nd.NDArray], 
 
 
 def _updaters(trainer):
-    if not trainer._update_on_kvstore:
-        return trainer._updaters
-    updater = getattr(trainer._kvstore, "_updater", None)  # a server's is in another process
-    return [updater] if updater else []
+    return [] if trainer._update_on_kvstore else trainer._updaters  # a server's are there
 
 
 def _named(name, state) -> dict[str, mx.nd.NDArray]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gluon_resnetv2.data import NAMES
-from gluon_resnetv2.distributed import DISTRIBUTED
+from gluon_resnetv2.distributed import PARAMETER_SERVER
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.native import ENGINES
 from gluon_resnetv2.spec import (
@@ -33,12 +33,15 @@ OPTIMIZERS = (
     *("rmsprop", "ftrl", "ftml", "lamb"),
 )
 MOMENTUM = ("sgd", "nag", "signum")
+# What recipes of 0.1 may have besides: options, by their defaults, and choices.
+GONE = {"update_on_kvstore": False, "lr_power": 2.0}
+GONE_CHOICES = {"lr_schedule": "poly", "kv_store": "horovod"}
 CORRECTED = ("sgd", "nag")  # those whose momentum holds the learning rate; Signum's does not
 
 # Fields of the learning rate's schedule, which may change as a run goes on.
 SCHEDULE = (
     *("num_epochs", "num_steps", "lr", "lr_schedule", "lr_steps", "lr_step_epochs", "lr_factor"),
-    *("lr_power", "lr_end", "warmup", "warmup_lr", "warmup_steps", "warmup_epochs"),
+    *("lr_end", "warmup", "warmup_lr", "warmup_steps", "warmup_epochs"),
 )
 
 FLOAT32_MAX = 3.4e38  # MXNet's optimisers take no larger number
@@ -120,15 +123,14 @@ class Recipe:
     optimizer: str = _option("sgd", "one of MXNet's", choices=OPTIMIZERS)
     lr: float = _option(0.1, "learning rate")
     lr_schedule: str = _option(
-        "steps", "how it falls after the warm-up", choices=("steps", "cosine", "poly")
+        "steps", "how it falls after the warm-up", choices=("steps", "cosine")
     )
     lr_steps: tuple = _option(
         None, "steps at which it falls; default: half and 3/4 of all", type=_numbers(int)
     )
     lr_step_epochs: tuple = _option(None, "the same in epochs", type=_numbers(float))
     lr_factor: float = _option(0.1, "what it is multiplied by there")
-    lr_power: float = _option(2.0, "exponent of 'poly'")
-    lr_end: float = _option(0.0, "last learning rate of 'cosine' and 'poly'")
+    lr_end: float = _option(0.0, "last learning rate of 'cosine'")
     warmup: str = _option("constant", "kind of warm-up", choices=("constant", "linear"))
     warmup_lr: float = _option(None, "its (first) learning rate; default: a tenth of --lr")
     warmup_steps: int = _option(None, "its steps; default: 400")
@@ -158,13 +160,9 @@ class Recipe:
     kv_store: str = _option(
         "device",
         "how devices and workers exchange gradients",
-        choices=("local", "device", "nccl", *DISTRIBUTED),
+        choices=("local", "device", "nccl", *PARAMETER_SERVER),
         machine=True,
     )
-    update_on_kvstore: bool = _option(
-        False, "update parameters once, where gradients meet, not on each device", flag=True,
-        machine=True,
-    )  # fmt: skip
     engine: str = _option(
         "mxnet",
         "what computes training steps: MXNet's operators, or ours (extra `native`; CPUs)",
@@ -238,7 +236,7 @@ class Recipe:
             if value is not None and value < 1:
                 raise UserError(f"{flag(name)} must be at least 1, not {value}")
         for name in (
-            *("lr", "lr_factor", "lr_power", "lr_end", "warmup_lr", "warmup_steps"),
+            *("lr", "lr_factor", "lr_end", "warmup_lr", "warmup_steps"),
             *("warmup_epochs", "wd", "seed", "mixup", "mixup_off_epochs"),
         ):
             value = getattr(self, name)
@@ -305,10 +303,6 @@ class Recipe:
             raise UserError(
                 "--kv-store dist_async updates on servers, which can't scale the loss as float16 "
                 "needs; use dist_sync"
-            )
-        if self.update_on_kvstore and (self.dtype == "float16" or self.kv_store in DISTRIBUTED):
-            raise UserError(
-                "--update-on-kvstore is for one process, and not for float16; leave it out"
             )
         self.check_batch(workers=1)
 
@@ -421,10 +415,8 @@ class Recipe:
             if boundaries is None:
                 boundaries = tuple(in_steps(None, epoch) for epoch in self.lr_step_epochs)
             main = schedule.Steps(self.lr, boundaries, self.lr_factor)
-        elif self.lr_schedule == "cosine":
-            main = schedule.Cosine(self.lr, last, warm, self.lr_end)
         else:
-            main = schedule.Polynomial(self.lr, last, warm, self.lr_end, self.lr_power)
+            main = schedule.Cosine(self.lr, last, warm, self.lr_end)
         return schedule.WarmUp(main, warm, self.warmup_lr, linear=self.warmup == "linear")
 
     def beyond_the_end(self, steps_per_epoch: int) -> str | None:
@@ -456,6 +448,12 @@ class Recipe:
         fields = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(values, dict):
             raise UserError("a recipe is a JSON object of options and their values")
+        for name, value in values.items():
+            if value != GONE.get(name, value) or value == GONE_CHOICES.get(name, ...):
+                raise UserError(
+                    f"gluon_resnetv2 0.1 was the last to know {flag(name)} {value}; leave it out"
+                )
+        values = {name: value for name, value in values.items() if name not in GONE}
         for name in values:
             if name not in fields:
                 raise UserError(f"a recipe has no '{name}'")

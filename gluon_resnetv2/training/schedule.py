@@ -20,21 +20,6 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class Polynomial:
-    """From `lr` at step `first` to `end_lr` at step `last`, as (1 - part of the way) ** power."""
-
-    lr: float
-    last: int
-    first: int = 0
-    end_lr: float = 0.0
-    power: float = 2.0
-
-    def __call__(self, step: int) -> float:
-        left = 1 - _part(step, self.first, self.last)
-        return self.end_lr + (self.lr - self.end_lr) * left**self.power
-
-
-@dataclass(frozen=True)
 class Cosine:
     """Half a cosine wave from `lr` at step `first` to `end_lr` at step `last` (arXiv:1608.03983,
     without restarts)."""
