@@ -20,6 +20,7 @@ from gluon_resnetv2.deploy.predictor import Predictor
 from gluon_resnetv2.deploy.runtimes import symbol_block
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.interop import convert, torch_file, weights
+from gluon_resnetv2.interop import layout as layout_module
 from gluon_resnetv2.interop.layout import Facts, shapes
 from gluon_resnetv2.interop.mxnet import GLUONCV_CIFAR, MODEL_ZOO, SYMBOLIC
 from gluon_resnetv2.interop.torch import TORCH_PRERESNET
@@ -270,6 +271,18 @@ def with_value(arrays, name, value):
 def test_what_is_not_of_the_layout_is_told_by_the_first_difference(zoo, change, told):
     with pytest.raises(UserError, match=told):
         MODEL_ZOO.to_ours(change(zoo[1]))
+
+
+def test_more_units_than_any_network_has_are_not_built(zoo, monkeypatch):
+    monkeypatch.setattr(layout_module, "ResNetV2", None)  # of so many it would take minutes
+    unit = zoo[1]["features.5.0.conv1.weight"]
+    many = {
+        f"features.{stage}.{number}.conv1.weight": unit
+        for stage in range(5, 9)
+        for number in range(300)
+    }
+    with pytest.raises(UserError, match="there are 1200 units; 1000 are the most"):
+        MODEL_ZOO.to_ours({**zoo[1], **many})
 
 
 def test_float64_becomes_float32(zoo):

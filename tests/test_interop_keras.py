@@ -461,6 +461,13 @@ def test_a_group_in_itself_is_refused(small):
     assert_refused(small, "without end")
 
 
+def test_more_groups_than_any_network_has_are_not_opened(small):
+    with h5py.File(small, "r+") as file:
+        for number in range(10_000):
+            file.create_group(f"post_bn/{number}")
+    assert_refused(small, "without end")
+
+
 def test_arrays_that_lie_in_one_place_are_refused(small):
     """Each taken out of the file, they would need any amount of memory."""
     with h5py.File(small, "r+") as file:
@@ -541,8 +548,9 @@ def test_small_archives_are_read(numbered, tmp_path):
         ),
         ("import os", "is no JSON"),
         ("[" * 100_000, "all brackets|nested"),
+        ("[" + "0," * (2 << 20) + "0]", "describes far more than a model"),
     ],
-    ids=["empty", "list", "number", "nameless", "other", "none", "lambda", "code", "deep"],
+    ids=["empty", "list", "number", "nameless", "other", "none", "lambda", "code", "deep", "long"],
 )
 def test_archives_with_other_descriptions_are_refused(numbered, tmp_path, config, says):
     assert_refused(archive(tmp_path / "a.keras", numbered, config), says)

@@ -22,8 +22,9 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
+from gluon_resnetv2 import untrusted
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.interop import safetensors_file, torch_file
+from gluon_resnetv2.interop import bounds, safetensors_file, torch_file
 
 
 def arrays_of(seed=0):
@@ -364,6 +365,11 @@ def sets_of_sets(inner, outer):
     return b"\x80\x02}(X\x05\0\0\0first" + weights + names + b"u."
 
 
+def again_and_again(operations, times, first=b""):
+    """A list of many values, and `times` operations that each copy it."""
+    return b"\x80\x02](" + first + b"N" * 200_000 + b"eq\0" + operations(b"h\0") * times + b"."
+
+
 HUGE = b"\x8a\x09" + (1 << 64).to_bytes(9, "little")  # 2 ** 64
 
 
@@ -405,6 +411,7 @@ def test_the_stride_of_a_single_number_may_be_anything(tmp_path):
         (b"\x80\x02}.", "holds no tensors"),
         (b"\x80\x02}X\x01\0\0\0w]s.", "holds w, which is no tensor"),
         (b"\x80\x02}X\x01\0\0\0\nK\x01s.", "can't be printed"),
+        (b"\x80\x02}X\xe9\3\0\0" + b"x" * 1001 + b"K\x01s.", "whose name is long"),
         (b"", "damaged"),
         (b"\x80\x02}", "damaged"),
         (b"\x80\x02" + b"(" * 100000, "damaged"),
@@ -418,6 +425,15 @@ def test_the_stride_of_a_single_number_may_be_anything(tmp_path):
         (FLOATS.replace(b"X\x01\0\0\x000", nested(40)) + b".", "damaged"),  # as a storage
         (of_one_hash(40_000), "can't be printed"),
         (sets_of_sets(5_000, 50_000), "choose by --weights"),
+        (again_and_again(lambda many: b"ctorch\nSize\n" + many + b"\x85R", 200), "damaged"),
+        (
+            again_and_again(
+                lambda many: b"ctorch._utils\n_rebuild_parameter\n" + many + b"R0", 50_000
+            ),
+            "damaged",
+        ),
+        (again_and_again(lambda many: many + b"Q0", 50_000, FLOATS[2:-2]), "damaged"),
+        (tensor().replace(b"\1\0\0\x000", b"\xe9\3\0\0" + b"0" * 1001), "makes no sense"),
         (tensor(shape=b"(K\0" + wide(2**62) + b"t", strides=b"(K\0K\0t"), "no such shape"),
         (tensor(offset=b"K\x01"), "reaches beyond its storage"),
         (tensor(shape=b"(K\x0dt"), "reaches beyond its storage"),
@@ -503,6 +519,32 @@ def test_an_archive_of_too_many_files_is_refused(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_an_archive_that_tells_much_of_its_files_is_refused_at_once(tmp_path):
+    """What stands beside each name is gone through in a time that grows with its square."""
+    with zipfile.ZipFile(tmp_path / "w.pth", "w") as file:
+        for number in range(400):
+            entry = zipfile.ZipInfo(str(number))
+            entry.extra = struct.pack("<2H", 2, 0) * 16_000
+            file.writestr(entry, b"")
+    began = time.perf_counter()
+    refused(torch_file, tmp_path / "w.pth", "tells too much")
+    assert time.perf_counter() - began < 10
+
+
+def test_the_members_of_an_archive_are_counted_across_blocks(monkeypatch):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for number in range(20):
+            archive.writestr(str(number), b"")
+    for block in range(1, 50):
+        monkeypatch.setattr(bounds, "BLOCK", block)
+        for most in (19, 20):
+            monkeypatch.setattr(bounds, "MOST_OBJECTS", most)
+            file.seek(0)
+            with contextlib.nullcontext() if most == 20 else pytest.raises(untrusted.Fault):
+                bounds.check_members(file)
 
 
 def damaged(good, count, seed):
@@ -610,6 +652,7 @@ def place(start, stop, shape=None, dtype="F32"):
         ({"w": place(0, 48, dtype=["F32"])}, "no place of 'w'"),
         ({"w": 3}, "no place of 'w'"),
         ({"\n": place(0, 48)}, r"no place of '\\n'"),
+        ({"x" * 1001: place(0, 48)}, "no place of 'x{80}'$"),
         ({}, "48 bytes belong to nothing"),
         ([], "is no object"),
         (b'{"w": {"data_offsets": [0, 1' + b"0" * 1000000 + b"]}}", "no place of 'w'"),

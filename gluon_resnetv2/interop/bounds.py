@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
+from typing import BinaryIO
 
 from gluon_resnetv2.untrusted import Fault
 
@@ -10,15 +10,33 @@ MOST_BYTES = 4 << 30  # of a file
 MOST_DESCRIPTION = 4 << 20  # bytes of what tells of the numbers, in it or of its model
 MOST_DIMENSIONS = 8
 MOST_NUMBERS = 1 << 40  # of a shape, its zeros left out: of more, NumPy makes no array, even empty
-MOST_OBJECTS = 100_000  # members of an archive, which take a kilobyte each; groups in HDF5
-MEMBER = b"PK\x01\x02"  # what each member of a zip archive is announced by
+MOST_OBJECTS = 100_000  # members of an archive, which take a kilobyte each
+MOST_GROUPS = 10_000  # and arrays in HDF5, which take half a millisecond each to open
+LONGEST_NAME = 1000  # characters of an array's
+MEMBER = b"PK\x01\x02"  # what each member of a zip archive is announced by, and
+HEAD = 32  # the bytes that begin so, and end in how many more are told of it
+BLOCK = 1 << 16  # bytes that are looked at at once
 
 
-def check_members(data: bytes | mmap.mmap) -> None:
-    """Raises a Fault where a zip archive's content has more members than `MOST_OBJECTS`."""
-    at = -1
-    for _ in range(MOST_OBJECTS + 1):
-        at = data.find(MEMBER, at + 1)
-        if at < 0:
-            return
-    raise Fault("is an archive of too many files")
+def is_name(name: object) -> bool:
+    """Whether an array may be called so, and messages name it."""
+    return isinstance(name, str) and len(name) <= LONGEST_NAME and name.isprintable()
+
+
+def check_members(file: BinaryIO) -> None:
+    """Raises a Fault where a zip archive has more members than `MOST_OBJECTS`, or tells of them in
+    more than `MOST_DESCRIPTION`: what `zipfile` takes for a member grows with the square of that.
+    """
+    members = extra = 0
+    data = b""
+    for block in iter(lambda: file.read(BLOCK), b""):
+        data = data[1 - HEAD :] + block
+        at = data.find(MEMBER)
+        while 0 <= at <= len(data) - HEAD:
+            members += 1
+            extra += int.from_bytes(data[at + 30 : at + 32], "little")
+            at = data.find(MEMBER, at + 1)
+        if members > MOST_OBJECTS:
+            raise Fault("is an archive of too many files")
+        if extra > MOST_DESCRIPTION:
+            raise Fault("is an archive that tells too much of its files")

@@ -25,7 +25,7 @@ import numpy as np
 
 from gluon_resnetv2.errors import UserError, install
 from gluon_resnetv2.interop import keras_config
-from gluon_resnetv2.interop.bounds import MOST_BYTES, MOST_DESCRIPTION, MOST_OBJECTS, check_members
+from gluon_resnetv2.interop.bounds import MOST_BYTES, MOST_DESCRIPTION, MOST_GROUPS, check_members
 from gluon_resnetv2.interop.keras_config import Layer, network, stages_of
 from gluon_resnetv2.untrusted import Fault, quote, read_bytes, read_json, told_of
 
@@ -76,13 +76,15 @@ def read(
 
 def _unzipped(data: bytes) -> tuple[bytes, dict[str, str]]:
     """The HDF5 file in a .keras archive, and the names of its layers."""
-    check_members(data)
+    check_members(io.BytesIO(data))
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             for member in map(archive.getinfo, ("config.json", "model.weights.h5")):
                 # Keras compresses neither; what expands could expand to anything.
                 if member.compress_type != zipfile.ZIP_STORED or member.file_size > len(data):
                     raise Fault(f"has {member.filename} compressed; save it again with Keras")
+            if archive.getinfo("config.json").file_size > MOST_DESCRIPTION:
+                raise Fault("describes far more than a model")
             names = _names(keras_config.layers_of(read_json(archive.read("config.json"))))
             return archive.read("model.weights.h5"), names
     except Fault:
@@ -164,7 +166,7 @@ def _h5py():
 
 def _datasets(file) -> Iterator[tuple[tuple[str, ...], object]]:
     """Every dataset with the names that lead to it."""
-    h5py, left = _h5py(), MOST_OBJECTS
+    h5py, left = _h5py(), MOST_GROUPS
 
     def below(group, path):
         nonlocal left

@@ -34,7 +34,7 @@ CIFAR_INPUT = {
     "std": (51.5865, 50.847, 51.255),
     "crop": 1.0,
 }
-MOST = 1000  # stages, or units in one: more are no network
+MOST = 1000  # units: more are no network
 
 
 @dataclass(frozen=True)
@@ -156,15 +156,18 @@ class Layout:
         shape("stage1_unit1_conv1_weight")
         layers = count("stage1_unit1_conv{n}_weight")
         units = {len(kernels): unit for unit, kernels in UNIT.items()}
-        stages = count("stage{n}_unit1_conv1_weight")
+        stages = tuple(
+            count(f"stage{s + 1}_unit{{n}}_conv1_weight")
+            for s in range(count("stage{n}_unit1_conv1_weight"))
+        )
+        if sum(stages) > MOST:
+            raise UserError(f"there are {sum(stages)} units; {MOST} are the most")
         return self.spec(
             Facts(
                 stem=stems[kernel],
-                stages=tuple(
-                    count(f"stage{s}_unit{{n}}_conv1_weight") for s in range(1, stages + 1)
-                ),
+                stages=stages,
                 channels=tuple(
-                    shape(f"stage{s}_unit1_conv1_weight")[0] for s in range(1, stages + 1)
+                    shape(f"stage{s + 1}_unit1_conv1_weight")[0] for s in range(len(stages))
                 ),
                 unit=units.get(layers, "bottleneck"),
                 classes=classes or shape("fc1_weight")[0],

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.interop.bounds import MOST_DESCRIPTION, MOST_DIMENSIONS, MOST_NUMBERS
+from gluon_resnetv2.interop.bounds import MOST_DESCRIPTION, MOST_DIMENSIONS, MOST_NUMBERS, is_name
 from gluon_resnetv2.interop.torch_file import widened, without_prefixes
 
 DTYPES = {
@@ -113,7 +113,7 @@ def _place(path, name, about):
         kind, shape, (start, stop) = about["dtype"], about["shape"], about["data_offsets"]
         dtype = DTYPES.get(kind)
         counts = all(type(number) is int and number >= 0 for number in (start, stop, *shape))
-        whole = counts and len(shape) <= MOST_DIMENSIONS and name.isprintable()
+        whole = counts and len(shape) <= MOST_DIMENSIONS and is_name(name)
         whole = whole and math.prod(filter(None, shape)) <= MOST_NUMBERS
     except (KeyError, TypeError, ValueError):
         whole = False

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import io
 import math
-import mmap
-import os
 import pickle
 import struct
 import zipfile
@@ -30,6 +28,7 @@ from gluon_resnetv2.interop.bounds import (
     MOST_DIMENSIONS,
     MOST_NUMBERS,
     check_members,
+    is_name,
 )
 from gluon_resnetv2.untrusted import told_of
 
@@ -124,9 +123,7 @@ def read(
 
 def _check_members(path):
     with path.open("rb") as file, told_of(path):
-        if file.seek(0, os.SEEK_END):  # or there is nothing to be mapped
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                check_members(data)
+        check_members(file)
 
 
 def _no_archive(path):
@@ -219,10 +216,16 @@ class _Reader:
         ]
         if len(found) != 1:
             raise UserError(f"{self.path} is a zip, but none that PyTorch saved")
-        self.folder = found[0].partition("/")[0]
+        folder = found[0].partition("/")[0]
+        numbers = f"{folder}/data/"
+        self.keys = {
+            name[len(numbers) :]: entry
+            for name, entry in self.entries.items()
+            if name.startswith(numbers)
+        }
         if self.entries[found[0]].file_size > MOST_DESCRIPTION:
             raise UserError(f"{self.path} holds far more than weights; save its state_dict() alone")
-        order = self.entries.get(f"{self.folder}/byteorder")
+        order = self.entries.get(f"{folder}/byteorder")
         if order and (order.file_size > 16 or self.archive.read(order) != b"little"):
             raise UserError(f"{self.path} was saved on a big-endian machine; save it on another")
         return self._interpreted(io.BytesIO(self.archive.read(found[0])))
@@ -257,8 +260,8 @@ class _Reader:
         if not tensors:
             raise UserError(f"{self.path} holds no tensors")
         for name, tensor in tensors.items():
-            if not isinstance(name, str) or not name.isprintable():
-                raise UserError(f"{self.path} has a tensor whose name can't be printed")
+            if not is_name(name):
+                raise UserError(f"{self.path} has a tensor whose name is long or can't be printed")
             self._refuse_code(tensor)
             if not isinstance(tensor, _Tensor):
                 raise UserError(
@@ -276,7 +279,7 @@ class _Reader:
 
     def storage(self, kind, key, count) -> _Storage:
         """What a description says to be `count` numbers in the entry `key`."""
-        entry = self.entries.get(f"{self.folder}/data/{key}")
+        entry = self.keys.get(key)
         dtype = KINDS[kind]
         if entry is None or type(count) is not int or count * dtype.itemsize != entry.file_size:
             raise UserError(f"{self.path} is damaged: storage {key[:20]!r} is not all there")
@@ -371,20 +374,20 @@ class _Interpreter(pickle._Unpickler):
         return _Name(module, name)
 
     def persistent_load(self, pid):
-        what, kind, key, _, *count = pid
+        what, kind, key, _, *count = _few(pid)
         if what == "module":  # and its source text, in files from before PyTorch 1.6
             return kind
         count, *view = count
         if any(view):  # of another storage, as before PyTorch 0.4
             raise pickle.UnpicklingError
-        if what != "storage" or not isinstance(kind, _Name) or not isinstance(key, str):
+        if what != "storage" or not isinstance(kind, _Name) or not is_name(key):
             raise pickle.UnpicklingError
         return self.reader.storage(kind, key, count) if kind in KINDS else kind
 
     def load_reduce(self):
         arguments, function = self.stack.pop(), self._name(self.stack.pop())
         call = CALLS.get(function)
-        self.append(call(self.reader, *arguments) if call else function)
+        self.append(call(self.reader, *_few(arguments)) if call else function)
 
     def load_newobj(self):
         self.stack.pop()
@@ -470,6 +473,16 @@ class _Interpreter(pickle._Unpickler):
     dispatch[pickle.SETITEMS[0]] = load_setitems
 
 
+def _few(values):
+    """`values`, if they are so few that copying them costs no more than the bytes that ask for it.
+
+    A description may name the same long list with each of its operations.
+    """
+    if len(values) > MOST_DIMENSIONS:
+        raise pickle.UnpicklingError
+    return values
+
+
 def _names_of_sets(values):
     """The names under which a checkpoint has sets of weights."""
     dicts = {id(held): held for held in values.values() if isinstance(held, dict)}
@@ -508,7 +521,7 @@ def _ordered_dict(_reader):
 
 
 def _size(_reader, shape):
-    return tuple(shape)
+    return tuple(_few(shape))
 
 
 ORDERED_DICT = _Name("collections", "OrderedDict")
