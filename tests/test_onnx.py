@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
+import subprocess
 import sys
 
 import mxnet as mx
@@ -11,11 +13,12 @@ import numpy as np
 import pytest
 
 from gluon_resnetv2.deploy import onnx as module
+from gluon_resnetv2.deploy.export import export
 from gluon_resnetv2.deploy.onnx import export_onnx, run_onnx
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import ORDER, named
-from tests.common import randomise
+from tests.common import randomise, with_new_sums
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -200,3 +203,71 @@ def test_a_missing_runtime_is_named_with_the_way_out(without, tmp_path):
     without("onnxruntime")
     with pytest.raises(UserError, match=r" pip install .*\[onnx\]"):
         run_onnx(tmp_path / "net.onnx", images(1))
+
+
+def endless():
+    """A loop without end."""
+    kinds = {"i": onnx.TensorProto.INT64, "c": onnx.TensorProto.BOOL, "d": onnx.TensorProto.BOOL}
+    tensors = {
+        name: onnx.helper.make_tensor_value_info(name, kind, []) for name, kind in kinds.items()
+    }
+    again = onnx.helper.make_node("Identity", ["c"], ["d"])
+    body = onnx.helper.make_graph([again], "body", [tensors["i"], tensors["c"]], [tensors["d"]])
+    values = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 3, 32, 32])
+    body.input.append(values)
+    body.node.append(onnx.helper.make_node("Identity", ["x"], ["y"]))
+    body.output.append(onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None))
+    return [onnx.helper.make_node("Loop", ["most", "true", "data"], ["logits"], body=body)]
+
+
+def huge():
+    """An array of 4 GB."""
+    return [
+        onnx.helper.make_node("ConstantOfShape", ["size"], ["zeros"]),
+        onnx.helper.make_node("Add", ["zeros", "data"], ["logits"]),
+    ]
+
+
+BOUNDED = """
+import sys
+import numpy as np
+import onnxruntime
+from gluon_resnetv2.deploy import runtimes
+runtimes.SECONDS = 3
+images = np.zeros((2, 3, 32, 32), "float32")
+runtimes.onnx_runtime("", sys.argv[1], images)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("nodes", "status", "told"),
+    [(endless, -signal.SIGXCPU, "more than 3 seconds of a processor"), (huge, 1, "allocat")],
+)
+def test_a_model_that_anybody_wrote_is_bounded_in_time_and_memory(nodes, status, told, tmp_path):
+    net = network("preact8", unit="basic")
+    artifact = export(
+        net,
+        tmp_path / "export",
+        (3, 32, 32),
+        **{"classes": list("0123456789"), "mean": [0] * 3, "std": [1] * 3},
+        onnx=True,
+    )
+    constants = {"most": np.int64(2**62), "true": np.bool_(True), "size": [350_000, 3, 32, 32]}
+    model = onnx.load(artifact.onnx)
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.extend(nodes())
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()
+    )
+    artifact.onnx.write_bytes(model.SerializeToString())
+    with_new_sums(artifact)
+    done = subprocess.run(
+        [sys.executable, "-c", BOUNDED, str(artifact.params)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == status
+    assert told in done.stderr

@@ -8,16 +8,21 @@ What went wrong with each is printed as a JSON list, null for nothing.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
+import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import mxnet as mx
 import numpy as np
 
 from gluon_resnetv2.deploy.params_file import bare
 from gluon_resnetv2.errors import last_line
+
+SECONDS = 60  # of a processor that an ONNX model may take, whoever wrote it
 
 
 def symbol_block(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
@@ -120,8 +125,37 @@ def onnx_runtime(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
     from gluon_resnetv2.deploy.artifact import load
     from gluon_resnetv2.deploy.onnx import run_onnx
 
-    onnx = load(params).onnx
-    return run_onnx(onnx, images) if onnx else images[:0]
+    artifact = load(params)
+    if not artifact.onnx:
+        return images[:0]
+    held = 4 * len(images) * artifact.read().peak()
+    with _bounded((1 << 30) + 4 * artifact.onnx.stat().st_size + 2 * held):
+        return run_onnx(artifact.onnx, images)
+
+
+@contextlib.contextmanager
+def _bounded(memory: int) -> Iterator[None]:
+    """Has this process take no more than `memory` bytes and `SECONDS` in the block.
+
+    Where Linux's /proc is missing, it is the time alone.
+    """
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    limits = {resource.RLIMIT_CPU: int(used.ru_utime + used.ru_stime) + SECONDS}
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        pages, *_ = statm.read_text().split()
+        limits[resource.RLIMIT_AS] = int(pages) * resource.getpagesize() + memory
+    before = {kind: resource.getrlimit(kind) for kind in limits}
+    # The last line is told where the process ends.
+    print(f"it took more than {SECONDS} seconds of a processor", file=sys.stderr, flush=True)
+    try:
+        for kind, (_, most) in before.items():
+            limit = limits[kind]
+            resource.setrlimit(kind, (limit if most < 0 else min(limit, most), most))
+        yield
+    finally:
+        for kind, limit in before.items():
+            resource.setrlimit(kind, limit)
 
 
 def inputs(symbol: mx.sym.Symbol, values: dict) -> tuple[str, list[str]]:
