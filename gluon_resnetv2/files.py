@@ -113,9 +113,9 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
 
     Raises:
         BlockingIOError: another process is there.
-        OSError: the file system knows no locks.
+        OSError: the file system knows no locks, or it is no folder.
     """
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # a pipe would be waited for
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

@@ -17,6 +17,7 @@ import pytest
 from mxnet import autograd
 
 from gluon_resnetv2.checkpoint import load_parameters, save_parameters
+from gluon_resnetv2.deploy import artifact as artifact_module
 from gluon_resnetv2.deploy import forms
 from gluon_resnetv2.deploy import predictor as predictor_module
 from gluon_resnetv2.deploy import verify as verification
@@ -348,13 +349,32 @@ def test_what_an_old_manifest_does_not_cover_is_told(small, capsys, monkeypatch)
     assert "not covered" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "\u00e9" * 200, "a\0b", "\ud800", "../x"])
-def test_what_can_be_no_file_s_name_is_told(small, name):
+@pytest.mark.parametrize("name", ["x" * 300, "\u00e9" * 200, "a\0b", "\ud800", "../x", "movie"])
+def test_a_manifest_of_other_files_is_refused(small, name):
     manifest = json.loads((small.folder / "manifest.json").read_text())
     manifest["sha256"][name] = "0" * 64
     write_manifest(small.folder, manifest)
     with pytest.raises(UserError, match=r"manifest\.json is damaged"):
         load(small.folder)
+
+
+def test_how_large_a_file_is_is_looked_at_before_its_sum(small, monkeypatch):
+    monkeypatch.setattr(artifact_module, "sha256", None)  # it would take minutes
+    os.truncate(small.params, 100 << 30)  # a hole, which takes no room on the disk
+    with pytest.raises(UserError, match="has more than 4294967296 bytes"):
+        load(small.folder)
+
+
+def test_an_export_written_while_it_was_verified_stays(small, one_runtime, monkeypatch):
+    def meanwhile(artifacts, *options, verify=verification.verify):
+        checks = verify(artifacts, *options)
+        exported(named("preact8", unit="basic"), small.folder, size=8)
+        return checks
+
+    monkeypatch.setattr(verification, "verify", meanwhile)
+    with pytest.raises(UserError, match="was written anew meanwhile"):
+        report(small)
+    assert load(small.folder).input_shape == (3, 8, 8)
 
 
 def test_classes_of_one_name_are_told_apart_by_their_numbers(small, capsys):

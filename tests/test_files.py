@@ -52,6 +52,12 @@ def test_what_a_killed_process_was_replacing_comes_back(folder, renames):
     assert os.listdir(folder.parent) == ["folder"]
 
 
+def test_pipes_beside_a_folder_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / ".folder.abcdefgh.new")
+    code = "import sys; from gluon_resnetv2 import files; files.recover_folder(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "folder")], check=True, timeout=60)
+
+
 def test_writing_again_leaves_nothing_of_a_killed_process(folder):
     replace_and_be_killed(folder, 1)
     with files.whole_folder(folder) as temporary:

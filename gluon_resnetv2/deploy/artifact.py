@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import hashlib
 import json
-import os
 import re
 import sys
 from dataclasses import dataclass, replace
@@ -13,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from gluon_resnetv2.cli import printable
 from gluon_resnetv2.deploy.pair import Pair, read_pair
+from gluon_resnetv2.deploy.params_file import PARAMS_BYTES
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import plain, recover_folder, sha256, write_json
 from gluon_resnetv2.pixels import INTERPOLATIONS
@@ -27,7 +28,6 @@ CALIBRATION = "calibration.params"  # real images, and what the network gives fo
 CALIBRATION_IMAGES = 4096  # at most
 SCALING = {"interpolation": "bilinear", "stretch": False}  # where a manifest of 0.1 says nothing
 LARGEST_MANIFEST = 8 << 20  # bytes
-LONGEST_NAME = 255  # bytes of a file's
 LARGEST_PIXEL = 1e6  # of a mean, a deviation or its inverse
 MOST_UNITS = 10_000  # of a network
 REFERENCES = 4  # images whose logits a manifest holds
@@ -162,11 +162,11 @@ def _last_params(symbol):
     if not params:
         raise UserError(f"{symbol} has no .params file beside it")
     if len(params) > 1:
-        print(
+        told = (
             f"{params[-1]} is taken, the last of {len(params)} epochs; "
-            f"for another, name its .params, such as {params[0]}",
-            file=sys.stderr,
+            f"for another, name its .params, such as {params[0]}"
         )
+        print(printable(told), file=sys.stderr)
     return params[-1]
 
 
@@ -189,6 +189,8 @@ def _checked_manifest(artifact: Artifact) -> dict:
         file = artifact.folder / name
         if not file.is_file():
             raise UserError(f"{file} is missing; export again")
+        if file.stat().st_size > PARAMS_BYTES:  # before it is read for its sum
+            raise UserError(f"{file} has more than {PARAMS_BYTES} bytes, which are the most")
         if (_own_sum(manifest) if name == MANIFEST else sha256(file)) != expected:
             raise UserError(
                 f"{file} is not the file that was exported (its SHA-256 differs from the "
@@ -203,13 +205,8 @@ def _check_names(sums, artifact, manifest):
     needed = {artifact.symbol.name, artifact.params.name}
     if manifest["precision"] != "float32":
         needed.add(CALIBRATION)
-    if not needed <= set(sums) or not all(map(_is_name, sums)):
+    if not needed <= set(sums) <= needed | {CALIBRATION, f"{artifact.name}.onnx", MANIFEST}:
         raise ValueError
-
-
-def _is_name(name):
-    """Whether a file in a folder may be called so."""
-    return name == Path(name).name and "\0" not in name and len(os.fsencode(name)) <= LONGEST_NAME
 
 
 def _check_values(manifest: dict) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gluon_resnetv2.deploy.artifact import MANIFEST, Artifact, write_manifest
+from gluon_resnetv2.cli import printable
+from gluon_resnetv2.deploy.artifact import MANIFEST, Artifact, load, write_manifest
 from gluon_resnetv2.deploy.forms import misfolded
 from gluon_resnetv2.deploy.old_graph import modern
 from gluon_resnetv2.deploy.reference import (
@@ -160,7 +161,9 @@ def report(artifact: Artifact, shape: tuple | None = None, engine: str = "mxnet"
         UserError: as `verify`.
     """
     (checks,) = verify([artifact], shape, engine)
-    print(f"{artifact.symbol} against {_against(artifact)}:")
+    if load(artifact.params).manifest != artifact.manifest:
+        raise UserError(f"{artifact.folder} was written anew meanwhile; verify it again")
+    print(f"{printable(str(artifact.symbol))} against {_against(artifact)}:")
     for check in checks:
         print(f"  {check}")
     if C_API not in {check.runtime for check in checks}:
