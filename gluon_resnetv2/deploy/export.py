@@ -265,8 +265,10 @@ def _export_files(manifest: Path) -> set[str]:
         known = f"{name}-symbol.json" in sums and "spec" in values
     except (ValueError, KeyError, TypeError):
         known = False
+    if not known:
+        return set()
     archive = f"{name}.mar"  # which 0.1 wrote for multi-model-server
-    return {manifest.name, *sums, *SERVER_FILES, archive} if known else set()
+    return {manifest.name, *sums, *SERVER_FILES, archive}
 
 
 def export_run(
