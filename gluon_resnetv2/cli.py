@@ -104,7 +104,7 @@ def one_line_errors() -> Iterator[None]:
 
 def complain(message: object) -> None:
     """Says what is wrong, as every command does."""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(str(message))}", file=sys.stderr)  # files may be called anything
 
 
 def printable(text: str) -> str:

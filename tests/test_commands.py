@@ -315,3 +315,11 @@ def test_a_full_disk_gets_one_line_and_nothing_half_written(tmp_path, room):
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert left == ([] if room == 100 else ["run/metrics.jsonl", "run/recipe.json"])
+
+
+def test_a_message_is_one_line_whatever_a_file_is_called(command):
+    status, _, told = command("gluon_resnetv2", "verify", "no\nverified: \x1b[2J\udcff")
+    assert status == 2
+    assert told == (
+        "error: no\\nverified: \\x1b[2J\\udcff does not exist; name an export's folder\n"
+    )
