@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import bisect
 import contextlib
-import functools
 import io
 import logging
 import re
@@ -213,11 +212,7 @@ class Infer:
 
     def __init__(self, models: dict[str, Model], limits: Limits, metrics: Metrics):
         self.draining = False
-        self._models, self._limits = models, limits
-        # Looking a label up takes longer than counting.
-        self._requests = functools.cache(metrics.requests.labels)
-        self._images = functools.cache(metrics.images.labels)
-        self._seconds = functools.cache(metrics.seconds.labels)
+        self._models, self._limits, self._metrics = models, limits, metrics
         self._held: dict[asyncio.Task, int] = {}  # bytes of the body of each request at hand
         self._memory = 0  # their sum
 
@@ -242,7 +237,7 @@ class Infer:
             body, json_size, images = await self._answer(model, scope, receive)
             if json_size is not None:
                 headers = [BINARY, (JSON_SIZE, b"%d" % json_size)]
-            self._images(name).inc(images)
+            self._metrics.images.labels(name).inc(images)
         except Gone:
             return
         except Refused as refused:
@@ -254,9 +249,9 @@ class Infer:
         finally:
             timer.cancel()
             self._memory -= self._held.pop(task)
-        self._requests(name, str(status)).inc()
+        self._metrics.requests.labels(name, str(status)).inc()
         seconds = time.perf_counter() - began
-        self._seconds(name).observe(seconds)
+        self._metrics.seconds.labels(name).observe(seconds)
         if model:
             outcome = "success" if status == 200 else "fail"
             count, total = model.answered[outcome]
