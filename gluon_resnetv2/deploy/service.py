@@ -139,11 +139,10 @@ class Model:
                 f"{self.interface.name} has no manifest.json, which says how images are prepared; "
                 "send input data"
             )
-        gone = threading.Event()
+        gone, lane = threading.Event(), 0
         try:
-            prepared = 0
-            while isinstance(prepared, int):  # a lane: it waits for its like alone
-                prepared = await self._prepare(request, gone, prepared)
+            while lane is not None:  # in each a request waits for its like alone
+                lane, prepared = await self._prepare(request, gone, lane)
         finally:
             gone.set()  # where it is late, the thread goes on to others' after the image at hand
         return await self.batcher.submit_async(prepared)
@@ -173,13 +172,13 @@ class Model:
         return await asyncio.wrap_future(preparing)
 
     def _prepared(self, request, gone, lane):
-        """The images as the network takes them; or a lane behind this one that they are for."""
+        """None, and the images as the network takes them; or a later lane that they are for."""
         pixels = request.values
         if request.input == "image":
             if lane < len(LANES) and (other := _lane(pixels, LANES[lane])) > lane:
-                return other
+                return other, None
             pixels = np.stack([self._read(index, file, gone) for index, file in enumerate(pixels)])
-        return self.predictor.prepare(pixels)
+        return None, self.predictor.prepare(pixels)
 
     def _read(self, index, file, gone):
         if gone.is_set():
