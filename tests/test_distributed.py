@@ -604,11 +604,22 @@ def test_a_failure_is_not_taken_for_a_stop(stand_in):
     assert "ended with status 3" in launched.errors()[-1]
 
 
+@contextlib.contextmanager
+def inherited(number, handler):
+    """Has processes that are started in the block begin with a signal handled so."""
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["term", "hup"])
 def test_a_signal_at_the_start_is_no_failure(number, job):
     """Nobody has said anything yet, and the signal acts as usual."""
     sleep = "import time; print('here', flush=True); time.sleep(1000)"
-    launched = job("--workers", 2, "--", sys.executable, "-c", sleep)
+    with inherited(number, signal.SIG_DFL):  # whatever began these tests
+        launched = job("--workers", 2, "--", sys.executable, "-c", sleep)
     launched.wait_for("here", 2)
     launched.process.send_signal(number)
     status, seconds = launched.end()
@@ -619,11 +630,8 @@ def test_a_signal_at_the_start_is_no_failure(number, job):
 
 def test_a_job_outlives_its_terminal_where_it_was_told_to(job):
     print_and_end = "import time; print('here', flush=True); time.sleep(2)"
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-    try:
+    with inherited(signal.SIGHUP, signal.SIG_IGN):  # as of nohup
         launched = job("--workers", 1, "--", sys.executable, "-c", print_and_end)
-    finally:
-        signal.signal(signal.SIGHUP, before)
     launched.wait_for("here")
     launched.process.send_signal(signal.SIGHUP)
     assert launched.end()[0] == 0, launched.lines
@@ -631,13 +639,13 @@ def test_a_job_outlives_its_terminal_where_it_was_told_to(job):
 
 def test_a_process_suspended_at_its_start_is_not_waited_for(monkeypatch, capfd):
     """It has no connection yet on which it would be missed."""
-    monkeypatch.setattr(watch, "SILENCE", 1)
+    monkeypatch.setattr(watch, "SILENCE", 3)
     monkeypatch.setattr(launch, "KILL_SECONDS", 1)
     stop = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"
     started = time.monotonic()
     assert launch.main(options("--workers", 1, "--", sys.executable, "-c", stop)) == 1
     assert time.monotonic() - started < BOUND
-    assert capfd.readouterr().err.splitlines()[-1] == "error: worker 0 was suspended for 1 s"
+    assert capfd.readouterr().err.splitlines()[-1] == "error: worker 0 was suspended for 3 s"
 
 
 def test_workers_that_do_not_find_each_other_are_not_waited_for(job):
