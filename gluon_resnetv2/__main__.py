@@ -171,6 +171,7 @@ def predict(options) -> int:
     from gluon_resnetv2.deploy.predictor import Predictor
 
     predictor = Predictor(load(options.export), engine=options.engine)
+    predictor.preparation()  # without which each image would complain
     status = 0
     for path in options.images:
         try:

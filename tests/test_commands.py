@@ -287,6 +287,10 @@ def test_wrong_images_and_damaged_exports_get_one_line(trained, command, tmp_pat
     status, printed, lines = command("gluon_resnetv2", "predict", folder, *words)
     assert (status, printed.splitlines()[0], lines.count("error: ")) == (2, "grey.png", 2)
     assert command("gluon_resnetv2", "export", folder, "--output", "again")[0] == 0
+    Path("again/manifest.json").rename("manifest.json")
+    status, _, line = command("gluon_resnetv2", "predict", "again", "grey.png", "grey.png")
+    assert (status, line.count("no manifest.json")) == (2, 1)
+    Path("manifest.json").rename("again/manifest.json")
     params = Path("again/preact8-0000.params")
     params.write_bytes(params.read_bytes()[:-1])
     for verb in (("verify", "again"), ("predict", "again", "text.png")):

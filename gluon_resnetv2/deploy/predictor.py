@@ -132,7 +132,7 @@ class Predictor:
             ValueError: they are of another shape.
         """
         pixels = self._checked(np.asarray(pixels))
-        if self._prepared()["values"] == "pixels":
+        if self.preparation()["values"] == "pixels":
             return pixels.astype("float32")
         return normalise(pixels, self._input)
 
@@ -163,7 +163,7 @@ class Predictor:
         Raises:
             UserError: it can't be read as an image; or as `prepare`.
         """
-        described = self._prepared()
+        described = self.preparation()
         scaling = {key: described[key] for key in ("crop", *SCALING)}
         return read_image(file, self.shape, **scaling)
 
@@ -177,7 +177,12 @@ class Predictor:
         """Whether there is a manifest that says how images are prepared."""
         return self._input is not None
 
-    def _prepared(self):
+    def preparation(self) -> dict:
+        """How images are prepared, as the manifest's "input" says.
+
+        Raises:
+            UserError: the pair has no manifest.
+        """
         if not self.prepares:
             raise UserError(
                 f"{self.name} has no manifest.json, which says how images are prepared; give it "
