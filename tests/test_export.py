@@ -133,6 +133,12 @@ def test_an_export_with_all_that_belongs_to_it_is_replaced(net, tmp_path):
     assert len(list(again.folder.iterdir())) == 3  # the pair and its manifest
 
 
+def test_another_server_than_mlserver_is_refused(net, tmp_path):
+    with pytest.raises(UserError, match="for mlserver, not for mms"):
+        write(net, tmp_path / "export", Form(), server="mms")
+    assert not (tmp_path / "export").exists()
+
+
 def test_other_precisions_need_images(net, tmp_path):
     with pytest.raises(UserError, match="int8 needs 1 to"):
         export(

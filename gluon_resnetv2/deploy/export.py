@@ -120,6 +120,8 @@ def export_parameters(
     name, folder = spec.name, Path(folder).resolve()  # what a link leads to is replaced
     if len(classes) != spec.classes:
         raise UserError(f"{len(classes)} names do not fit {spec.classes} classes")
+    if server not in (None, "mlserver"):
+        raise UserError(f"an export can be for mlserver, not for {server}")
     if onnx and (form.fused or form.precision != "float32"):
         raise UserError("ONNX is written from the plain float32 graph, not fused, in 16 or 8 bits")
     pixels = None
@@ -186,7 +188,7 @@ def export_parameters(
         artifact = load(temporary)
         if pixels is not None:
             _judge(artifact)
-        if server == "mlserver":
+        if server:
             for file, settings in settings_for(artifact).items():
                 write_json(temporary / file, settings)
     return load(folder)
