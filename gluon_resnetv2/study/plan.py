@@ -16,7 +16,7 @@ from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.paper import FAIL, Result
 from gluon_resnetv2.spec import FAMILIES, UNIT, named
 from gluon_resnetv2.training.options import DERIVED
-from gluon_resnetv2.training.recipe import Recipe, flag
+from gluon_resnetv2.training.recipe import GONE, Recipe, flag
 from gluon_resnetv2.training.recipes import RECIPES
 from gluon_resnetv2.training.run import read_metrics
 
@@ -224,7 +224,7 @@ def _name(recipe):
         if not field.metadata["machine"]
         and not (field.metadata["later"] and getattr(recipe, field.name) == field.default)
     }
-    identity["lr_power"] = 2.0  # which recipes of 0.1 had
+    identity["lr_power"] = GONE["lr_power"]  # which recipes of 0.1 had
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:6]
     text = "-".join(re.sub(r"[^\w.,-]+", "", word) for word in _kind(recipe))
     return f"{text}-seed{recipe.seed}-{digest}"
