@@ -48,9 +48,9 @@ def test_an_old_checkpoint_goes_on_to_what_version_0_1_ended_with(tmp_path):
         )
 
 
-def test_a_study_finds_the_runs_of_version_0_1():
+def test_a_study_finds_the_runs_of_version_0_1(digits_study):
     """Its folders are named by what is in their recipes, which has grown since."""
-    folders = list((ROOT / "docs/digits/runs").iterdir())
+    folders = list((digits_study / "runs").iterdir())
     assert len(folders) > 50
     for folder in folders:
         assert plan._name(run_recipe(folder)) == folder.name

@@ -159,8 +159,8 @@ def _about(outcomes):
     seconds = sum(outcome.seconds for outcome in outcomes.values())
     trained = dict.fromkeys(_training(run.recipe) for run in outcomes)
     lines = [
-        "Written by: python -m gluon_resnetv2 " + shlex.join(sys.argv[1:]),
-        f"{len(outcomes)} runs, {duration(seconds)} of training in all, on {_machine()}.",
+        f"Written on {_machine()}, by: python -m gluon_resnetv2 {shlex.join(sys.argv[1:])}",
+        f"{len(outcomes)} runs, {duration(seconds)} of training in all.",
     ]
     if trained:
         lines.append(f"Trained on {'; '.join(trained)}.")

@@ -67,8 +67,9 @@ def _is_picture(part):
 
 def _svg(picture: Picture) -> bytes:
     file = io.BytesIO()
-    # Without a date and random identifiers, so that the same figure is the same file.
-    with mpl.rc_context({"svg.hashsalt": picture.name}):
+    # Without a date and random identifiers, so that the same figure is the same file; text as text,
+    # which halves it.
+    with mpl.rc_context({"svg.hashsalt": picture.name, "svg.fonttype": "none"}):
         picture.figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return file.getvalue()
 

@@ -238,7 +238,7 @@ def _draw(records):
                     line = law["power_scale"] * smooth ** -law["power"]
                 axes.plot(smooth, line, color=color, linewidth=0.9)
         axes.plot(smooth, 0.5**smooth, ":", color="black", linewidth=1, label="$2^{-L}$")
-        axes.plot(smooth, smooth**-0.5, "--", color="black", linewidth=1, label="$1/\\sqrt{L}$")
+        axes.plot(smooth, smooth**-0.5, "--", color="black", linewidth=1, label="$L^{-1/2}$")
         axes.set_xlabel("units of one weight layer, L")
         noise = FLOORS * min(record["floor"] for record in records)
         axes.axhspan(noise / 20, noise, color="0.9", linewidth=0)
