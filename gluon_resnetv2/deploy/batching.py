@@ -8,7 +8,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,19 +63,13 @@ class Batcher:
         self._thread = threading.Thread(target=self._serve, name="batcher", daemon=True)
         self._thread.start()
 
-    def submit(self, images: np.ndarray) -> Future:
-        """The outputs that `images`, (n, C, H, W) float32, will have; for any thread.
+    def submit_async(self, images: np.ndarray) -> asyncio.Future:
+        """The outputs that `images`, (n, C, H, W) float32, will have; for the running event loop.
 
         Raises:
             Full: the queue has no room for them.
             Closed: `close` was called.
         """
-        future = Future()
-        self._add(_Waiting(images, future, None))
-        return future
-
-    def submit_async(self, images: np.ndarray) -> asyncio.Future:
-        """As `submit`, for the running event loop; cheaper than wrapping what `submit` returns."""
         loop = asyncio.get_running_loop()
         future = loop.create_future()
         self._add(_Waiting(images, future, loop))
@@ -86,7 +79,7 @@ class Batcher:
         """Keeps room for images that are not ready to be handed in, until they are released.
 
         Raises:
-            Full, Closed: as `submit`.
+            Full, Closed: as `submit_async`.
         """
         with self._changed:
             self._check_room(images)
@@ -145,7 +138,7 @@ class Batcher:
         batch = self._take()
         if batch is None:
             return False
-        batch = [request for request in batch if request.wanted()]
+        batch = [request for request in batch if not request.future.cancelled()]
         if not batch:
             return True
         try:
@@ -195,14 +188,8 @@ class Batcher:
 @dataclass(frozen=True)
 class _Waiting:
     images: np.ndarray
-    future: Future | asyncio.Future
-    loop: asyncio.AbstractEventLoop | None  # the future's, where it has one
-
-    def wanted(self) -> bool:
-        """Whether anybody still waits for the answer."""
-        return (
-            not self.future.cancelled() if self.loop else self.future.set_running_or_notify_cancel()
-        )
+    future: asyncio.Future
+    loop: asyncio.AbstractEventLoop  # the future's
 
 
 def _without_waste(images):
@@ -216,14 +203,11 @@ def _without_waste(images):
 
 
 def _settle(outcomes):
-    """Hands each request its rows or error; wakes an event loop once for all of them."""
+    """Hands each request its rows or error; wakes an event loop once for all of its."""
     by_loop = collections.defaultdict(list)
     for request, rows, error in outcomes:
         by_loop[request.loop].append((request.future, rows, error))
     for loop, its in by_loop.items():
-        if loop is None:
-            _settle_futures(its)
-            continue
         with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
             loop.call_soon_threadsafe(_settle_futures, its)
 
