@@ -277,7 +277,7 @@ def data_twice_or_never(rng):
 @kind
 def truncated_json(rng):
     path, headers, body = in_json(tensor(rng))
-    return path, headers, body[: rng.randint(len(body))], "not valid JSON"
+    return path, headers, body[: rng.randint(len(body))], "no JSON"
 
 
 @kind

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gluon_resnetv2.deploy.scores import likeliest, softmax
+from gluon_resnetv2.untrusted import Fault, parse_json
 
 VERSION = "1"  # of every model: an export does not count its predecessors
 DATATYPES = {"data": ("FP32",), "pixels": ("FP32", "UINT8"), "image": ("BYTES",)}
@@ -191,41 +192,12 @@ def _json(text, most_values):
     if sum(text.count(mark) for mark in (b",", b"[", b"{")) > most_values:
         raise Refused("the JSON has more values than any request to this model")
     try:
-        value = json.loads(
-            text.decode("utf-8"),
-            object_pairs_hook=_unique,
-            parse_int=_integer,
-            parse_constant=_no_constant,
-        )
-    except RecursionError:
-        raise Refused("the JSON is nested too deeply") from None
-    except UnicodeDecodeError as error:
-        raise Refused(f"the JSON is not UTF-8: {error.reason} at byte {error.start}") from None
-    except ValueError as error:
-        raise Refused(f"the body is not valid JSON: {error}") from None
+        value = parse_json(text, overflow=True, digits=DIGITS)
+    except Fault as fault:
+        raise Refused(f"the body {fault}") from None
     if not isinstance(value, dict):
         raise Refused("the JSON must be an object with inputs")
     return value
-
-
-def _unique(pairs):
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
-        raise Refused(f"{shown(twice)} is there twice in one JSON object")
-    return found
-
-
-def _integer(text):
-    """Reading more digits takes time by their square, in which nobody else is answered."""
-    if len(text) > DIGITS:
-        raise Refused(f"{shown(text)} has more than {DIGITS} digits")
-    return int(text)
-
-
-def _no_constant(name):
-    raise Refused(f"{name} is no number that JSON or the model knows")
 
 
 def shown(value) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.interop.bounds import MOST_DESCRIPTION, MOST_DIMENSIONS, MOST_NUMBERS, is_name
 from gluon_resnetv2.interop.torch_file import widened, without_prefixes
+from gluon_resnetv2.untrusted import Fault, parse_json
 
 DTYPES = {
     "F64": np.dtype("<f8"),
@@ -62,23 +63,10 @@ def read(
 
 
 def _header(path, text):
-    def once(pairs):
-        names = dict(pairs)
-        if len(names) < len(pairs):
-            raise UserError(f"{path} has a name twice")
-        return names
-
-    def whole(digits):
-        return int(digits) if len(digits) < 20 else -1  # no offset, and no work
-
     try:
-        header = json.loads(text.decode(), object_pairs_hook=once, parse_int=whole)
-    except UserError:
-        raise
-    except (ValueError, RecursionError):
-        raise UserError(
-            f"{path} is damaged, or no safetensors file: its header is no JSON"
-        ) from None
+        header = parse_json(text, digits=19)  # as many as a size can have
+    except Fault as fault:
+        raise UserError(f"{path} is damaged, or no safetensors file: its header {fault}") from None
     if not isinstance(header, dict):
         raise UserError(f"{path} is no safetensors file: its header is no object")
     header.pop("__metadata__", None)
