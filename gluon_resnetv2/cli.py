@@ -8,6 +8,7 @@ import difflib
 import errno
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Container, Iterator, Sequence
 
 from gluon_resnetv2.errors import UserError
@@ -31,6 +32,9 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action):
         nothing = action.default is None or action.default is False
         return action.help if nothing else super()._get_help_string(action)
+
+    def _split_lines(self, text, width):
+        return textwrap.wrap(text, width, break_on_hyphens=False)  # options stay whole
 
 
 class Parser(argparse.ArgumentParser):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gluon_resnetv2.cli import aligned
-from gluon_resnetv2.spec import Spec, named
+from gluon_resnetv2.spec import IMAGE_SIZES, Spec, named
 
 FAIL = float("inf")
 
@@ -48,7 +48,7 @@ class Result:
     @property
     def image_size(self) -> int:
         """Height and width of the images that multiply-adds are counted for."""
-        return 224 if self.data == "ImageNet" else 32
+        return IMAGE_SIZES[self.spec.stem]
 
     @property
     def recipe(self) -> str:

@@ -459,6 +459,7 @@ LATER = frozenset({"stride_in", "biases", "pool_pad"})
 
 # (kernel, stride, max pooling) of the first convolution.
 STEM = {"cifar": (3, 1, False), "imagenet": (7, 2, True)}
+IMAGE_SIZES = {"cifar": 32, "imagenet": 224}  # height and width of the images it is for, in pixels
 
 # [v1] Table 1, [v2] section 5; 269 is later work by others. Unit, then units in each stage.
 IMAGENET = {

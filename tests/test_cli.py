@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import stat
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from gluon_resnetv2 import cli, doctor
+from gluon_resnetv2 import cli, commands
+from gluon_resnetv2.commands import doctor
 from gluon_resnetv2.deploy import verify
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.profiling import main as profiling
@@ -64,3 +67,33 @@ def test_what_a_process_of_ours_says_in_another_encoding_is_read(garbled, tmp_pa
         estimate._measured(False, Slot(None, 1))
     ((_, failure),) = verify._run(("block", None), tmp_path / "verify", [{}], [])
     assert failure == f"the process ended with status 1: {told}"
+
+
+def test_every_verb_is_a_module_whose_help_needs_no_mxnet():
+    folder = Path(commands.__file__).parent
+    assert set(commands.VERBS) == {path.stem for path in folder.glob("[a-z]*.py")}
+    code = (
+        "import sys; from gluon_resnetv2 import commands\n"
+        "for verb in commands.VERBS: commands.parser([verb])\n"
+        "print(*{'mxnet', 'matplotlib', 'starlette'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder.parents[1], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
+
+
+@pytest.mark.parametrize("verb", commands.VERBS)
+def test_help_says_what_a_verb_does(verb, capsys):
+    with pytest.raises(SystemExit):
+        commands.parser([verb]).parse_args([verb, "--help"])
+    assert " ".join(commands.VERBS[verb].split()) in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_long_option_stays_whole_in_help(capsys):
+    with pytest.raises(SystemExit):
+        commands.parser(["train"]).parse_args(["train", "--help"])
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if line.rstrip().endswith("-")] == []
+    headings = [line for line in printed.splitlines() if line.endswith(":") and line[0] != " "]
+    assert headings == ["options:", "run:", "network:", "data:", "optimisation:", "machine:"]

@@ -26,7 +26,8 @@ import pytest
 
 from gluon_resnetv2 import cli
 from gluon_resnetv2.checkpoint import checkpoints
-from gluon_resnetv2.distributed import launch, watch
+from gluon_resnetv2.commands import launch as launching
+from gluon_resnetv2.distributed import hosts, launch, watch
 from gluon_resnetv2.distributed import workers as workers_module
 from gluon_resnetv2.distributed.server_optimizer import ServerOptimizer
 from gluon_resnetv2.distributed.workers import Workers, connect
@@ -216,7 +217,7 @@ def stand_in(job, tmp_path):
 
 def options(*words):
     parser = cli.Parser(prog="launch")
-    launch.add_options(parser)
+    launching.add_options(parser)
     return parser.parse_args([str(word) for word in words])
 
 
@@ -235,23 +236,23 @@ def options(*words):
     ],
 )
 def test_options_that_make_no_sense_are_refused(words, named, monkeypatch):
-    monkeypatch.setattr(launch.shutil, "which", lambda name: name)
+    monkeypatch.setattr(launching.shutil, "which", lambda name: name)
     with pytest.raises(UserError) as refused:
-        launch.main(options(*words, "--", "true"))
+        launching.run(options(*words, "--", "true"))
     assert named in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
 def test_a_command_that_is_not_there_is_refused():
     with pytest.raises(UserError, match="no command no-such-command"):
-        launch.main(options("--workers", 2, "--", "no-such-command"))
+        launching.run(options("--workers", 2, "--", "no-such-command"))
 
 
 def test_hosts_are_read_as_mxnet_and_mpirun_write_them(tmp_path):
     (tmp_path / "hosts").write_text("one\n\n# a comment\ntwo:2222\nthree slots=4\n")
-    assert launch._read_hosts(tmp_path / "hosts") == [("one", ""), ("two", "2222"), ("three", "")]
+    assert hosts.read_hosts(tmp_path / "hosts") == [("one", ""), ("two", "2222"), ("three", "")]
     (tmp_path / "hosts").write_text("me@node-1.example.org:22\n_x\n")
-    assert launch._read_hosts(tmp_path / "hosts") == [("me@node-1.example.org", "22"), ("_x", "")]
+    assert hosts.read_hosts(tmp_path / "hosts") == [("me@node-1.example.org", "22"), ("_x", "")]
 
 
 @pytest.mark.parametrize("launcher", ["ssh", "mpi"])
@@ -266,12 +267,12 @@ def test_hosts_are_read_as_mxnet_and_mpirun_write_them(tmp_path):
 def test_a_line_that_is_no_machine_reaches_no_command(line, launcher, tmp_path, monkeypatch):
     """Nor would mpirun's ssh be given it, which reads the file itself."""
     started = []
-    monkeypatch.setattr(launch.shutil, "which", lambda name: name)
+    monkeypatch.setattr(launching.shutil, "which", lambda name: name)
     monkeypatch.setattr(launch.subprocess, "Popen", lambda *args, **_: started.append(args))
     (tmp_path / "hosts").write_text(f"localhost\n{line} slots=2\n")
     words = ("--workers", 2, "--launcher", launcher, "--hosts", tmp_path / "hosts", "--", "true")
     with pytest.raises(UserError, match=r"hosts, line 2: .* is no machine") as refused:
-        launch.main(options(*words))
+        launching.run(options(*words))
     assert str(refused.value).isprintable()
     assert not started
 
@@ -293,23 +294,23 @@ def test_an_mpirun_that_does_not_say_what_it_is_is_not_used(does, tmp_path, monk
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(launch, "VERSION_SECONDS", 1, raising=False)
     with pytest.raises(UserError, match="mpirun -V"):
-        launch.main(options("--workers", 1, "--launcher", "mpi", "--", "true"))
+        launching.run(options("--workers", 1, "--launcher", "mpi", "--", "true"))
 
 
 def test_an_address_in_use_is_named():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(UserError, match=f"--address {address}: Address already in use"):
-            launch.main(options("--workers", 1, "--address", address, "--", "true"))
+            launching.run(options("--workers", 1, "--address", address, "--", "true"))
 
 
 def test_a_hosts_file_is_bounded(tmp_path):
     (tmp_path / "hosts").write_text("one\n" * 2**20)
     with pytest.raises(UserError, match="hosts has 4194304 bytes; 1048576 are the most"):
-        launch._read_hosts(tmp_path / "hosts")
+        hosts.read_hosts(tmp_path / "hosts")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="pipe is no file"):
-        launch._read_hosts(tmp_path / "pipe")
+        hosts.read_hosts(tmp_path / "pipe")
 
 
 @pytest.mark.parametrize(
@@ -445,7 +446,7 @@ def test_no_line_is_written_in_pieces():
         def write(self, text):
             written.append(text)
 
-    launch._say("[server 0] ready", Stream())
+    launch.say("[server 0] ready", Stream())
     assert written == ["[server 0] ready\n"]
 
 
@@ -465,7 +466,7 @@ def test_a_line_without_end_is_passed_on_in_pieces():
 
 def test_nobody_has_to_read_what_is_said(monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)  # as where it is closed
-    launch._say("error: none")
+    launch.say("error: none")
 
 
 def test_a_signal_without_a_name_is_told():
@@ -643,7 +644,7 @@ def test_a_process_suspended_at_its_start_is_not_waited_for(monkeypatch, capfd):
     monkeypatch.setattr(launch, "KILL_SECONDS", 1)
     stop = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"
     started = time.monotonic()
-    assert launch.main(options("--workers", 1, "--", sys.executable, "-c", stop)) == 1
+    assert launching.run(options("--workers", 1, "--", sys.executable, "-c", stop)) == 1
     assert time.monotonic() - started < BOUND
     assert capfd.readouterr().err.splitlines()[-1] == "error: worker 0 was suspended for 3 s"
 

@@ -9,8 +9,9 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from gluon_resnetv2 import doctor, runtime
-from gluon_resnetv2.doctor import ABSENT, ACTIVE, BROKEN, HANDLED, Row
+from gluon_resnetv2 import runtime
+from gluon_resnetv2.commands import doctor
+from gluon_resnetv2.commands.doctor import ABSENT, ACTIVE, BROKEN, HANDLED, Row
 from tests import fake_driver
 
 
@@ -57,7 +58,7 @@ def test_mended_hazards_are_handled_and_inherent_ones_active(here):
 
 def test_main_prints_the_report_and_returns_0_where_mxnet_works(here, monkeypatch, capsys):
     monkeypatch.setattr(doctor, "report", lambda: here)
-    assert doctor.main() == 0
+    assert doctor.run(None) == 0
     printed = capsys.readouterr().out
     sections = [block.splitlines()[0] for block in printed.split("\n\n")]
     assert sections == ["Versions", "Processor", "GPUs", "Hazards of MXNet 1.9.1"]
@@ -97,7 +98,7 @@ def test_an_mxnet_that_cannot_be_imported_is_told_of_with_all_the_rest(
     (tmp_path / "mxnet/__init__.py").write_text(mxnet)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(doctor, "PATIENCE", 3 if "sleep" in mxnet else 60)
-    assert doctor.main() == 1
+    assert doctor.run(None) == 1
     printed = capsys.readouterr().out
     (line,) = (line for line in printed.splitlines() if line.startswith("  MXNet    broken"))
     assert expected in line
@@ -183,5 +184,5 @@ def test_what_came_too_late_is_repeated(monkeypatch):
 def test_only_a_broken_mxnet_is_a_failure(monkeypatch, capsys):
     for state, expected in ((BROKEN, 1), (ACTIVE, 0), ("", 0)):
         monkeypatch.setattr(doctor, "report", lambda state=state: [Row("A", "b", "c", state)])
-        assert doctor.main() == expected
+        assert doctor.run(None) == expected
     assert "b  broken  c" in capsys.readouterr().out

@@ -26,7 +26,8 @@ LEVELS = (
     ("deploy", "distributed", "imagenet", "native"),
     ("interop", "training"),
     ("profiling", "study"),
-    ("__main__", "doctor", "symbols"),
+    ("commands", "symbols"),
+    ("__main__",),
 )
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from gluon_resnetv2 import cli, data
-from gluon_resnetv2.distributed import launch
+from gluon_resnetv2.commands.train import CIFAR, IMAGENET, add_options
+from gluon_resnetv2.distributed import hosts
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.training.options import CIFAR, IMAGENET, add_options, read_options
+from gluon_resnetv2.training.options import read_options
 from gluon_resnetv2.training.recipe import SCHEDULE, Recipe, flag
 from gluon_resnetv2.training.recipes import RECIPES
 from gluon_resnetv2.training.run import Run
@@ -340,10 +341,10 @@ OPTIONS = {
     "kv_store": ("local", "local"),
     "engine": ("native", "native"),
     "recompute": ("4", 4),
+    "output": ("runs/mine", "runs/mine"),
     "checkpoint_every": ("500", "500"),
     "keep": ("5", 5),
     "log_every": ("10", 10),
-    "output": ("runs/mine", "runs/mine"),
 }
 # What each of these also changes, since it is meant instead or follows from it.
 FOLLOWS = {
@@ -676,7 +677,7 @@ def test_files_that_users_write_may_begin_with_a_byte_order_mark():
     for name, text in (("mine.json", '{"lr": 0.5}'), ("hosts", "one:22\ntwo\n")):
         Path(name).write_text(text, encoding="utf-8-sig")
     assert parse("--recipe", "mine.json")[0].lr == 0.5
-    assert launch._read_hosts("hosts") == [("one", "22"), ("two", "")]
+    assert hosts.read_hosts("hosts") == [("one", "22"), ("two", "")]
 
 
 CHOICES = [field.name for field in dataclasses.fields(Recipe) if field.metadata["choices"]]

@@ -23,13 +23,14 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from gluon_resnetv2 import checkpoint, data, files
+from gluon_resnetv2 import checkpoint, cli, data, files
 from gluon_resnetv2.checkpoint import checkpoints, choose_checkpoint
+from gluon_resnetv2.commands import train as train_command
 from gluon_resnetv2.deploy.export import export_run
 from gluon_resnetv2.distributed.workers import Workers
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2, he_normal
-from gluon_resnetv2.training import loop, main
+from gluon_resnetv2.training import loop
 from gluon_resnetv2.training.devices import contexts
 from gluon_resnetv2.training.precision import cpu_has_bfloat16
 from gluon_resnetv2.training.recipe import OPTIMIZERS, Recipe
@@ -1110,11 +1111,17 @@ def test_signals_end_a_run_whose_words_go_on_with_it(tmp_path):
     """One process gets SIGTERM; another, started with what it printed, SIGINT."""
     options = "--dataset digits --image-size 8 --model preact8 --unit basic --batch-size 50"
     options += " --num-epochs 9 --optimizer nag --warmup-steps 9 --checkpoint-every 9999"
-    command = [sys.executable, "-W", "error", str(ROOT / "train/cifar.py"), *options.split()]
-    command += ["--output", "a run"]
+    verb = ("-m", "gluon_resnetv2", "train")
+    command = [sys.executable, "-W", "error", *verb, *options.split(), "--output", "a run"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for number, epoch in ((signal.SIGTERM, 1), (signal.SIGINT, 2)):
         process = subprocess.Popen(
-            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for line in process.stdout:
             if line.startswith(f"epoch {epoch}/"):
@@ -1141,13 +1148,18 @@ TINY = (
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_verifying_is_a_line(tmp_path, monkeypatch, capfd, number):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(main, "train_network", lambda *_: (Path("run"), {}, Workers("device")))
-    monkeypatch.setattr(main, "export_run", lambda folder: folder)
-    monkeypatch.setattr(main, "report", lambda folder: send(number)(None) or time.sleep(60))
+    trained = (Path("run"), {}, Workers("device"))
+    monkeypatch.setattr("gluon_resnetv2.training.main.train_network", lambda *_: trained)
+    monkeypatch.setattr("gluon_resnetv2.deploy.export.export_run", lambda folder: folder)
+    monkeypatch.setattr(
+        "gluon_resnetv2.deploy.verify.report", lambda _: send(number)(None) or time.sleep(60)
+    )
     before = signal.getsignal(signal.SIGTERM)
     ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # as by a shell's `&`
     try:
-        assert main.train(RECIPE) == 3
+        parser = cli.Parser()
+        train_command.add_options(parser)
+        assert train_command.run(parser.parse_args(["--dataset", "digits"])) == 3
     finally:
         signal.signal(signal.SIGINT, ignored)
     assert signal.getsignal(signal.SIGTERM) == before

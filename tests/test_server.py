@@ -29,7 +29,8 @@ import pytest
 from PIL import Image
 
 from gluon_resnetv2 import cli
-from gluon_resnetv2.deploy import http_server, server
+from gluon_resnetv2.commands import serve as server
+from gluon_resnetv2.deploy import http_server
 from gluon_resnetv2.deploy import predictor as predictor_module
 from gluon_resnetv2.deploy import service as service_module
 from gluon_resnetv2.deploy.artifact import load
@@ -1367,7 +1368,7 @@ def test_a_port_in_use_is_told_before_anything_is_loaded():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = str(taken.getsockname()[1])
         with pytest.raises(UserError, match=f"127.0.0.1:{number}: Address .* another --port"):
-            server.main(options_of("nowhere", "--port", number))
+            server.run(options_of("nowhere", "--port", number))
 
 
 def test_of_two_servers_that_start_at_once_on_one_port_one_is_told(folder, monkeypatch):
@@ -1382,7 +1383,7 @@ def test_of_two_servers_that_start_at_once_on_one_port_one_is_told(folder, monke
 
         monkeypatch.setattr(predictor_module, "Predictor", loaded)
         with pytest.raises(UserError, match=f"127.0.0.1:{port}: Address .* another --port"):
-            server.main(options_of(f"net={folder}", "--port", port))
+            server.run(options_of(f"net={folder}", "--port", port))
 
 
 @pytest.mark.parametrize(
@@ -1414,13 +1415,13 @@ def test_of_two_servers_that_start_at_once_on_one_port_one_is_told(folder, monke
 def test_options_that_make_no_sense_are_refused(words, told, monkeypatch):
     monkeypatch.setattr(os, "environ", dict(os.environ))  # which main changes
     with pytest.raises(UserError, match=told):
-        server.main(options_of(*words, *([] if "--port" in words else ["--port", "0"])))
+        server.run(options_of(*words, *([] if "--port" in words else ["--port", "0"])))
 
 
 def test_two_exports_of_one_name_are_refused(folder, monkeypatch):
     monkeypatch.setattr(os, "environ", dict(os.environ))
     with pytest.raises(UserError, match=r"two exports have the name preact8; name one: NAME="):
-        server.main(options_of(str(folder), str(folder), "--port", "0"))
+        server.run(options_of(str(folder), str(folder), "--port", "0"))
 
 
 def test_forms_that_are_wrong_here_are_told(folder, monkeypatch, capsys):
@@ -1432,7 +1433,7 @@ def test_forms_that_are_wrong_here_are_told(folder, monkeypatch, capsys):
     monkeypatch.setattr(predictor_module, "_Fused", Wrong)
     monkeypatch.setattr(http_server.Uvicorn, "run", lambda self, listeners: self.announce())
     monkeypatch.setattr(server.gc, "freeze", lambda: None)
-    server.main(options_of(f"net={folder}", "--port", "0"))
+    server.run(options_of(f"net={folder}", "--port", "0"))
     printed = capsys.readouterr()
     assert re.fullmatch(r"net: a form that is wrong here .*FAILED fused .*\n", printed.err)
     assert "net (float32, plain)" in printed.out
@@ -1465,7 +1466,7 @@ def test_the_shape_of_a_pair_without_manifest_is_given_or_assumed(
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setattr(http_server.Uvicorn, "run", run)
     monkeypatch.setattr(server.gc, "freeze", lambda: None)
-    server.main(options_of(f"bare={bare}", f"net={folder}", "--port", "0", *words))
+    server.run(options_of(f"bare={bare}", f"net={folder}", "--port", "0", *words))
     line = re.sub("plain|fused", "FORM", capsys.readouterr().out)
     assert line.startswith(f"serving {told} at http://")
     assert shapes == [tuple(shape), SHAPE]
@@ -1474,7 +1475,7 @@ def test_the_shape_of_a_pair_without_manifest_is_given_or_assumed(
 def test_a_shape_that_no_export_asks_for_is_refused(folder, monkeypatch):
     monkeypatch.setattr(os, "environ", dict(os.environ))
     with pytest.raises(UserError, match="net says its own shape; leave --shape out"):
-        server.main(options_of(f"net={folder}", "--port", "0", "--shape", "3,16,16"))
+        server.run(options_of(f"net={folder}", "--port", "0", "--shape", "3,16,16"))
 
 
 @pytest.mark.parametrize("text", ["3,16", "3,16,16,1", "3,16,x", "0,16,16", "3,-1,16", "3x16x16"])
@@ -1491,7 +1492,7 @@ def test_a_batch_that_does_not_fit_is_told(folder, monkeypatch):
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setattr(predictor_module, "Predictor", full)
     with pytest.raises(UserError, match="net does not fit into memory; name a smaller --max-batch"):
-        server.main(options_of(f"net={folder}", "--port", "0"))
+        server.run(options_of(f"net={folder}", "--port", "0"))
 
 
 def test_a_pair_whose_file_has_no_name_to_serve_by_is_refused(bare, monkeypatch):
@@ -1499,4 +1500,4 @@ def test_a_pair_whose_file_has_no_name_to_serve_by_is_refused(bare, monkeypatch)
         path.rename(path.with_name(path.name.replace("preact8", "a\nb")))
     monkeypatch.setattr(os, "environ", dict(os.environ))
     with pytest.raises(UserError, match="NAME="):
-        server.main(options_of(str(bare), "--port", "0"))
+        server.run(options_of(str(bare), "--port", "0"))

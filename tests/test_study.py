@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -17,20 +16,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gluon_resnetv2 import cli
+from gluon_resnetv2 import cli, commands
+from gluon_resnetv2.commands import train
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.paper import FAIL, RESULTS
 from gluon_resnetv2.spec import named
-from gluon_resnetv2.study import options as study_options
 from gluon_resnetv2.study import report
 from gluon_resnetv2.study.estimate import Speed, seconds
-from gluon_resnetv2.study.main import main
 from gluon_resnetv2.study.plan import Outcome, Planned, Settings, plan
 from gluon_resnetv2.study.rows import Row, contradictions, errors_table, rank_correlations
 from gluon_resnetv2.study.runner import Slot, slots
 from gluon_resnetv2.study.studies import STUDIES
-from gluon_resnetv2.training import options
+from gluon_resnetv2.training.options import read_options
 from gluon_resnetv2.training.recipe import Recipe
 from gluon_resnetv2.training.run import read_metrics
 from tests.imagenet_tree import make_tree
@@ -206,8 +204,7 @@ def test_the_rows_of_v1():
         assert paper_training(recipe)
 
 
-def test_every_study_has_a_name_and_every_row_its_own():
-    assert tuple(STUDIES) == study_options.NAMES
+def test_every_row_of_a_study_has_a_name_of_its_own():
     for study in STUDIES.values():
         keys = [result.key for result in study.results]
         assert len(set(keys)) == len(keys)
@@ -228,8 +225,8 @@ def test_the_command_of_a_run_is_the_run(name, dataset, tmp_path):
             words = shlex.split(run.command())
             assert words[:4] == ["python", "-m", "gluon_resnetv2", "train"]
             parser = cli.Parser()
-            options.add_options(parser)
-            recipe, resume = options.read_options(vars(parser.parse_args(words[4:])))
+            train.add_options(parser)
+            recipe, resume = read_options(vars(parser.parse_args(words[4:])))
             assert recipe == run.recipe
             assert not resume
 
@@ -467,10 +464,10 @@ def test_a_finished_study_trains_nothing_and_reports_the_same(finished):
 
 def test_the_committed_report_is_what_the_committed_records_give(digits_study, capsys, monkeypatch):
     committed = ROOT / "docs" / "digits"
-    parser = argparse.ArgumentParser()
-    study_options.add_options(parser)
     monkeypatch.setattr(report, "_svg", lambda picture: b"")  # whose drawing takes half a minute
-    assert main(parser.parse_args(["all", "--output", str(digits_study)])) == 0
+    words = ["study", "all", "--output", str(digits_study)]
+    options = commands.parser(words).parse_args(words)
+    assert options.action(options) == 0
     assert "to train" not in capsys.readouterr().out  # which would take an hour
     texts = [(folder / "report.md").read_text("utf-8") for folder in (digits_study, committed)]
     found, expected = (re.sub(r"^Written on .*$", "", text, flags=re.M) for text in texts)

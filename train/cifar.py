@@ -10,19 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, installed or not
 
-from gluon_resnetv2 import cli
-
-with cli.one_line_errors():  # of an MXNet that is missing or can't be loaded, too
-    from gluon_resnetv2.training.main import train
-    from gluon_resnetv2.training.options import IMAGENET, add_options, read_options
-
-
-def main() -> int:
-    parser = cli.Parser(description=__doc__.splitlines()[0])
-    add_options(parser, IMAGENET)
-    chosen = vars(parser.parse_args())
-    return train(*read_options(chosen), chosen["recipe"])
-
+from gluon_resnetv2.commands import train
 
 if __name__ == "__main__":
-    cli.run(main)
+    train.script(__doc__.splitlines()[0], without=train.IMAGENET)

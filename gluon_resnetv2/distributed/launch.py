@@ -1,4 +1,4 @@
-"""Starts a training command on several machines, and ends every process when one of them dies.
+"""Starts the processes of a job, and ends every one of them when one dies.
 
 The processes find each other by MXNet's own means, its parameter server: a scheduler, servers that
 add up gradients, and workers that run the command. MXNet's launcher starts them as well, but fails
@@ -18,7 +18,6 @@ import queue
 import re
 import secrets
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -27,12 +26,10 @@ import threading
 import time
 from collections.abc import Callable
 
-from gluon_resnetv2.cli import MISTAKE, STOPPED
+from gluon_resnetv2.cli import STOPPED
 from gluon_resnetv2.distributed import watch
-from gluon_resnetv2.errors import UserError, python
-from gluon_resnetv2.untrusted import quote, read_bytes, told_of
-
-LOOPBACK = "127.0.0.1"
+from gluon_resnetv2.distributed.hosts import LOOPBACK, free_port, own_address, read_hosts
+from gluon_resnetv2.errors import UserError
 
 # The programs of launchers that start all processes by one command.
 STARTERS = {"mpi": "mpirun", "slurm": "srun"}
@@ -50,11 +47,6 @@ LINE = 1000
 SAID = ("connected", "up", "done", "stopped")
 STRANGERS = 64
 
-HOSTS_BYTES = 2**20  # of a hosts file
-# No option, and nothing that a shell or ssh's own configuration would make something else of.
-HOST = re.compile(r"((?:\w[\w.-]*@)?\w[\w.-]*)(?::(\d{1,5}))?", re.ASCII)
-
-START_RETRIES = 3  # ps-lite aborts in about one of sixty starts
 EARLY_SECONDS = 5  # within which all workers end, where one ends before its training is done
 LOST_SECONDS = 3  # from a broken connection to the end of its process, which tells more
 KILL_SECONDS = 5  # from being told to end to being killed
@@ -65,85 +57,8 @@ LAST_WORD = 1  # seconds from the end of a process to what it said before
 _saying = threading.Lock()  # threads share the streams
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `launch`."""
-    add = parser.add_argument
-    add("--workers", type=int, required=True, help="how many processes train")
-    add("--servers", type=int, default=1, help="how many processes add up gradients")
-    add(
-        "--launcher",
-        choices=("local", "ssh", *STARTERS, "none"),
-        default="local",
-        help="what starts them: this machine, ssh, mpirun, srun, or you, by the command shown",
-    )
-    add("--hosts", help="file with a machine per line, for ssh as NAME or NAME:PORT, and for mpi")
-    add("--address", help="HOST or HOST:PORT at which this machine is reached; default: found")
-    add("--restarts", type=int, default=0, help="how often to start again after a failure")
-    add(
-        "--start-timeout", type=float, default=120, help="seconds the start may go without progress"
-    )
-    add("--grace", type=float, default=60, help="seconds from SIGTERM to the end of all workers")
-    add("command", nargs="+", help="after --, what each worker runs, with --kv-store dist_sync")
-
-
-def main(options: argparse.Namespace) -> int:
-    """Runs the command on all workers.
-
-    Returns:
-        0 where every worker ended with 0, `cli.STOPPED` where a signal ended them before their
-        training was done, else the status of the one that failed, or 1.
-
-    Raises:
-        UserError: an option makes no sense here.
-    """
-    _check(options)
-    retries, restarts = START_RETRIES, options.restarts
-    while True:
-        job = Job(options)
-        try:
-            job.run()
-            return STOPPED if job.stopped else 0
-        except Failure as failure:
-            if failure.at_start and retries and not job.stopping:
-                retries -= 1
-                _say(f"the start failed: {failure}; trying again")
-            elif failure.status == STOPPED:
-                _say(str(failure))
-                return STOPPED
-            elif job.up and restarts and not job.stopping and failure.status != MISTAKE:
-                restarts -= 1
-                _say(f"error: {failure}; starting again (left after this: {restarts})")
-            else:
-                _say(f"error: {failure}" + (f"; go on with: {_resume(options)}" if job.up else ""))
-                return failure.status
-
-
-def _check(options) -> None:
-    for name, least in (("workers", 1), ("servers", 1), ("restarts", 0)):
-        if getattr(options, name) < least:
-            raise UserError(f"--{name} must be at least {least}, not {getattr(options, name)}")
-    for name in ("start_timeout", "grace"):
-        if not getattr(options, name) > 0:
-            raise UserError(f"--{name.replace('_', '-')} must be above 0 seconds")
-    if options.restarts and "--resume" not in " ".join(options.command):
-        raise UserError("--restarts needs a command that goes on, with --resume auto")
-    if options.launcher == "ssh" and not options.hosts:
-        raise UserError("--launcher ssh needs --hosts FILE, with a machine per line")
-    if options.hosts and options.launcher not in ("ssh", "mpi"):
-        raise UserError("--hosts goes with --launcher ssh or mpi")
-    here = options.launcher == "local"
-    program = {"ssh": "ssh", **STARTERS}.get(options.launcher)
-    for name in (program, options.command[0] if here else None):
-        if name and not shutil.which(name):
-            raise UserError(f"there is no command {name} on this machine")
-
-
-def _resume(options) -> str:
-    resume = () if "--resume" in options.command else ("--resume", "auto")
-    return python("-m", "gluon_resnetv2", *sys.argv[1:], *resume)
-
-
-def _say(line: str, stream=None) -> None:
+def say(line: str, stream=None) -> None:
+    """Writes a line at once, by default to standard error, from any thread."""
     stream = stream or sys.stderr
     if stream is None:  # closed
         return
@@ -242,8 +157,8 @@ class Job:
         self._free: queue.SimpleQueue = queue.SimpleQueue()  # roles that no process has yet
         self._copies: list[threading.Thread] = []
         self._token = os.environ.get(watch.TOKEN) or secrets.token_hex(16)
-        self._hosts = _read_hosts(options.hosts) if options.hosts else []
-        address, port = _own_address(options, self._hosts)
+        self._hosts = read_hosts(options.hosts) if options.hosts else []
+        address, port = own_address(options, self._hosts)
         try:
             self._listener = socket.create_server(("" if address != LOOPBACK else address, port))
         except OSError as error:
@@ -257,7 +172,7 @@ class Job:
         }
         environment = {
             "DMLC_PS_ROOT_URI": address,
-            "DMLC_PS_ROOT_PORT": str(_free_port()),
+            "DMLC_PS_ROOT_PORT": str(free_port()),
             "DMLC_NUM_WORKER": str(options.workers),
             "DMLC_NUM_SERVER": str(options.servers),
             **self._contact,
@@ -340,7 +255,7 @@ class Job:
         join = [sys.executable, "-m", watch.__name__, "join"]
         if self.options.launcher == "none":
             words = ["env", *(f"{name}={value}" for name, value in self._contact.items()), *join]
-            _say(f"waiting for {count} processes that run: {shlex.join(words)}")
+            say(f"waiting for {count} processes that run: {shlex.join(words)}")
             return
         command = [STARTERS[self.options.launcher], "-n", str(count)]
         if self.options.hosts:
@@ -564,62 +479,4 @@ def _thread(target, *args) -> threading.Thread:
 def _copy(source, stream, name: str) -> None:
     with source:
         while line := source.readline(PASSED):
-            _say(f"[{name}] {line.rstrip()}", stream)
-
-
-def _read_hosts(path: str) -> list[tuple[str, str]]:
-    """Names and ports of the machines in a file as MXNet's launcher and mpirun take it.
-
-    Raises:
-        UserError: there are none, or what stands there is none.
-    """
-    with told_of(f"--hosts {path}"):
-        data = read_bytes(path, HOSTS_BYTES)
-    try:
-        lines = data.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise UserError(f"--hosts {path} is no text file") from None
-    hosts = []
-    for number, line in enumerate(lines, 1):
-        words = line.split("#")[0].split()  # without comments and slots=N
-        if not words:
-            continue
-        found = HOST.fullmatch(words[0])
-        if not found or not 0 < int(found[2] or 22) < 65536:
-            raise UserError(
-                f"--hosts {path}, line {number}: {quote(words[0])} is no machine; write NAME or "
-                "NAME:PORT"
-            )
-        hosts.append((found[1], found[2] or ""))
-    if not hosts:
-        raise UserError(f"--hosts {path} names no machine")
-    return hosts
-
-
-def _own_address(options, hosts) -> tuple[str, int]:
-    """Address and port of this process; port 0 for any.
-
-    Raises:
-        UserError: the address isn't clear.
-    """
-    if options.address:
-        host, _, port = options.address.partition(":")
-        if not host or (port and not (port.isdecimal() and int(port) < 65536)):
-            raise UserError(f"--address needs HOST or HOST:PORT, not {options.address}")
-        return host, int(port or 0)
-    if options.launcher == "local" or (
-        hosts and {host for host, _ in hosts} <= {"localhost", LOOPBACK}
-    ):
-        return LOOPBACK, 0
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("10.255.255.255", 1))  # sends nothing, chooses the interface
-        except OSError as error:
-            raise UserError("this machine's address isn't clear: give --address HOST") from error
-        return probe.getsockname()[0], 0
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
+            say(f"[{name}] {line.rstrip()}", stream)

@@ -1,4 +1,4 @@
-"""`python -m gluon_resnetv2 convert`: weights of other implementations to ours, and back."""
+"""Weights of other implementations to ours, and back."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import mxnet as mx
 import numpy as np
 
+from gluon_resnetv2 import interop
 from gluon_resnetv2.checkpoint import set_parameters
 from gluon_resnetv2.deploy.artifact import Artifact, load
 from gluon_resnetv2.deploy.export import export_parameters
@@ -19,28 +20,15 @@ from gluon_resnetv2.deploy.reference import logits, reference_images
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import recover_folder, sha256, whole_file
 from gluon_resnetv2.interop import weights
-from gluon_resnetv2.interop.keras import KERAS
 from gluon_resnetv2.interop.layout import Arrays, Layout, shapes
-from gluon_resnetv2.interop.mxnet import GLUONCV_CIFAR, MODEL_ZOO, SYMBOLIC
-from gluon_resnetv2.interop.timm import TIMM
-from gluon_resnetv2.interop.torch import (
-    TORCH_FB,
-    TORCH_FB_CIFAR,
-    TORCH_KAIMING,
-    TORCH_PRERESNET,
-)
 from gluon_resnetv2.net import ResNetV2
-from gluon_resnetv2.spec import Spec
+from gluon_resnetv2.spec import IMAGE_SIZES, Spec
 
 LAYOUTS = {
-    layout.name: layout
-    for layout in (
-        *(SYMBOLIC, MODEL_ZOO, GLUONCV_CIFAR, TIMM),
-        *(TORCH_FB, TORCH_FB_CIFAR, TORCH_KAIMING, TORCH_PRERESNET, KERAS),
-    )
+    name: getattr(import_module(f"{interop.__name__}.{module}"), name.upper().replace("-", "_"))
+    for name, module in interop.LAYOUTS.items()
 }
 TOLERANCE = 1e-4  # largest difference from the source's logits over the largest of these
-SIZES = {"cifar": 32, "imagenet": 224}  # of images, in pixels
 
 
 def detect(arrays: Arrays, path: Path, classes: int = 0) -> tuple[Layout, Arrays, Spec, Arrays]:
@@ -211,7 +199,7 @@ def to_export(
             f"{source.path} gives one number, as for a sigmoid, and exports have softmax; "
             "write it as two logits, 0 and that number"
         )
-    size = image_size or SIZES[spec.stem]
+    size = image_size or IMAGE_SIZES[spec.stem]
     shape = (spec.in_channels, size, size)
     if mean is not None and len(mean) != spec.in_channels:
         raise UserError(f"a mean of {len(mean)} values does not fit {spec.in_channels} channels")
@@ -265,7 +253,7 @@ def to_layout(source: Source, output: str | Path, layout: str) -> None:
         OSError: the file can't be written.
     """
     theirs = LAYOUTS[layout].from_ours(source.spec, source.ours)
-    if layout == SYMBOLIC.name:
+    if layout == "symbolic":
         _write_pair(Path(output), source.spec, theirs)
     else:
         weights.write(output, theirs)

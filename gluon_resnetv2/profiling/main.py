@@ -20,7 +20,7 @@ from gluon_resnetv2.native import library
 from gluon_resnetv2.profiling import child
 from gluon_resnetv2.profiling.layers import layers_of
 from gluon_resnetv2.profiling.verbose import Primitive, parse
-from gluon_resnetv2.spec import IMAGE_SIZE_MAX, named
+from gluon_resnetv2.spec import IMAGE_SIZE_MAX, IMAGE_SIZES, named
 
 LAYERS, OPERATORS = 12, 10  # that are shown: the slowest
 
@@ -49,7 +49,7 @@ def main(options: argparse.Namespace) -> int:
         "model": options.model,
         "switches": switches,
         "batch_size": options.batch_size,
-        "image_size": options.image_size or (224 if spec.stem == "imagenet" else 32),
+        "image_size": options.image_size or IMAGE_SIZES[spec.stem],
         "steps": options.steps,
         "dtype": options.dtype,
         "inference": options.inference,

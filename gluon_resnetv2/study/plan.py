@@ -38,7 +38,7 @@ class Settings:
     """How rows are trained.
 
     Attributes:
-        dataset: one of `options.DATASETS`; ImageNet's rows are trained on ImageNet all the same.
+        dataset: one of `study.DATASETS`; ImageNet's rows are trained on ImageNet all the same.
         seeds: how many runs of each row, with the seeds 0, 1, ...
         depth: deeper networks are cut to so many layers.
         laptop_depth: the same on digits, where `depth` says nothing.

@@ -7,6 +7,7 @@ import numpy as np
 from gluon_resnetv2 import data, imagenet
 from gluon_resnetv2.deploy.reference import denormalise
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.spec import IMAGE_SIZES
 from gluon_resnetv2.training.recipe import Recipe
 
 
@@ -21,7 +22,7 @@ def load_data(recipe: Recipe):
             raise UserError("--data-dir is missing: a folder with train and val, or their .rec")
         return imagenet.load(
             recipe.data_dir,
-            image_size=recipe.image_size or 224,
+            image_size=recipe.image_size or IMAGE_SIZES["imagenet"],
             test_size=recipe.test_size,
             augmentation=recipe.augmentation,
             colour=recipe.colour,

@@ -1,20 +1,15 @@
-"""What `train` does, once it knows the recipe: train, export, verify."""
+"""From a recipe to a trained network."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import mxnet as mx
 
-from gluon_resnetv2.cli import STOPPED
-from gluon_resnetv2.deploy.export import export_run
-from gluon_resnetv2.deploy.verify import report
-from gluon_resnetv2.distributed import watch
 from gluon_resnetv2.distributed.workers import Workers, connect
-from gluon_resnetv2.errors import UserError, python
+from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2, he_normal
 from gluon_resnetv2.spec import Dropout
 from gluon_resnetv2.training.datasets import load_data
@@ -24,41 +19,6 @@ from gluon_resnetv2.training.precision import SPACES, SPACES_VARIABLE, check_dty
 from gluon_resnetv2.training.recipe import Recipe
 from gluon_resnetv2.training.recipes import RECIPES
 from gluon_resnetv2.training.run import Run, check_folder
-from gluon_resnetv2.training.stop import termination_as_interrupt
-
-
-def train(recipe: Recipe, resume: bool = False, name: str | None = None) -> int:
-    """Trains, exports and verifies; returns the exit status: `cli.STOPPED` where a signal ended it.
-
-    Args:
-        resume: go on with the run in `recipe.output`, if there is one.
-        name: of the recipe, where it has one: what to expect of it is printed first.
-
-    Raises:
-        UserError, OSError: as `train_network` and `export_run`.
-    """
-    folder, last, workers = train_network(recipe, resume, name)
-    if last is None:
-        return _stopped(folder, workers)
-    if workers.rank:
-        return 0
-    try:
-        with termination_as_interrupt():
-            verified = report(export_run(folder))
-    except KeyboardInterrupt:
-        return _stopped(folder, workers)
-    print(f"test accuracy {100 - last['test_error']:.2f} %; learning curves: {folder}/curves.png")
-    print(f"try: {python('-m', 'gluon_resnetv2', 'predict', str(folder), 'IMAGE')}")
-    return 0 if verified else 1
-
-
-def _stopped(folder: Path, workers: Workers) -> int:
-    watch.tell(stopped=True)
-    if workers.rank == 0:
-        command = python(sys.argv[0], "--resume", str(folder))
-        alone = workers.count == 1
-        print(f"stopped; go on with: {command if alone else 'the same command, --resume auto'}")
-    return STOPPED
 
 
 def train_network(
@@ -69,7 +29,8 @@ def train_network(
     The record is None where a signal ended the run before.
 
     Args:
-        resume, name: as `train`.
+        resume: go on with the run in `recipe.output`, if there is one.
+        name: of the recipe, where it has one: what to expect of it is printed first.
 
     Raises:
         UserError, OSError: as `fit` and `Run`.

@@ -2,64 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.training.recipe import MOMENTUM, Recipe, flag
 from gluon_resnetv2.training.recipes import RECIPES
-
-# Fields, and choices of "dataset", that only one of the scripts in train/ has; `train` has all.
-IMAGENET = ("test_size", "augmentation", "colour", "threads", "leave_out", "imagenet")
-CIFAR = ("coarse", "unit", "stem", "cifar10", "cifar100", "digits")
-
-
-def add_options(
-    parser: argparse.ArgumentParser, without: Iterable[str] = (), defaults: dict | None = None
-) -> None:
-    """--recipe, --resume, and an option for every field of `Recipe`.
-
-    Only options that are given appear among the parsed ones; what is not given is the recipe's.
-
-    Args:
-        without: fields and choices that this command has no use for.
-        defaults: fields that differ from `Recipe`'s where no recipe is named, for the help.
-    """
-    parser.add_argument(
-        "--recipe",
-        metavar="NAME|FILE",
-        help=f"{', '.join(RECIPES)}, or a recipe.json; other options override it",
-    )
-    parser.add_argument(
-        "--resume",
-        metavar="auto|RUN",
-        help="go on with the run in that folder; auto: with the one in --output, or the last of "
-        "this recipe, if there is one",
-    )
-    for field in dataclasses.fields(Recipe):
-        if field.name in without:
-            continue
-        details = {key: field.metadata[key] for key in ("help", "type", "choices")}
-        if details["choices"]:
-            details["choices"] = [one for one in details["choices"] if one not in without]
-        default = (defaults or {}).get(field.name, field.default)
-        if isinstance(default, tuple):
-            default = ",".join(f"{number:g}" for number in default)
-        if default is not None and default is not False:
-            details["help"] = f"{details['help'].partition('; default:')[0]} (default: {default})"
-        if field.metadata["flag"]:
-            action = argparse.BooleanOptionalAction
-            parser.add_argument(
-                flag(field.name), action=action, default=argparse.SUPPRESS, help=details["help"]
-            )
-            continue
-        details["type"] = details["type"] or {"int": int, "float": float}.get(field.type, str)
-        parser.add_argument(flag(field.name), default=argparse.SUPPRESS, **details)
 
 
 def read_options(given: dict, defaults: dict | None = None) -> tuple[Recipe, bool]:

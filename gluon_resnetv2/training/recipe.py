@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from gluon_resnetv2.data import NAMES
@@ -47,6 +48,10 @@ SCHEDULE = (
 FLOAT32_MAX = 3.4e38  # MXNet's optimisers take no larger number
 
 
+# Under which headings `train --help` shows the fields.
+GROUPS = ("run", "network", "data", "optimisation", "machine")
+
+
 def _numbers(kind):
     def parse(text: str) -> tuple:
         return tuple(kind(number) for number in text.split(",") if number.strip())
@@ -62,10 +67,16 @@ def _segments(text: str) -> str | int:
 _segments.__name__ = "auto, off or a number"
 
 
-def _option(default, help, *, type=None, choices=None, flag=False, machine=False, later=False):
-    details = {"help": help, "type": type, "choices": choices, "flag": flag, "machine": machine}
-    details["later"] = later
+def _option(
+    group, default, help, *, type=None, choices=None, flag=False, machine=False, later=False
+):
+    details = {"group": group, "help": help, "type": type, "choices": choices, "flag": flag}
+    details |= {"machine": machine, "later": later}
     return dataclasses.field(default=default, metadata=details)
+
+
+_network, _data, _optimisation = (partial(_option, group) for group in GROUPS[1:4])
+_run, _machine = (partial(_option, group, machine=True) for group in ("run", "machine"))
 
 
 @dataclass(frozen=True)
@@ -80,107 +91,126 @@ class Recipe:
         UserError: a value is out of range, or two exclude each other.
     """
 
-    # The network
-    model: str = _option("preact110", f"{', '.join(f'{f}N' for f in FAMILIES)}, N the depth")
-    order: str = _option(None, "operations in a unit; default: the model's", choices=tuple(ORDER))
-    shortcut: str = _option(None, f"{SHORTCUT_HELP}; default: the model's")
-    unit: str = _option(None, "unit of a CIFAR network; default: by depth", choices=tuple(UNIT))
-    stem: str = _option(None, "network for such images; default: by depth", choices=tuple(STEM))
-    widening: str = _option(
+    model: str = _network("preact110", f"{', '.join(f'{f}N' for f in FAMILIES)}, N the depth")
+    order: str = _network(None, "operations in a unit; default: the model's", choices=tuple(ORDER))
+    shortcut: str = _network(None, f"{SHORTCUT_HELP}; default: the model's")
+    unit: str = _network(
+        None, "unit of a CIFAR network; default: by the depth", choices=tuple(UNIT)
+    )
+    stem: str = _network(
+        None, "whose images the first layers are for; default: by the depth", choices=tuple(STEM)
+    )
+    widening: str = _network(
         None, "A: zero padding, B: projection, C: projection everywhere", choices=("A", "B", "C")
     )
-    stride_on: str = _option(None, "a bottleneck's stride", choices=("first", "3x3"))
-    input_bn: str = _option(
+    stride_on: str = _network(
+        None, "which convolution of a bottleneck has the stride", choices=("first", "3x3")
+    )
+    input_bn: str = _network(
         None, "batch normalisation of the input", choices=("off", "shift", "plain")
     )
-    init: str = _option("in", "He initialisation by fan in or fan out", choices=("in", "out"))
-    zero_init: bool = _option(
+    init: str = _network("in", "He initialisation by fan in or fan out", choices=("in", "out"))
+    zero_init: bool = _network(
         False, "start the last convolution of every unit at zero, each unit as identity", flag=True
     )
-    # The data
-    dataset: str = _option("cifar10", "images to train on", choices=(*NAMES, "imagenet"))
-    data_dir: str = _option(None, "folder of the data set; default: the user's cache", machine=True)
-    image_size: int = _option(None, "height and width in pixels; default: the data set's")
-    test_size: int = _option(None, "ImageNet: the same in evaluation; default: --image-size")
-    augmentation: str = _option(
+    dataset: str = _data("cifar10", "images to train on", choices=(*NAMES, "imagenet"))
+    data_dir: str = _data(None, "folder of the data set; default: the user's cache", machine=True)
+    image_size: int = _data(None, "height and width in pixels; default: the data set's")
+    test_size: int = _data(None, "ImageNet: height and width in evaluation; default: --image-size")
+    augmentation: str = _data(
         "scale", "ImageNet: which part of an image is cut out", choices=("scale", "scale-aspect")
     )
-    colour: bool = _option(True, "ImageNet: random light along the principal colours", flag=True)
-    threads: int = _option(
+    colour: bool = _data(True, "ImageNet: vary the light along the principal colours", flag=True)
+    threads: int = _data(
         None, "ImageNet: threads that read images; default: one per CPU", machine=True
     )
-    leave_out: bool = _option(
+    leave_out: bool = _data(
         False, "ImageNet: go without images that can't be decoded", flag=True, later=True
     )
-    coarse: bool = _option(False, "CIFAR-100's 20 coarse classes instead of 100", flag=True)
-    label_smoothing: float = _option(0.0, "part of each label given to all classes alike")
-    mixup: float = _option(0.0, "alpha of mixup, the Beta distribution of its weights; 0: none")
-    mixup_off_epochs: int = _option(0, "last epochs, without mixup", later=True)
-    # Optimisation
-    batch_size: int = _option(128, "images per step, over all devices and workers")
-    num_epochs: int = _option(None, "passes over the training images, instead of --num-steps")
-    num_steps: int = _option(None, "steps; default: 64000, where --num-epochs does not say")
-    optimizer: str = _option("sgd", "one of MXNet's", choices=OPTIMIZERS)
-    lr: float = _option(0.1, "learning rate")
-    lr_schedule: str = _option(
-        "steps", "how it falls after the warm-up", choices=("steps", "cosine")
+    coarse: bool = _data(False, "CIFAR-100's 20 coarse classes instead of 100", flag=True)
+    label_smoothing: float = _data(0.0, "share of each label that is spread over all classes")
+    mixup: float = _data(0.0, "alpha of mixup, the Beta distribution of its weights; 0: none")
+    mixup_off_epochs: int = _data(0, "how many epochs at the end go without mixup", later=True)
+    batch_size: int = _optimisation(128, "images per step, over all devices and workers")
+    num_epochs: int = _optimisation(None, "passes over the training images, instead of --num-steps")
+    num_steps: int = _optimisation(None, "steps; default: 64000, where --num-epochs does not say")
+    optimizer: str = _optimisation("sgd", "one of MXNet's", choices=OPTIMIZERS)
+    lr: float = _optimisation(0.1, "learning rate")
+    lr_schedule: str = _optimisation(
+        "steps", "how the learning rate falls after the warm-up", choices=("steps", "cosine")
     )
-    lr_steps: tuple = _option(
-        None, "steps at which it falls; default: half and 3/4 of all", type=_numbers(int)
+    lr_steps: tuple = _optimisation(
+        None,
+        "steps at which the learning rate falls; default: half and 3/4 of all",
+        type=_numbers(int),
     )
-    lr_step_epochs: tuple = _option(None, "the same in epochs", type=_numbers(float))
-    lr_factor: float = _option(0.1, "what it is multiplied by there")
-    lr_end: float = _option(0.0, "last learning rate of 'cosine'")
-    warmup: str = _option("constant", "kind of warm-up", choices=("constant", "linear"))
-    warmup_lr: float = _option(None, "its (first) learning rate; default: a tenth of --lr")
-    warmup_steps: int = _option(None, "its steps; default: 400")
-    warmup_epochs: float = _option(None, "the same in epochs")
-    mom: float = _option(0.9, f"momentum ({', '.join(MOMENTUM)})")
-    momentum_correction: bool = _option(
+    lr_step_epochs: tuple = _optimisation(
+        None, "epochs at which the learning rate falls", type=_numbers(float)
+    )
+    lr_factor: float = _optimisation(0.1, "factor of the learning rate each time it falls")
+    lr_end: float = _optimisation(0.0, "learning rate at the end of the cosine")
+    warmup: str = _optimisation(
+        "constant",
+        "learning rate during the warm-up: constant, or rising to --lr",
+        choices=("constant", "linear"),
+    )
+    warmup_lr: float = _optimisation(
+        None, "learning rate that the warm-up starts with; default: a tenth of --lr"
+    )
+    warmup_steps: int = _optimisation(None, "length of the warm-up in steps; default: 400")
+    warmup_epochs: float = _optimisation(None, "length of the warm-up in epochs")
+    mom: float = _optimisation(0.9, f"momentum ({', '.join(MOMENTUM)})")
+    momentum_correction: bool = _optimisation(
         False,
         "scale momenta as the learning rate changes, as if it stood outside them, as in Torch",
         flag=True,
         later=True,
     )
-    wd: float = _option(1e-4, "weight decay")
-    wd_on: str = _option(
-        "all", "what decays: all parameters, or weights only", choices=("all", "weights")
+    wd: float = _optimisation(1e-4, "weight decay")
+    wd_on: str = _optimisation(
+        "all",
+        "what the decay is applied to: all parameters, or weights only",
+        choices=("all", "weights"),
     )
-    accumulate: int = _option(1, "parts in which each device takes its share of a batch")
-    sync_bn: bool = _option(
-        False, "batch statistics over all devices of a process, not of each", flag=True
+    accumulate: int = _optimisation(
+        1, "split each device's share of a batch into so many parts, to save memory"
     )
-    dtype: str = _option(
-        "float32", "precision", choices=("float32", "float64", "float16", "bfloat16")
+    sync_bn: bool = _optimisation(
+        False,
+        "batch normalisation: statistics over all devices of a process, not each device's own",
+        flag=True,
     )
-    seed: int = _option(0, "of the weights, the order of the images and their augmentation")
-    # Where and how
-    gpus: tuple = _option(None, "GPUs to train on, as in 0,1,2,3", type=_numbers(int), machine=True)
-    cpus: int = _option(1, "without --gpus: how many devices to simulate on the CPU", machine=True)
-    kv_store: str = _option(
+    dtype: str = _optimisation(
+        "float32",
+        "precision of the residual units; float64: of everything",
+        choices=("float32", "float64", "float16", "bfloat16"),
+    )
+    seed: int = _optimisation(
+        0, "random seed of the weights, the order of the images and their augmentation"
+    )
+    gpus: tuple = _machine(None, "GPUs to train on, as in 0,1,2,3", type=_numbers(int))
+    cpus: int = _machine(1, "devices to simulate on the CPU, without --gpus")
+    kv_store: str = _machine(
         "device",
         "how devices and workers exchange gradients",
         choices=("local", "device", "nccl", *PARAMETER_SERVER),
-        machine=True,
     )
-    engine: str = _option(
+    engine: str = _machine(
         "mxnet",
-        "what computes training steps: MXNet's operators, or ours (extra `native`; CPUs)",
+        "what computes: MXNet's operators, or ours for CPUs (needs the extra `native`)",
         choices=ENGINES,
-        machine=True,
     )
-    recompute: str | int = _option(
+    recompute: str | int = _machine(
         "off",
-        "activations in that many segments are computed again in the backward pass",
+        "save memory: compute the activations of so many segments again in the backward pass",
         type=_segments,
-        machine=True,
     )
-    checkpoint_every: str = _option(
-        "10m", "steps, or minutes as in 10m, between checkpoints within an epoch", machine=True
+    output: str = _run(None, "the run's folder; default: a new one in runs/")
+    checkpoint_every: str = _run(
+        "10m", "steps, or minutes as in 10m, from one checkpoint to the next within an epoch"
     )
-    keep: int = _option(2, "checkpoints to keep, besides the best", machine=True)
-    log_every: int = _option(50, "steps between records of the loss", machine=True)
-    output: str = _option(None, "the run's folder; default: a new one in runs/", machine=True)
+    keep: int = _run(2, "checkpoints to keep, besides the best")
+    log_every: int = _run(50, "steps between records of the loss")
 
     def __post_init__(self):
         self._check_choices()

@@ -1,4 +1,4 @@
-"""`python -m gluon_resnetv2 serve`: exports behind the Open Inference Protocol v2 over HTTP."""
+"""Exports behind the Open Inference Protocol v2 over HTTP."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--access-log", action="store_true", help="print a line for each request")
 
 
-def main(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> None:
     """Serves until SIGTERM or SIGINT.
 
     Raises:
@@ -67,7 +67,6 @@ def main(options: argparse.Namespace) -> int:
     with _listener(options.host, options.port) as listener:
         threads = _settle_threads(options.threads)
         _serve(options, listener, threads)
-    return 0
 
 
 def _serve(options, listener, threads):

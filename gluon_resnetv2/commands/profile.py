@@ -1,11 +1,11 @@
-"""The words of `python -m gluon_resnetv2 profile`. Nothing here imports a framework."""
+"""Where the time of a training step or an inference goes."""
 
 from __future__ import annotations
 
 import argparse
 
 from gluon_resnetv2.native import add_engine
-from gluon_resnetv2.spec import ORDER, SHORTCUT_HELP, UNIT
+from gluon_resnetv2.spec import IMAGE_SIZES, ORDER, SHORTCUT_HELP, UNIT
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +14,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("model", help="as preact20")
     add("--inference", action="store_true", help="instead of a training step")
     add("--batch-size", type=int, default=64, help="images of a step")
-    add("--image-size", type=int, help="in pixels; default: 32 or 224, by the model")
+    sizes = " or ".join(map(str, IMAGE_SIZES.values()))
+    add("--image-size", type=int, help=f"in pixels; default: {sizes}, by the model")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the units")
     add_engine(parser)
     add("--steps", type=int, default=5, help="that are counted, after two that warm up")
@@ -22,3 +23,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--shortcut", help=f"{SHORTCUT_HELP}; default: the model's")
     add("--unit", choices=tuple(UNIT), help="default: by depth")
     add("--widening", choices=("A", "B", "C"), help="A: zero padding, B: projection; default: A")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Profiles, and prints the report.
+
+    Raises:
+        UserError: as `profiling.main.main`.
+    """
+    from gluon_resnetv2.profiling import main
+
+    return main.main(options)

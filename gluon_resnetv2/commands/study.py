@@ -1,29 +1,30 @@
-"""The words of `python -m gluon_resnetv2 study`. Nothing here imports a framework."""
+"""The paper's tables and figures, run again."""
 
 from __future__ import annotations
 
 import argparse
 
 from gluon_resnetv2 import cli
-
-NAMES = (
-    *("table1", "table2", "table3", "table4", "table5", "figure1", "figure3", "figure6"),
-    *("degradation", "propagation", "shattering"),
-)
-PAPER = "paper"  # the data set that means each row's own
-DATASETS = ("digits", "cifar10", "cifar100", PAPER)
+from gluon_resnetv2.study import DATASETS
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `study`."""
     add = parser.add_argument
-    add("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)}; all")
+    add(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="a study, as table1 or propagation; --list shows all; or: all",
+    )
     add("--list", action="store_true", help="show the rows, with the names that --rows takes")
     add("--rows", nargs="+", metavar="ROW", help="only these, as gate:-6 or resnet110/gate:-6")
     add(
-        "--dataset", choices=DATASETS, default="digits",
-        help=f"images to train on; {PAPER}: each row on its own",
-    )  # fmt: skip
+        "--dataset",
+        choices=DATASETS,
+        default=DATASETS[0],
+        help="images to train on; paper: each row on its own",
+    )
     add("--data-dir", help="folder of the data set; default: the user's cache")
     add("--seeds", type=int, default=3, help="runs of each row")
     add(
@@ -37,3 +38,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--jobs", type=int, help="runs at a time on the CPU; default: one for each core")
     add("--output", help="the study's folder; default: studies/DATASET")
     add("--dry-run", action="store_true", help="print the runs and what they cost here")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Trains what is missing, and writes the report.
+
+    Raises:
+        UserError: as `study.main.main`.
+    """
+    from gluon_resnetv2.study import main
+
+    return main.main(options)

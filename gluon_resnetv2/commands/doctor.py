@@ -6,6 +6,7 @@ loads it, is something to report.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ctypes
 import json
@@ -41,7 +42,11 @@ class Row(NamedTuple):
     state: str = ""
 
 
-def main() -> int:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """There are none."""
+
+
+def run(_options: argparse.Namespace) -> int:
     """Prints the report. Returns 0 if MXNet can be used here, 1 if not."""
     rows = report()
     print(render(rows))
@@ -81,7 +86,11 @@ def _ask_mxnet() -> dict:
     path = f"import sys; sys.path[:] = {sys.path!r}"
     try:
         child = subprocess.run(
-            [sys.executable, "-c", f"{path}; from gluon_resnetv2 import doctor; doctor.answer()"],
+            [
+                sys.executable,
+                "-c",
+                f"{path}; from gluon_resnetv2.commands import doctor; doctor.answer()",
+            ],
             env={**os.environ, "DNNL_VERBOSE": "1"},
             capture_output=True,
             text=True,

@@ -1,0 +1,45 @@
+"""The program's verbs, a module for each, which is loaded when its verb is asked for.
+
+A module has `add_options(parser)` and `run(options)`, which returns the exit status: 0 or None for
+success, `cli`'s for the rest. Loading it and adding its options imports no MXNet, so that `--help`
+answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+
+from gluon_resnetv2 import cli
+
+# What each verb does, in the order in which --help shows them.
+VERBS = {
+    "doctor": "what works on this machine, and each known hazard's state",
+    "models": "the paper's networks, with their size, cost and reported error",
+    "recipes": "recipes with a name: their command, source, cost and expected error",
+    "train": "train a network, export it, and verify the export",
+    "launch": "train on several machines, or with several processes on this one",
+    "compare": "overlay the learning curves of runs, and tell what differs",
+    "evaluate": "test error of a run or an export",
+    "pack": "pack a folder of images, SOURCE/CLASS/*.JPEG, into RecordIO",
+    "export": "write a run's network as a pair that MXNet serves",
+    "convert": "weights of other implementations to an export of ours, or back",
+    "verify": "compare an exported pair with the training graph in every runtime",
+    "predict": "the likeliest five classes of image files",
+    "serve": "answer requests over HTTP, by the Open Inference Protocol v2",
+    "profile": "where the time of a training step or an inference goes",
+    "study": "run the paper's tables and figures again, its numbers beside ours",
+}
+
+
+def parser(words: Sequence[str]) -> cli.Parser:
+    """The parser of a command line, with the options of the one verb that it names."""
+    parser = cli.Parser(prog="python -m gluon_resnetv2", description="ResNet v2 on MXNet Gluon")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    for name, about in VERBS.items():
+        options = verbs.add_parser(name, help=about, description=about)
+        if name in words[:1]:
+            command = import_module(f"{__name__}.{name}")
+            command.add_options(options)
+            options.set_defaults(action=command.run)
+    return parser

@@ -1,0 +1,34 @@
+"""An exported pair against the training graph."""
+
+from __future__ import annotations
+
+import argparse
+
+from gluon_resnetv2 import cli
+from gluon_resnetv2.native import add_engine
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `verify`."""
+    parser.add_argument(
+        "export", help="folder of an export or run, or a pair's -symbol.json or .params"
+    )
+    parser.add_argument(
+        "--shape", type=cli.shape, help="C,H,W (or H,W,C) of an image, for a pair without manifest"
+    )
+    add_engine(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the differences; 1 where one is too large.
+
+    Raises:
+        UserError: as `artifact.load` and `verify.report`.
+    """
+    from gluon_resnetv2.deploy.artifact import load
+    from gluon_resnetv2.deploy.verify import report
+    from gluon_resnetv2.training.stop import termination_as_interrupt
+
+    artifact = load(options.export)
+    with termination_as_interrupt():  # or what runs beside would go on
+        return 0 if report(artifact, options.shape, options.engine) else 1
