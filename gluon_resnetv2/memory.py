@@ -20,7 +20,7 @@ from mxnet import autograd
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.layers import BatchNorm, chain
 from gluon_resnetv2.net import ResNetV2
-from gluon_resnetv2.spec import Dropout, Spec
+from gluon_resnetv2.spec import Spec
 
 # Part of the activations that the last segment keeps at least: more of it costs memory, and less
 # costs the time of the second run.
@@ -66,7 +66,7 @@ class Recomputed:
             # Not static_alloc: that would keep each segment's buffers for as long as it lives.
             segment.hybridize(forward_bulk_size=BULK, backward_bulk_size=BULK)
         self._norms = list(_batch_norms(net))
-        self._random = isinstance(net.spec.shortcut, Dropout)
+        self._random = net.spec.shortcut.random
 
     def __len__(self) -> int:
         """The number of segments."""

@@ -14,8 +14,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from dataclasses import dataclass
-from typing import get_args
+from dataclasses import dataclass, field
+from functools import partial
 
 from gluon_resnetv2.errors import UserError
 
@@ -42,16 +42,30 @@ UNIT = {
 # -- Shortcuts: h(x) and what weighs F(x) in Eq. (1), [v2] Table 1 and Fig. 2 ----------------------
 
 
+class Shortcut:
+    """What sits on the shortcut. `str` gives its text, which `parse_shortcut` reads.
+
+    Attributes:
+        random: whether each training step draws it anew.
+        factor: by which h(x) is a multiple of x, where it is nothing else.
+    """
+
+    random = False
+    factor: float | None = None
+
+
 @dataclass(frozen=True)
-class Identity:
+class Identity(Shortcut):
     """h(x) = x (Fig. 2a)."""
+
+    factor = 1.0
 
     def __str__(self):
         return "identity"
 
 
 @dataclass(frozen=True)
-class Scale:
+class Scale(Shortcut):
     """`on_shortcut` * x + `on_residual` * F(x) (Fig. 2b). (0, 1) is a plain net."""
 
     on_shortcut: float
@@ -60,12 +74,16 @@ class Scale:
     def __post_init__(self):
         _check_finite(self.on_shortcut, self.on_residual)
 
+    @property
+    def factor(self) -> float:
+        return self.on_shortcut
+
     def __str__(self):
         return f"scale:{self.on_shortcut:g},{self.on_residual:g}"
 
 
 @dataclass(frozen=True)
-class Gate:
+class Gate(Shortcut):
     """(1 - g(x)) * x + F(x), or g(x) * F(x) where `exclusive` (Fig. 2c, 2d).
 
     g is the sigmoid of a 1x1 convolution of what the shortcut reads, with as many outputs as the
@@ -73,7 +91,7 @@ class Gate:
     """
 
     bias: float
-    exclusive: bool = False
+    exclusive: bool = field(default=False, kw_only=True)
 
     def __post_init__(self):
         _check_finite(self.bias)
@@ -83,7 +101,7 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class Conv1x1:
+class Conv1x1(Shortcut):
     """A 1x1 convolution on every shortcut (Fig. 2e; option C of [v1])."""
 
     def __str__(self):
@@ -91,10 +109,11 @@ class Conv1x1:
 
 
 @dataclass(frozen=True)
-class Dropout:
+class Dropout(Shortcut):
     """Dropout of ratio `p` on the shortcut (Fig. 2f), rescaled by 1 / (1 - p) while training."""
 
     p: float = 0.5
+    random = True
 
     def __post_init__(self):
         if not 0 <= self.p < 1:
@@ -109,39 +128,33 @@ def _check_finite(*numbers):
         raise UserError("a shortcut needs finite numbers")
 
 
-Shortcut = Identity | Scale | Gate | Conv1x1 | Dropout
-SHORTCUTS = get_args(Shortcut)
-
-SHORTCUT_HELP = (
-    "identity, plain, scale:A,B (A on the shortcut, B on F), gate:BIAS, exclusive-gate:BIAS, "
-    "conv1x1, dropout:P"
-)
+# What a shortcut's text begins with: what makes it of the numbers that follow, and its whole form.
+SHORTCUTS = {
+    "identity": (Identity, "identity"),
+    "plain": (partial(Scale, 0.0, 1.0), "plain"),
+    "scale": (Scale, "scale:A,B (A on the shortcut, B on F)"),
+    "gate": (Gate, "gate:BIAS"),
+    "exclusive-gate": (partial(Gate, exclusive=True), "exclusive-gate:BIAS"),
+    "conv1x1": (Conv1x1, "conv1x1"),
+    "dropout": (Dropout, "dropout:P"),
+}
+SHORTCUT_HELP = ", ".join(form for _, form in SHORTCUTS.values())
 
 
 def parse_shortcut(text: str) -> Shortcut:
     """The shortcut that `str` writes as `text`; "plain" is short for "scale:0,1".
 
     Raises:
-        UserError: `text` is none of `SHORTCUT_HELP`.
+        UserError: `text` is none of `SHORTCUTS`.
     """
     kind, _, tail = text.strip().partition(":")
-    makers = {
-        ("identity", 0): Identity,
-        ("plain", 0): lambda: Scale(0.0, 1.0),
-        ("scale", 1): Scale,
-        ("scale", 2): Scale,
-        ("gate", 1): Gate,
-        ("exclusive-gate", 1): lambda bias: Gate(bias, exclusive=True),
-        ("conv1x1", 0): Conv1x1,
-        ("dropout", 0): Dropout,
-        ("dropout", 1): Dropout,
-    }
     try:
-        numbers = [float(number) for number in tail.split(",")] if tail else []
-        make = makers[kind, len(numbers)]
-    except (KeyError, ValueError):
+        make, _ = SHORTCUTS[kind]
+        return make(*map(float, tail.split(",") if tail else ()))
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError):
         raise UserError(f"unknown shortcut '{text}'; choose {SHORTCUT_HELP}") from None
-    return make(*numbers)
 
 
 # -- One unit, spelled out -------------------------------------------------------------------------
@@ -272,15 +285,15 @@ class Spec:
             "pool_pad": ("ignored", "zero"),
             "input_bn": ("off", "shift", "plain"),
         }
-        for field, allowed in choices.items():
-            if getattr(self, field) not in allowed:
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
                 raise UserError(
-                    f"{field} '{getattr(self, field)}' is unknown; choose "
+                    f"{name} '{getattr(self, name)}' is unknown; choose "
                     + ", ".join(map(str, allowed))
                 )
         if isinstance(self.shortcut, str):
             object.__setattr__(self, "shortcut", parse_shortcut(self.shortcut))
-        if not isinstance(self.shortcut, SHORTCUTS):
+        if not isinstance(self.shortcut, Shortcut):
             raise UserError(f"shortcut {self.shortcut!r} is unknown; choose {SHORTCUT_HELP}")
         if len(self.stages) != len(self.channels) or min(self.stages + self.channels) < 1:
             raise UserError("stages and channels need one positive number for each stage")
@@ -380,7 +393,7 @@ class Spec:
     @property
     def has_shortcut(self) -> bool:
         """False for a plain net, whose units are F alone."""
-        return not (isinstance(self.shortcut, Scale) and self.shortcut.on_shortcut == 0)
+        return self.shortcut.factor != 0
 
     # -- Counting ----------------------------------------------------------------------------------
 

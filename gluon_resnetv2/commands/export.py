@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
+from gluon_resnetv2.deploy.precisions import PRECISIONS
 from gluon_resnetv2.errors import UserError
 
 
@@ -19,7 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--precision",
         default="float32",
-        choices=("float32", "bfloat16", "int8"),
+        choices=PRECISIONS,
         help="that it computes in; 16 and 8 bits are held against float32 on training images",
     )
     add("--calibration-images", type=int, default=256, help="how many of them")

@@ -15,6 +15,7 @@ import numpy as np
 from gluon_resnetv2.cli import printable
 from gluon_resnetv2.deploy.pair import Pair, read_pair
 from gluon_resnetv2.deploy.params_file import PARAMS_BYTES
+from gluon_resnetv2.deploy.precisions import PRECISIONS
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import plain, recover_folder, sha256, write_json
 from gluon_resnetv2.pixels import INTERPOLATIONS
@@ -32,8 +33,6 @@ LARGEST_PIXEL = 1e6  # of a mean, a deviation or its inverse
 MOST_UNITS = 10_000  # of a network
 REFERENCES = 4  # images whose logits a manifest holds
 LARGEST_TOLERANCE = 1e-3  # of float32, as `reference.float32_tolerance` gives it
-# The least part of the calibration images whose likeliest class has to be float32's.
-AGREEMENT = {"bfloat16": 0.995, "int8": 0.99}
 
 
 @dataclass(frozen=True)
@@ -241,8 +240,9 @@ def _check_values(manifest: dict) -> None:
         and logits.shape == (REFERENCES, spec.classes)
         and (
             (criterion == "difference" and 0 < tolerance <= LARGEST_TOLERANCE)
-            if manifest["precision"] == "float32"
-            else (criterion == "agreement" and tolerance == AGREEMENT[manifest["precision"]])
+            if PRECISIONS[manifest["precision"]].agreement is None
+            else (criterion, tolerance)
+            == ("agreement", PRECISIONS[manifest["precision"]].agreement)
         )
     )
     if not sane:

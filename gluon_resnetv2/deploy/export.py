@@ -22,7 +22,6 @@ from gluon_resnetv2.checkpoint import (
 )
 from gluon_resnetv2.deploy import forms
 from gluon_resnetv2.deploy.artifact import (
-    AGREEMENT,
     CALIBRATION,
     CALIBRATION_IMAGES,
     FORMAT,
@@ -34,6 +33,7 @@ from gluon_resnetv2.deploy.artifact import (
 from gluon_resnetv2.deploy.graph_file import seal
 from gluon_resnetv2.deploy.mlserver_settings import settings_for
 from gluon_resnetv2.deploy.onnx import export_onnx
+from gluon_resnetv2.deploy.precisions import PRECISIONS
 from gluon_resnetv2.deploy.reference import (
     compare,
     float32_tolerance,
@@ -60,7 +60,7 @@ class Form:
     Attributes:
         values: "normalised" images, or "pixels" in 0..255 that the graph itself normalises.
         output: "logits" or "probabilities".
-        precision: "float32", "bfloat16" or "int8".
+        precision: one of `PRECISIONS`.
         fused: whether the graph is written as MXNet's MKLDNN backend fuses it; int8 always is.
     """
 
@@ -122,6 +122,8 @@ def export_parameters(
         raise UserError(f"{len(classes)} names do not fit {spec.classes} classes")
     if server not in (None, "mlserver"):
         raise UserError(f"an export can be for mlserver, not for {server}")
+    if form.precision not in PRECISIONS:
+        raise UserError(f"a precision is one of {', '.join(PRECISIONS)}, not {form.precision}")
     if onnx and (form.fused or form.precision != "float32"):
         raise UserError("ONNX is written from the plain float32 graph, not fused, in 16 or 8 bits")
     pixels = None
@@ -133,7 +135,7 @@ def export_parameters(
         "name": name,
         "output": form.output,
         "precision": form.precision,
-        "fused": form.fused or form.precision == "int8",
+        "fused": form.fused or PRECISIONS[form.precision].fused,
         "classes": list(classes),
         "input": {
             "name": "data",
@@ -173,7 +175,7 @@ def export_parameters(
         manifest["tolerance"] = (
             float32_tolerance(trained, images, reference)
             if form.precision == "float32"
-            else {"agreement": AGREEMENT[form.precision]}
+            else {"agreement": PRECISIONS[form.precision].agreement}
         )
         del trained, arguments, statistics  # as much as the file, which is read for its seal
         symbol.write_text(seal(forms.to_json(graph), params), encoding="utf-8")
@@ -233,14 +235,12 @@ def _graph(net, manifest, pixels):
     described = manifest["input"]
     if described["values"] == "pixels":
         graph = forms.with_preprocessing(*graph, described["mean"], described["std"])
-    if manifest["precision"] == "bfloat16":
-        graph = forms.bfloat16(*graph)
-    elif manifest["precision"] == "int8":
+    if pixels is not None:
         taken = pixels if described["values"] == "pixels" else normalise(pixels, described)
-        graph = forms.int8(*graph, taken.astype("float32"))
+        graph = forms.IN[manifest["precision"]](graph, taken.astype("float32"))
     if manifest["output"] == "probabilities":
         graph = forms.with_softmax(*graph)
-    if manifest["fused"] and manifest["precision"] != "int8":
+    if manifest["fused"] and not PRECISIONS[manifest["precision"]].fused:
         graph = forms.fused(*graph)
     return graph
 

@@ -129,6 +129,13 @@ def int8(symbol: mx.sym.Symbol, arguments: Arrays, statistics: Arrays, images: n
     return symbol.get_backend_symbol("MKLDNN_QUANTIZE"), arguments, statistics
 
 
+# What has a graph compute in each precision (`PRECISIONS`), given images as the graph takes them.
+IN = {
+    "bfloat16": lambda graph, images: bfloat16(*graph),
+    "int8": lambda graph, images: int8(*graph, images),
+}
+
+
 def with_softmax(symbol: mx.sym.Symbol, arguments: Arrays, statistics: Arrays) -> Graph:
     """The graph whose output is probabilities rather than logits."""
     return mx.sym.softmax(symbol, name="probabilities"), arguments, statistics

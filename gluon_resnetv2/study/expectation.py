@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from gluon_resnetv2.spec import Identity, Scale, Spec
+from gluon_resnetv2.spec import Scale, Spec
 
 # The variance within a channel of a 3x3 or 1x1 convolution's output, when it reads ReLU(z), z
 # standard normal, with He's weights: 2 (E ReLU(z)^2 - (E ReLU(z))^2) = 2 (1 / 2 - 1 / (2 pi)).
@@ -54,7 +54,7 @@ def expected_gradients(spec: Spec) -> list[float] | None:
     a, count = 1 / VARIANCE, len(units)
     if not spec.has_shortcut and spec.order == "original":
         return [a ** (layers * after / 2) for after in reversed(range(count))]
-    if spec.order != "full_preact" or not isinstance(kind, (Identity, Scale)):
+    if spec.order != "full_preact" or kind.factor is None:
         return None
     on_x, on_f = 1.0, 1.0
     if isinstance(kind, Scale):

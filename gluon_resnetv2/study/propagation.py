@@ -16,7 +16,6 @@ from mxnet import autograd, initializer
 
 from gluon_resnetv2.layers import chain
 from gluon_resnetv2.net import ResNetV2
-from gluon_resnetv2.spec import Identity, Scale
 from gluon_resnetv2.study.expectation import expected_gradients
 from gluon_resnetv2.training.step import cross_entropy
 from gluon_resnetv2.unit import ResidualUnit
@@ -114,12 +113,11 @@ def products(net: ResNetV2, images) -> list[dict]:
         for constant scaling, whatever f is; None for other shortcuts and from a projection on.
     """
     passes, _ = _forward(net, images)
-    units, shortcut = net.spec.units(), net.spec.shortcut
+    units, factor = net.spec.units(), net.spec.shortcut.factor
     gradient = np.random.RandomState(0).normal(size=passes[-1].leaving.shape).astype(np.float32)
     if not any(unit.projection for unit in units):
         gradient[:, units[0].in_channels :] = 0
     start = np.linalg.norm(gradient.astype(np.float64))
-    factor = {Identity: 1.0, Scale: getattr(shortcut, "on_shortcut", None)}.get(type(shortcut))
     rows, scale, predicted = [], 1.0, 1.0
     for between, (unit, described) in enumerate(zip(reversed(passes), reversed(units)), 1):
         gradient, more = _scaled(unit.backward(gradient)[0])

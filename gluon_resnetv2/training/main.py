@@ -11,7 +11,6 @@ import mxnet as mx
 from gluon_resnetv2.distributed.workers import Workers, connect
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2, he_normal
-from gluon_resnetv2.spec import Dropout
 from gluon_resnetv2.training.datasets import load_data
 from gluon_resnetv2.training.devices import contexts
 from gluon_resnetv2.training.loop import fit
@@ -41,7 +40,7 @@ def train_network(
     check_dtype(recipe.dtype, recipe.gpus)
     spec = recipe.spec(classes=1)  # an impossible network is refused before anything is downloaded
     if recipe.sync_bn:
-        check_sync(devices, dropout=isinstance(spec.shortcut, Dropout))
+        check_sync(devices, dropout=spec.shortcut.random)
     with connect(recipe.kv_store) as workers:
         recipe.check_batch(workers.count)
         recipe.check_shares(workers.count)

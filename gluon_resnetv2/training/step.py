@@ -14,7 +14,6 @@ from gluon_resnetv2.data import random_numbers
 from gluon_resnetv2.memory import Recomputed
 from gluon_resnetv2.native.block import native_block
 from gluon_resnetv2.net import ResNetV2
-from gluon_resnetv2.spec import Dropout
 from gluon_resnetv2.training.devices import split
 from gluon_resnetv2.training.precision import LossScaler
 from gluon_resnetv2.training.recipe import Recipe
@@ -100,7 +99,7 @@ class Step:
         self.mixed_steps = mixed_steps
         self.forward_backward = training_pass(net, recipe)
         self.scaler = LossScaler() if recipe.dtype == "float16" else None
-        self._draws = isinstance(net.spec.shortcut, Dropout)
+        self._draws = net.spec.shortcut.random
         # MXNet moves the statistics of a normalisation on the way back, which it does not go to
         # one that learns nothing, unless somebody asks for the images' gradient.
         self._asks = net.spec.input_bn == "plain"
