@@ -8,6 +8,7 @@ mended once it is there (`_after`). Files of installed packages are never touche
 from __future__ import annotations
 
 import atexit
+import builtins
 import contextlib
 import ctypes
 import functools
@@ -221,8 +222,45 @@ def _around_gluoncv_check(check: types.ModuleType) -> Iterator[None]:
     check._require_pytorch_version = tolerant
 
 
+def _without(hidden: str, name: str | None = None):
+    """For a module that imports a slow one for little: it finds none, as where that is missing.
+
+    Args:
+        name: what the module calls it; it is then imported when something of it is used.
+    """
+    parent, _, last = hidden.rpartition(".")
+
+    def import_(name, globals=None, locals=None, fromlist=(), level=0):
+        if name == hidden or (name == parent and last in (fromlist or ())):
+            raise ModuleNotFoundError(f"{hidden} is imported later", name=hidden)
+        return __import__(name, globals, locals, fromlist, level)
+
+    @contextlib.contextmanager
+    def around(module: types.ModuleType) -> Iterator[None]:
+        module.__builtins__ = {**vars(builtins), "__import__": import_}
+        yield
+        if name:
+            setattr(module, name, _Later(hidden))
+
+    return around
+
+
+class _Later:
+    """A module that is imported when something of it is used."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def __getattr__(self, attribute: str):
+        return getattr(importlib.import_module(self._name), attribute)
+
+
 _AROUND = {
     "mxnet": _around_mxnet,
+    # Two seconds for the base of a retired class, FeedForward; a second for a few functions.
+    "mxnet.model": _without("sklearn.base"),
+    "mxnet.contrib.quantization": _without("scipy.stats", "stats"),
+    "mxnet.test_utils": _without("scipy.stats", "ss"),
     "gluoncv": _quiet,
     "gluoncv.check": _around_gluoncv_check,
 }

@@ -81,6 +81,20 @@ print([net(batch).shape for batch in loader])
 
 
 @pytest.mark.skipif(np.__version__ < "1.24", reason="has numpy.bool, so that it does not fail")
+def test_mxnet_is_imported_without_what_is_slow_and_rarely_used():
+    """It computes with it all the same: scipy.stats is loaded when it is used."""
+    pytest.importorskip("sklearn")
+    code = (
+        "import sys, gluon_resnetv2, mxnet as mx\n"
+        "print({'sklearn', 'pandas', 'scipy.stats'} & set(sys.modules))\n"
+        "print(round(mx.test_utils.ss.norm.ppf(0.975), 3), mx.model.FeedForward.__bases__)\n"
+        "p, q = [0.5, 0.5], [0.25, 0.75]\n"
+        "print(round(mx.contrib.quantization.stats.entropy(p, q), 4))"
+    )
+    # 0.5 ln(0.5 / 0.25) + 0.5 ln(0.5 / 0.75) = 0.1438
+    assert output(code).splitlines() == ["set()", "1.96 (<class 'object'>,)", "0.1438"]
+
+
 def test_mxnet_that_failed_to_be_imported_before_is_imported():
     code = """
 import warnings
