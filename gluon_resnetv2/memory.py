@@ -80,7 +80,7 @@ class Recomputed:
     ) -> tuple[list[mx.nd.NDArray], list[mx.nd.NDArray]]:
         """Computes the losses, and fills the parameters' gradients as their `grad_req` says.
 
-        Equal to
+        Equal to ::
 
             with autograd.record():
                 outputs = [net(part) for part in images]

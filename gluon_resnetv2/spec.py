@@ -302,7 +302,7 @@ class Spec:
 
     @property
     def depth(self) -> int:
-        """Weight layers on the longest path: the units', the stem and the classifier."""
+        """Weight layers on the longest path, of which the stem and the classifier are two."""
         return sum(self.stages) * len(UNIT[self.unit]) + 2
 
     @property

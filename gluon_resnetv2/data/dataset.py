@@ -32,9 +32,11 @@ class Dataset:
 
     Attributes:
         name: as `load` knows it.
-        train, test: its two parts.
+        train: the part to train on.
+        test: the part to test on.
         classes: the classes' names.
-        mean, std: of each channel over the training images, 0 to 255.
+        mean: of each channel over the training images, 0 to 255.
+        std: their standard deviation.
         pad: pixels by which augmentation moves an image at most, in each direction.
         flip: whether augmentation mirrors images.
         fill: the colour that padding shows, 0 to 255.
@@ -94,8 +96,8 @@ class Dataset:
                 are left out.
 
         Yields:
-            images: float32 (n, 3, H, W), normalised by the data set's mean and std.
-            labels: int32 (n,).
+            Images, float32 (n, 3, H, W), normalised by the data set's mean and std; and labels,
+            int32 (n,).
 
         Raises:
             UserError: as `num_batches`, at once rather than with the first batch.

@@ -42,8 +42,8 @@ def load(
     """The data set in `data_dir`, for training and evaluation.
 
     Either part is a RecordIO file, train.rec and val.rec with .idx and .lst as `pack` writes them,
-    or else a folder, train/CLASS/*.JPEG and val/CLASS/*.JPEG. Classes are numbered in the order of
-    their names in the training part; that of the other part are a subset.
+    or else a folder, `train/CLASS/*.JPEG` and `val/CLASS/*.JPEG`. Classes are numbered in the order
+    of their names in the training part; those of the other part are a subset.
 
     Args:
         image_size: height and width of the training crops in pixels.
@@ -95,10 +95,13 @@ class ImageNet:
     Attributes:
         name: "imagenet".
         classes: the classes' names.
-        mean, std: of each channel, 0 to 255, by which images are normalised.
+        mean: of each channel, 0 to 255; images are normalised by it.
+        std: the same of the standard deviation.
         image_shape: (3, height, width) of an evaluated image.
-        train_count, test_count: numbers of images.
-        test_size, crop: as `load` takes them.
+        train_count: how many training images there are.
+        test_count: how many test images.
+        test_size: as `load` takes it.
+        crop: as `load` takes it.
 
     Raises:
         UserError: the test images have a class that the training images lack; later, images that
@@ -172,8 +175,7 @@ class ImageNet:
                 training batches.
 
         Yields:
-            images: float32 (n, 3, size, size), normalised by mean and std.
-            labels: int32 (n,).
+            Images, float32 (n, 3, size, size), normalised by mean and std; and labels, int32 (n,).
 
         Raises:
             UserError: batches too small for the devices, or images that can't be decoded.
@@ -198,8 +200,8 @@ class ImageNet:
             make: what the views of an image are, such as `images.ten_crops`.
 
         Yields:
-            views: for each image, its views: float32 (3, H, W), normalised by mean and std.
-            labels: int32 (count,), fewer at the end.
+            For each image its views, float32 (3, H, W), normalised by mean and std; and labels,
+            int32 (count,), fewer at the end.
 
         Raises:
             UserError: an image can't be decoded.

@@ -45,10 +45,9 @@ def evaluate(
         progress: told of each few images that are done, how many they were.
 
     Returns:
-        error, error5: percentage of images whose class is not the likeliest, not among five;
-            with five classes or fewer it always is, and there is no error5.
-        loss: mean of -log of the right class's score.
-        images: how many.
+        A dictionary with "error" and "error5", the percentage of images whose class is not the
+        likeliest, or not among five (with five classes or fewer it always is, and there is no
+        "error5"); "loss", the mean of -log of the right class's score; and "images", how many.
 
     Raises:
         UserError: a number of crops that there is not, or crops and scales; an image that can't be

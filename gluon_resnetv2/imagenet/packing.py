@@ -51,7 +51,7 @@ def pack(
     leave_out: bool = False,
     threads: int | None = None,
 ) -> Packed:
-    """Packs SOURCE/CLASS/*.JPEG and the like into OUTPUT, NAME.rec with .idx, .lst and .checked.
+    """Packs `SOURCE/CLASS/*.JPEG` and the like into OUTPUT, NAME.rec with .idx, .lst and .checked.
 
     Every image is decoded first; afterwards every record is read back and compared. Keys count the
     images in the order of their names; the records stand in random order, the same every time, so
