@@ -199,6 +199,19 @@ def test_what_pages_name_in_the_repository_is_there():
             assert (ROOT / path).exists(), f"{page.name} names {path}"
 
 
+def test_what_a_contributor_has_to_change_stands_in_the_files_named():
+    """Of each step of CONTRIBUTING.md: one of its files has each name in backticks."""
+    steps = re.findall(r"^\d+\. (.*?)(?=^\d+\. |^#|\Z)", PAGES[1].read_text(), re.M | re.S)
+    assert len(steps) > 20
+    for step in steps:
+        words = re.findall(r"`([^`]*)`", step)
+        files = [ROOT / word for word in words if "/" in word]
+        if "NAME" not in step:
+            text = "".join(path.read_text(encoding="utf-8") for path in files)
+            for name in [word for word in words if re.fullmatch(r"[\w.]+", word)]:
+                assert re.search(rf"\b{name.rpartition('.')[2]}\b", text), step
+
+
 @pytest.mark.slow
 def test_commands_that_are_not_marked_do_what_they_should(tmp_path):
     """In the order of the pages, the README's first, after a short training of its run."""
