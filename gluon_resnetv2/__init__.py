@@ -6,7 +6,7 @@ not import MXNet itself.
 
 from gluon_resnetv2 import runtime
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 runtime.prepare()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import gluon_resnetv2
 from gluon_resnetv2 import cli, commands
 from gluon_resnetv2.commands import doctor
 from gluon_resnetv2.deploy import verify
@@ -97,3 +98,9 @@ def test_a_long_option_stays_whole_in_help(capsys):
     assert [line for line in printed.splitlines() if line.rstrip().endswith("-")] == []
     headings = [line for line in printed.splitlines() if line.endswith(":") and line[0] != " "]
     assert headings == ["options:", "run:", "network:", "data:", "optimisation:", "machine:"]
+
+
+def test_the_version_is_the_package_s(capsys):
+    with pytest.raises(SystemExit) as exited:
+        commands.parser(["--version"]).parse_args(["--version"])
+    assert (exited.value.code, capsys.readouterr().out) == (0, f"{gluon_resnetv2.__version__}\n")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 
-from gluon_resnetv2 import cli
+from gluon_resnetv2 import __version__, cli
 
 # What each verb does, in the order in which --help shows them.
 VERBS = {
@@ -35,6 +35,7 @@ VERBS = {
 def parser(words: Sequence[str]) -> cli.Parser:
     """The parser of a command line, with the options of the one verb that it names."""
     parser = cli.Parser(prog="python -m gluon_resnetv2", description="ResNet v2 on MXNet Gluon")
+    parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     for name, about in VERBS.items():
         options = verbs.add_parser(name, help=about, description=about)
