@@ -20,7 +20,7 @@ from benchmarks import inference, rounds, startup, training, updates
 from gluon_resnetv2 import cli
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import whole_file
-from gluon_resnetv2.runtime import cpus
+from gluon_resnetv2.machine import cpus
 
 MODULES = {"training": training, "inference": inference, "startup": startup, "updates": updates}
 OUTPUT, QUICK_OUTPUT = "docs/benchmarks", "runs/benchmarks"

@@ -22,7 +22,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, installed or not
 
 from benchmarks.rounds import load_before
-from gluon_resnetv2 import cli, data, runtime
+from gluon_resnetv2 import cli, data, machine
 
 with cli.one_line_errors():  # of an MXNet that is missing or can't be loaded
     import mxnet as mx
@@ -110,7 +110,7 @@ def main() -> None:
         for pipeline, rate in delivered.items():
             print(f"  {rate / taken:.1f} times that: {pipeline}")
 
-    print(f"{runtime.cpus()} CPUs, load {load_before():.1f} before we begin; images/s")
+    print(f"{machine.cpus()} CPUs, load {load_before():.1f} before we begin; images/s")
     print(f"{f'n = {options.repeats}':52}{'median':>10}{'min to max':>20}")
     dataset = data.load("synthetic", image_size=32, train_count=20000)
     what = "one core: 32x32 in memory, padded, cut and mirrored"

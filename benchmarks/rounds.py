@@ -19,7 +19,7 @@ from pathlib import Path
 from gluon_resnetv2 import cli
 from gluon_resnetv2.errors import UserError, last_line
 from gluon_resnetv2.files import write_json
-from gluon_resnetv2.runtime import cpus
+from gluon_resnetv2.machine import cpus
 from gluon_resnetv2.spec import named
 
 MORE_IS_BETTER = ("images/s",)  # units; of all others, less is

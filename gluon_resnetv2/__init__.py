@@ -1,14 +1,14 @@
 """Identity Mappings in Deep Residual Networks (ResNet v2) for MXNet Gluon.
 
-Importing it first lets `import mxnet` work on today's Python and numpy (see `runtime`); it does
+Importing it first lets `import mxnet` work on today's Python and numpy (see `fixes`); it does
 not import MXNet itself.
 """
 
-from gluon_resnetv2 import runtime
+from gluon_resnetv2 import fixes
 
 __version__ = "0.2.0"
 
-runtime.prepare()
+fixes.prepare()
 
 
 def __getattr__(name: str):

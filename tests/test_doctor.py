@@ -9,7 +9,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from gluon_resnetv2 import runtime
+from gluon_resnetv2 import fixes, machine
 from gluon_resnetv2.commands import doctor
 from gluon_resnetv2.commands.doctor import ABSENT, ACTIVE, BROKEN, HANDLED, Row
 from tests import fake_driver
@@ -35,7 +35,7 @@ def hazards(**found) -> dict[str, str]:
 
 def test_versions_are_those_in_use(here):
     assert text(here, "Python").startswith(platform.python_version())
-    assert text(here, "MXNet") == f"{mx.__version__}, wheel: {runtime.wheels()[0]}"
+    assert text(here, "MXNet") == f"{mx.__version__}, wheel: {machine.wheels()[0]}"
     assert text(here, "numpy") == np.__version__
     enabled = {feature.name for feature in mx.runtime.feature_list() if feature.enabled}
     assert set(text(here, "  built with").split(", ")) == enabled
@@ -109,8 +109,8 @@ def test_an_mxnet_that_cannot_be_imported_is_told_of_with_all_the_rest(
 @pytest.fixture
 def gpu_machine(tmp_path, monkeypatch):
     library = fake_driver.build(tmp_path)
-    monkeypatch.setattr(runtime, "wheels", lambda: [runtime.GPU_WHEEL])
-    monkeypatch.setattr(runtime, "_driver", lambda: ctypes.CDLL(str(library)))
+    monkeypatch.setattr(machine, "wheels", lambda: [machine.GPU_WHEEL])
+    monkeypatch.setattr(machine, "driver", lambda: ctypes.CDLL(str(library)))
 
 
 @pytest.mark.parametrize(("capability", "kernels"), [("8.6", "kernels"), ("9.0", "no kernels")])
@@ -132,7 +132,7 @@ def test_a_driver_without_gpus_is_told_of():
 
 
 def test_a_missing_driver_is_told_of(monkeypatch):
-    monkeypatch.setattr(runtime, "_driver", lambda: None)
+    monkeypatch.setattr(machine, "driver", lambda: None)
     assert text(doctor._gpus(), "driver").startswith("NVIDIA's driver is not installed")
 
 
@@ -171,12 +171,12 @@ def test_the_state_of_amx_is_the_runtimes(amx, expected):
 
 @pytest.mark.parametrize(("shared", "expected"), [(True, ABSENT), (False, HANDLED)])
 def test_half_of_the_cpus_is_missed_only_without_hyper_threads(monkeypatch, shared, expected):
-    monkeypatch.setattr(runtime, "hyper_threads", lambda: shared)
+    monkeypatch.setattr(machine, "hyper_threads", lambda: shared)
     assert hazards()["half of the CPUs"] == expected
 
 
 def test_what_came_too_late_is_repeated(monkeypatch):
-    monkeypatch.setattr(runtime, "too_late", ["AMX may stay off"])
+    monkeypatch.setattr(fixes, "too_late", ["AMX may stay off"])
     (row,) = (row for row in doctor._hazards({}) if row.name == "imported too late")
     assert (row.state, row.text) == (ACTIVE, "AMX may stay off")
 

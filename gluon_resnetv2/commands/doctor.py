@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import NamedTuple
 
-from gluon_resnetv2 import runtime
+from gluon_resnetv2 import fixes, machine
 from gluon_resnetv2.errors import UserError, install
 
 WIDTH = 100  # columns
@@ -118,7 +118,7 @@ def answer() -> None:
     """Prints what MXNet tells of itself as a line of JSON; or why it cannot be imported."""
     try:
         found = _ask_here()
-    except runtime.CannotLoad as error:
+    except machine.CannotLoad as error:
         found = {"error": str(error)}
     print(_ANSWER + json.dumps(found))
 
@@ -132,7 +132,7 @@ def _ask_here() -> dict:
     found = {
         "version": mx.__version__,
         "features": [feature.name for feature in mx.runtime.feature_list() if feature.enabled],
-        "amx": runtime.amx,
+        "amx": fixes.amx,
         "converts": np.array_equal(np.asarray(one), np.ones((1, 1, 1, 1))),
     }
     with contextlib.suppress(OSError):  # MXNet for macOS brings another OpenMP
@@ -151,7 +151,7 @@ def _versions(found: dict) -> Iterator[Row]:
     if "error" in found:
         yield row("MXNet", found["error"], BROKEN)
     else:
-        wheel = " and ".join(runtime.wheels()) or "none, built from source"
+        wheel = " and ".join(machine.wheels()) or "none, built from source"
         yield row("MXNet", f"{found['version']}, wheel: {wheel}")
         yield row("  built with", ", ".join(found["features"]))
         yield row("  oneDNN", found.get("onednn", "not in use"))
@@ -163,7 +163,7 @@ def _processor(found: dict) -> Iterator[Row]:
     def row(name, text):
         return Row("Processor", name, text)
 
-    yield row("CPUs", f"{runtime.cpus()} usable of {os.cpu_count()}")
+    yield row("CPUs", f"{machine.cpus()} usable of {os.cpu_count()}")
     if "threads" in found:
         yield row("OpenMP threads", found["threads"])
     if "isa" in found:
@@ -177,14 +177,14 @@ def _gpus() -> Iterator[Row]:
     def row(name, text):
         return Row("GPUs", name, text)
 
-    installed = runtime.wheels()
-    if runtime.GPU_WHEEL in installed:
-        brought, needed = len(runtime.cuda_libraries()), len(runtime.CUDA_LIBRARIES)
+    installed = machine.wheels()
+    if machine.GPU_WHEEL in installed:
+        brought, needed = len(machine.cuda_libraries()), len(machine.CUDA_LIBRARIES)
         yield row("CUDA libraries", f"{brought} of {needed} from NVIDIA's wheels")
-    elif runtime.CPU_WHEEL in installed:
+    elif machine.CPU_WHEEL in installed:
         yield row("wheel", "for CPUs only; the extra cu112 has the one for GPUs")
     try:
-        gpus = runtime.gpus()
+        gpus = machine.gpus()
     except UserError as error:
         yield row("driver", str(error))
         return
@@ -193,7 +193,7 @@ def _gpus() -> Iterator[Row]:
     for index, gpu in enumerate(gpus):
         capability = ".".join(str(number) for number in gpu.capability)
         kernels = "kernels" if gpu.supported else "no kernels"
-        text = f"compute capability {capability}, for which {runtime.GPU_WHEEL} has {kernels}"
+        text = f"compute capability {capability}, for which {machine.GPU_WHEEL} has {kernels}"
         yield row(f"GPU {index}", f"{gpu.name}, {text}")
 
 
@@ -201,7 +201,7 @@ def _hazards(found: dict) -> Iterator[Row]:
     def row(name, state, text):
         return Row("Hazards of MXNet 1.9.1", name, text, state)
 
-    for line in runtime.too_late:
+    for line in fixes.too_late:
         yield row("imported too late", ACTIVE, line)
 
     # Wrong answers
@@ -260,7 +260,7 @@ def _hazards(found: dict) -> Iterator[Row]:
         )
     yield row(
         "half of the CPUs",
-        ABSENT if runtime.hyper_threads() else HANDLED,
+        ABSENT if machine.hyper_threads() else HANDLED,
         "is left to hyper-threading even where there is none: MXNet is told to use all, unless "
         "OMP_NUM_THREADS is set",
     )

@@ -12,7 +12,7 @@ import socket
 import sys
 from pathlib import Path
 
-from gluon_resnetv2 import cli, runtime
+from gluon_resnetv2 import cli, machine
 from gluon_resnetv2.errors import UserError, install
 from gluon_resnetv2.native import add_engine
 
@@ -166,7 +166,7 @@ def _open_standard_files():
 
 
 def _check(options):
-    most_threads = THREADS_PER_CPU * runtime.cpus()
+    most_threads = THREADS_PER_CPU * machine.cpus()
     bounds = {"max_batch": MAX_BATCH, "queue": float("inf"), "threads": most_threads}
     for name, most in bounds.items():
         value = getattr(options, name)
@@ -223,7 +223,7 @@ def _settle_threads(threads):
     core while all others wait. OMP_WAIT_POLICY=PASSIVE, set by the user, is better on machines that
     compute other things beside, and then threads may move.
     """
-    cores = max(1, runtime.cpus() // (2 if runtime.hyper_threads() else 1))
+    cores = max(1, machine.cpus() // (2 if machine.hyper_threads() else 1))
     if threads or "OMP_NUM_THREADS" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = str(threads or cores)
     if "OMP_WAIT_POLICY" not in os.environ:

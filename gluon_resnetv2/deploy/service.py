@@ -30,7 +30,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from gluon_resnetv2 import __version__, runtime
+from gluon_resnetv2 import __version__, machine
 from gluon_resnetv2.deploy import protocol
 from gluon_resnetv2.deploy.batching import Batcher, Closed, Full
 from gluon_resnetv2.deploy.hosts import Hosts
@@ -113,7 +113,7 @@ class Model:
         self.answered = {"success": (0, 0.0), "fail": (0, 0.0)}  # how many, in how many seconds
         classes, shape = list(predictor.classes), tuple(predictor.shape)
         self.interface = Interface(name, classes, shape, predictor.output, predictor.max_batch)
-        threads = [runtime.cpus()] * len(LANES) + [max(1, runtime.cpus() // 2)]
+        threads = [machine.cpus()] * len(LANES) + [max(1, machine.cpus() // 2)]
         self._lanes = [ThreadPoolExecutor(count, name) for count in threads]
         self.pool = self._lanes[0]
         self.batcher = batcher = Batcher(

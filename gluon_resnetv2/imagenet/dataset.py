@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gluon_resnetv2 import runtime
+from gluon_resnetv2 import machine
 from gluon_resnetv2.data import normalise, num_batches, random_numbers
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.imagenet.augment import Augmentation
@@ -71,7 +71,7 @@ def load(
         crop=crop,
         mean=mean,
         std=std,
-        threads=threads or runtime.cpus(),
+        threads=threads or machine.cpus(),
         leave_out=leave_out,
     )
 

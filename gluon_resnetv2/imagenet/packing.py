@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from gluon_resnetv2 import runtime
+from gluon_resnetv2 import machine
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.imagenet.damage import mark
 from gluon_resnetv2.imagenet.folder import Folder
@@ -84,7 +84,7 @@ def pack(
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.stem}.", dir=output.parent) as temporary:
         copies = Path(temporary) / "copies"
-        checksums, bad = _check(folder, copies, resize, threads or runtime.cpus())
+        checksums, bad = _check(folder, copies, resize, threads or machine.cpus())
         if bad and not leave_out:
             raise UserError(
                 f"{len(bad)} of {len(folder)} images can't be packed, the first: {bad[0]}; mend "

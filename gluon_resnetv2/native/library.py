@@ -14,7 +14,7 @@ import mxnet as mx
 
 from gluon_resnetv2.errors import UserError, install
 from gluon_resnetv2.files import cache_folder, whole_file
-from gluon_resnetv2.runtime import cpu_flags
+from gluon_resnetv2.machine import cpu_flags
 
 SOURCE = Path(__file__).with_name("trunk.cc")
 OPERATOR = "resnetv2_trunk"

@@ -13,7 +13,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 
-from gluon_resnetv2 import runtime
+from gluon_resnetv2 import machine
 from gluon_resnetv2.cli import aligned
 from gluon_resnetv2.errors import UserError, last_line
 from gluon_resnetv2.native import library
@@ -98,7 +98,7 @@ def report(job: dict, steps: Sequence[Sequence[Primitive]], answer: dict) -> str
     ceilings = answer["ceilings"]
     head = (
         f"{job['model']}{switches}, {what}: {job['batch_size']} images of {size}x{size}, "
-        f"{job['dtype']}, {job['engine']} engine, {runtime.cpus()} CPUs\n"
+        f"{job['dtype']}, {job['engine']} engine, {machine.cpus()} CPUs\n"
         f"{total:.1f} ms, the median of {len(steps)} ({spread}): "
         f"{1000 * job['batch_size'] / total:.4g} images/s; {inside:.1f} ms of it in oneDNN\n"
         f"this machine: {ceilings['gflops']:.0f} GFLOP/s in a {job['dtype']} matrix product, "

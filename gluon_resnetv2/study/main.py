@@ -11,7 +11,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from gluon_resnetv2 import runtime
+from gluon_resnetv2 import machine
 from gluon_resnetv2.cli import STOPPED, aligned
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.study import report
@@ -38,7 +38,7 @@ def main(options: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
     if options.gpus:
-        runtime.check_gpus(options.gpus)
+        machine.check_gpus(options.gpus)
     folder = Path(options.output or f"studies/{options.dataset}")
     settings = Settings(
         dataset=options.dataset,
@@ -179,5 +179,5 @@ def _machine():
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, AttributeError):
         name = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())[1]
-    versions = f"Python {platform.python_version()}, MXNet {metadata.version(runtime.wheels()[0])}"
-    return f"{runtime.cpus()} CPUs ({name}), {versions}"
+    versions = f"Python {platform.python_version()}, MXNet {metadata.version(machine.wheels()[0])}"
+    return f"{machine.cpus()} CPUs ({name}), {versions}"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gluon_resnetv2 import runtime
+from gluon_resnetv2 import machine
 from gluon_resnetv2.cli import STOPPED
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.paper import FAIL
@@ -46,12 +46,12 @@ def slots(gpus: Sequence[int] | None, per_run: int, jobs: int | None) -> list[Sl
         UserError: the numbers do not fit.
     """
     if not gpus:
-        jobs = jobs or runtime.cpus()
-        return [Slot(None, max(1, runtime.cpus() // jobs))] * jobs
+        jobs = jobs or machine.cpus()
+        return [Slot(None, max(1, machine.cpus() // jobs))] * jobs
     if per_run > len(gpus):
         raise UserError(f"--gpus-per-run {per_run} is more than the {len(gpus)} of --gpus")
     groups = [tuple(gpus[i : i + per_run]) for i in range(0, len(gpus) - per_run + 1, per_run)]
-    return [Slot(group, max(1, runtime.cpus() // len(groups))) for group in groups]
+    return [Slot(group, max(1, machine.cpus() // len(groups))) for group in groups]
 
 
 def execute(runs: Sequence[Planned], slots: Sequence[Slot], seconds: dict[Planned, float]) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import mxnet as mx
 import numpy as np
 
-from gluon_resnetv2 import runtime
+from gluon_resnetv2 import machine
 
 
 def contexts(gpus: Sequence[int] | None, cpus: int = 1) -> list[mx.Context]:
@@ -18,7 +18,7 @@ def contexts(gpus: Sequence[int] | None, cpus: int = 1) -> list[mx.Context]:
     """
     if not gpus:
         return [mx.cpu(i) for i in range(cpus)]
-    runtime.check_gpus(gpus)
+    machine.check_gpus(gpus)
     return [mx.gpu(i) for i in gpus]
 
 

@@ -15,15 +15,15 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from gluon_resnetv2 import runtime
+from gluon_resnetv2 import fixes, machine
 from gluon_resnetv2.errors import UserError, install, uninstall
-from gluon_resnetv2.runtime import CPU_WHEEL, GPU_WHEEL, CannotLoad
+from gluon_resnetv2.machine import CPU_WHEEL, GPU_WHEEL, CannotLoad
 from tests import fake_driver
 
 ROOT = Path(__file__).parents[1]
 
 needs_gpu_wheel = pytest.mark.skipif(
-    GPU_WHEEL not in runtime.wheels(), reason=f"{GPU_WHEEL} is not installed"
+    GPU_WHEEL not in machine.wheels(), reason=f"{GPU_WHEEL} is not installed"
 )
 needs_gluoncv = pytest.mark.skipif(
     importlib.util.find_spec("gluoncv") is None, reason="GluonCV is not installed"
@@ -147,7 +147,7 @@ def test_mxnet_can_be_reloaded():
 
 def test_preparing_again_changes_nothing():
     before = list(sys.meta_path)
-    runtime.prepare()
+    fixes.prepare()
     assert sys.meta_path == before
 
 
@@ -225,8 +225,8 @@ class Blocked:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Blocked)
-from gluon_resnetv2 import runtime
-runtime._provide_distutils()
+from gluon_resnetv2 import fixes, machine
+fixes._provide_distutils()
 """
 
 
@@ -249,10 +249,10 @@ def processor(monkeypatch):
     """Gives this machine the instruction sets and the answer of Linux that a test asks for."""
 
     def simulate(flags, granted):
-        monkeypatch.setattr(runtime, "cpu_flags", lambda: frozenset(flags))
-        monkeypatch.setattr(runtime, "_tiles_granted", lambda: granted)
+        monkeypatch.setattr(machine, "cpu_flags", lambda: frozenset(flags))
+        monkeypatch.setattr(machine, "tiles_granted", lambda: granted)
 
-    monkeypatch.setattr(runtime, "amx", runtime.amx)
+    monkeypatch.setattr(fixes, "amx", fixes.amx)
     monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
     return simulate
 
@@ -272,16 +272,16 @@ SAPPHIRE_RAPIDS = [*WITH_AVX512, "avx_vnni", "avx512_bf16", "amx_bf16", "amx_til
 )
 def test_without_amx_onednn_is_left_alone(processor, flags, granted, expected):
     processor(flags, granted)
-    runtime._enable_amx(None)  # must not use MXNet
-    assert runtime.amx == expected
+    fixes._enable_amx(None)  # must not use MXNet
+    assert fixes.amx == expected
     assert "DNNL_MAX_CPU_ISA" not in os.environ
 
 
 def test_the_instruction_sets_that_the_user_chose_stay(processor, monkeypatch):
     monkeypatch.setenv("DNNL_MAX_CPU_ISA", "AVX2")
     processor(SAPPHIRE_RAPIDS, True)
-    runtime._enable_amx(None)
-    assert runtime.amx == "left to DNNL_MAX_CPU_ISA=AVX2"
+    fixes._enable_amx(None)
+    assert fixes.amx == "left to DNNL_MAX_CPU_ISA=AVX2"
     assert os.environ["DNNL_MAX_CPU_ISA"] == "AVX2"
 
 
@@ -289,12 +289,12 @@ def test_the_instruction_sets_that_the_user_chose_stay(processor, monkeypatch):
 def test_onednn_takes_the_instruction_sets_it_is_told_and_children_are_not_told():
     code = """
 import os
-from gluon_resnetv2 import runtime
-runtime.cpu_flags = lambda: runtime._AMX_FLAGS
-runtime._tiles_granted = lambda: True
-runtime._AMX_ISA = "SSE41"  # lower than what any processor of today has
+from gluon_resnetv2 import fixes, machine
+machine.cpu_flags = lambda: fixes._AMX_FLAGS
+machine.tiles_granted = lambda: True
+fixes._AMX_ISA = "SSE41"  # lower than what any processor of today has
 import mxnet
-assert runtime.amx == "on" and "DNNL_MAX_CPU_ISA" not in os.environ
+assert fixes.amx == "on" and "DNNL_MAX_CPU_ISA" not in os.environ
 """
     header = [line for line in output(code, DNNL_VERBOSE="1").splitlines() if "cpu,isa:" in line]
     assert header == ["dnnl_verbose,info,cpu,isa:Intel SSE4.1"]
@@ -307,28 +307,28 @@ def test_linux_grants_the_tiles_where_it_supports_them():
     supported = ctypes.c_uint64()
     arch_get_xcomp_supp = 0x1021
     ctypes.CDLL(None).syscall(158, arch_get_xcomp_supp, ctypes.byref(supported))
-    granted = output("from gluon_resnetv2 import runtime; print(runtime._tiles_granted())")
+    granted = output("from gluon_resnetv2 import fixes, machine; print(machine.tiles_granted())")
     assert granted == str(bool(supported.value >> 18 & 1))
 
 
 def test_mxnet_imported_before_us_is_mended_and_what_is_lost_is_said(processor, monkeypatch):
     processor(SAPPHIRE_RAPIDS, True)
-    monkeypatch.setattr(runtime, "_AMX_ISA", "ALL")
-    monkeypatch.setattr(runtime, "hyper_threads", lambda: True)
-    monkeypatch.setattr(runtime, "too_late", [])
-    finders = (runtime._Finder, runtime._LastResort)
+    monkeypatch.setattr(fixes, "_AMX_ISA", "ALL")
+    monkeypatch.setattr(machine, "hyper_threads", lambda: True)
+    monkeypatch.setattr(fixes, "too_late", [])
+    finders = (fixes._Finder, fixes._LastResort)
     monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if f not in finders])
     monkeypatch.delattr(mx.nd.NDArray, "__array__")
     with pytest.warns(RuntimeWarning, match="AMX may stay off: MXNet was imported before") as told:
-        runtime.prepare()
-    runtime.prepare()
-    assert runtime.too_late == [str(told[0].message)]
+        fixes.prepare()
+    fixes.prepare()
+    assert fixes.too_late == [str(told[0].message)]
     assert len(told) == 1
     assert np.asarray(mx.nd.ones((2,))).tolist() == [1, 1]
 
 
 @pytest.mark.skipif(
-    sys.version_info >= (3, 12) or GPU_WHEEL in runtime.wheels(),
+    sys.version_info >= (3, 12) or GPU_WHEEL in machine.wheels(),
     reason="MXNet is not imported without us where it needs distutils or CUDA's libraries",
 )
 def test_mxnet_imported_before_us_is_mended_without_a_word_if_nothing_is_lost():
@@ -339,8 +339,8 @@ with warnings.catch_warnings():
     import numpy as np
     np.bool = bool
     import mxnet as mx
-from gluon_resnetv2 import runtime
-print(np.asarray(mx.nd.array([1, 2])), runtime.too_late)
+from gluon_resnetv2 import fixes, machine
+print(np.asarray(mx.nd.array([1, 2])), fixes.too_late)
 """
     assert output(code, DNNL_MAX_CPU_ISA="ALL", OMP_NUM_THREADS="1") == "[1. 2.] []"
 
@@ -359,27 +359,27 @@ print(np.asarray(mx.nd.array([1, 2])), runtime.too_late)
 )
 def test_every_core_is_used_unless_told_otherwise(monkeypatch, shared, setting, expected):
     monkeypatch.setattr(os, "environ", dict(setting))
-    monkeypatch.setattr(runtime, "cpus", lambda: 8)
-    monkeypatch.setattr(runtime, "hyper_threads", lambda: shared)
-    assert runtime._use_every_core() == (setting != expected)
-    assert not runtime._use_every_core()
+    monkeypatch.setattr(machine, "cpus", lambda: 8)
+    monkeypatch.setattr(machine, "hyper_threads", lambda: shared)
+    assert fixes._use_every_core() == (setting != expected)
+    assert not fixes._use_every_core()
     assert os.environ == expected
 
 
 @pytest.mark.skipif(
-    sys.platform != "linux" or runtime.cpus() == 1, reason="needs Linux and two CPUs"
+    sys.platform != "linux" or machine.cpus() == 1, reason="needs Linux and two CPUs"
 )
 def test_mxnet_takes_the_threads_it_is_told():
     code = """
 import ctypes, os
 for name in ("OMP_NUM_THREADS", "MXNET_OMP_MAX_THREADS"):
     os.environ.pop(name, None)
-from gluon_resnetv2 import runtime
-runtime.hyper_threads = lambda: False
+from gluon_resnetv2 import fixes, machine
+machine.hyper_threads = lambda: False
 import mxnet
 print(ctypes.CDLL("libgomp.so.1").omp_get_max_threads())
 """
-    assert output(code) == str(runtime.cpus())
+    assert output(code) == str(machine.cpus())
 
 
 # What cannot be loaded
@@ -401,7 +401,7 @@ BARE = "import sys; sys.path = [p for p in sys.path if 'site-packages' not in p]
 def test_without_mxnet_the_way_out_is_named():
     code = BARE + "import gluon_resnetv2, mxnet"
     assert last_line(code) == (
-        "gluon_resnetv2.runtime.NotInstalled: MXNet is not installed: "
+        "gluon_resnetv2.machine.NotInstalled: MXNet is not installed: "
         f"{install('cpu')}, with cu112 for cpu where there is an NVIDIA GPU"
     )
     code = BARE + (
@@ -419,7 +419,7 @@ def test_of_an_mxnet_without_files_the_record_must_go_first(tmp_path):
 
 
 def test_two_wheels_over_each_other_are_refused(tmp_path):
-    installed(tmp_path, {CPU_WHEEL: GPU_WHEEL, GPU_WHEEL: CPU_WHEEL}[runtime.wheels()[0]])
+    installed(tmp_path, {CPU_WHEEL: GPU_WHEEL, GPU_WHEEL: CPU_WHEEL}[machine.wheels()[0]])
     line = last_line("import gluon_resnetv2, mxnet", path=tmp_path)
     assert "mxnet and mxnet-cu112 are installed over each other: " in line
 
@@ -439,30 +439,30 @@ def test_a_python_or_machine_that_mxnet_does_not_know_is_refused(
 ):
     monkeypatch.setattr(sys.modules[where], what, value)
     with pytest.raises(CannotLoad, match=expected) as caught:
-        runtime.require()
+        machine.require()
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_driver_is_named(monkeypatch):
-    monkeypatch.setattr(runtime, "wheels", lambda: [GPU_WHEEL])
-    monkeypatch.setattr(runtime, "_driver", lambda: None)
+    monkeypatch.setattr(machine, "wheels", lambda: [GPU_WHEEL])
+    monkeypatch.setattr(machine, "driver", lambda: None)
     with pytest.raises(CannotLoad, match=r"needs NVIDIA's driver, and libcuda\.so\.1 is not found"):
-        runtime.require()
+        machine.require()
 
 
 def test_what_cannot_be_loaded_is_a_mistake_of_the_user_and_an_import_error():
     assert issubclass(CannotLoad, UserError)
     assert issubclass(CannotLoad, ImportError)
-    assert str(runtime.NotInstalled("why", name="mxnet")) == "why"
+    assert str(machine.NotInstalled("why", name="mxnet")) == "why"
 
 
 FAKE_MXNET = "import ctypes, os; ctypes.CDLL(os.path.dirname(__file__) + '/libmxnet.so')\n"
 WITH_FAKE_MXNET = """
-from gluon_resnetv2 import runtime
-runtime.wheels = lambda: [runtime.GPU_WHEEL]
-runtime.CUDA_LIBRARIES = {"fake": "libfake.so.1"}
-runtime._driver = lambda: "there"
-runtime._after = lambda mxnet: None
+from gluon_resnetv2 import fixes, machine
+machine.wheels = lambda: [machine.GPU_WHEEL]
+machine.CUDA_LIBRARIES = {"fake": "libfake.so.1"}
+machine.driver = lambda: "there"
+fixes._after = lambda mxnet: None
 import mxnet
 """
 
@@ -486,7 +486,7 @@ def test_libraries_of_nvidias_wheels_are_found_by_the_linker(tmp_path):
     line = last_line(WITH_FAKE_MXNET, path=tmp_path)
     assert "CannotLoad: MXNet's library does not load (libfake.so.1: cannot open" in line
     assert line.endswith(f"{install('cu112')} again")
-    system = 'runtime.SYSTEM_LIBRARIES = {"libfake.so.1": ("libfake1", "libfake")}\nimport mxnet'
+    system = 'machine.SYSTEM_LIBRARIES = {"libfake.so.1": ("libfake1", "libfake")}\nimport mxnet'
     line = last_line(WITH_FAKE_MXNET.replace("import mxnet", system), path=tmp_path)
     assert line.endswith(
         "cannot open shared object file: No such file or directory): "
@@ -529,16 +529,16 @@ def gpu_machine(driver, monkeypatch):
         for name, value in settings.items():
             monkeypatch.setenv(f"FAKE_{name}", value)
 
-    monkeypatch.setattr(runtime, "wheels", lambda: [GPU_WHEEL])
-    monkeypatch.setattr(runtime, "_driver", lambda: ctypes.CDLL(str(driver)))
+    monkeypatch.setattr(machine, "wheels", lambda: [GPU_WHEEL])
+    monkeypatch.setattr(machine, "driver", lambda: ctypes.CDLL(str(driver)))
     return simulate
 
 
 @pytest.mark.parametrize("capability", ["5.0", "6.1", "7.5", "8.6", "8.9"])
 def test_gpus_that_the_wheel_has_kernels_for_pass(gpu_machine, capability):
     gpu_machine(GPUS="2", CAPABILITY=capability)
-    runtime.check_gpus([1, 0])
-    assert [gpu.name for gpu in runtime.gpus()] == ["Fake GPU 0", "Fake GPU 1"]
+    machine.check_gpus([1, 0])
+    assert [gpu.name for gpu in machine.gpus()] == ["Fake GPU 0", "Fake GPU 1"]
 
 
 @pytest.mark.parametrize(
@@ -557,26 +557,26 @@ def test_gpus_that_the_wheel_has_kernels_for_pass(gpu_machine, capability):
 def test_gpus_that_cannot_be_used_are_refused(gpu_machine, settings, ids, expected):
     gpu_machine(**settings)
     with pytest.raises(UserError, match=expected) as caught:
-        runtime.check_gpus(ids)
+        machine.check_gpus(ids)
     assert "\n" not in str(caught.value)
 
 
 def test_the_cpu_wheel_uses_no_gpu(monkeypatch):
-    monkeypatch.setattr(runtime, "wheels", lambda: [CPU_WHEEL])
+    monkeypatch.setattr(machine, "wheels", lambda: [CPU_WHEEL])
     with pytest.raises(UserError, match="GPU 3 cannot be used: the MXNet installed is the CPU"):
-        runtime.check_gpus([3])
-    runtime.check_gpus([])
+        machine.check_gpus([3])
+    machine.check_gpus([])
 
 
 def test_gpus_without_a_driver_are_refused(monkeypatch):
-    monkeypatch.setattr(runtime, "wheels", lambda: [GPU_WHEEL])
-    monkeypatch.setattr(runtime, "_driver", lambda: None)
+    monkeypatch.setattr(machine, "wheels", lambda: [GPU_WHEEL])
+    monkeypatch.setattr(machine, "driver", lambda: None)
     with pytest.raises(UserError, match=r"NVIDIA's driver is not installed: libcuda\.so\.1"):
-        runtime.check_gpus([0])
+        machine.check_gpus([0])
 
 
 def test_the_driver_is_found_where_the_linker_finds_it(driver):
-    code = "from gluon_resnetv2 import runtime; print(runtime.gpus())"
+    code = "from gluon_resnetv2 import fixes, machine; print(machine.gpus())"
     found = output(code, LD_LIBRARY_PATH=str(driver.parent), FAKE_GPUS="1")
     assert found == "[Gpu(name='Fake GPU 0', capability=(8, 6))]"
 
@@ -584,11 +584,11 @@ def test_the_driver_is_found_where_the_linker_finds_it(driver):
 @needs_gpu_wheel
 def test_the_gpu_wheel_computes_on_the_cpu_without_a_gpu(driver):
     code = """
-from gluon_resnetv2 import runtime
+from gluon_resnetv2 import fixes, machine
 import mxnet as mx
 one = mx.nd.ones((1, 1, 2, 2))
 print(mx.context.num_gpus(), (one + one).sum().asscalar())
-runtime.check_gpus([0])
+machine.check_gpus([0])
 """
     done = python(code, LD_LIBRARY_PATH=str(driver.parent))
     assert done.stdout.split() == ["0", "8.0"]

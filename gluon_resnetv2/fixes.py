@@ -14,41 +14,21 @@ import ctypes
 import functools
 import importlib.util
 import os
-import platform
 import re
 import sys
 import types
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.machinery import ModuleSpec, PathFinder
-from pathlib import Path
-from typing import NamedTuple
 
-from gluon_resnetv2.errors import UserError, install, uninstall
-
-CPU_WHEEL = "mxnet"
-GPU_WHEEL = "mxnet-cu112"
-
-# Libraries of the system that its wheels need, and do not bring: Debian's and Fedora's packages.
-SYSTEM_LIBRARIES = {
-    "libgomp.so.1": ("libgomp1", "libgomp"),
-    "libquadmath.so.0": ("libquadmath0", "libquadmath"),
-    "libstdc++.so.6": ("libstdc++6", "libstdc++"),
-}
+from gluon_resnetv2 import machine
+from gluon_resnetv2.errors import install
 
 # What could no longer be done because MXNet was imported before us, one line each.
 too_late: list[str] = []
 
 # Whether oneDNN may use the AMX tiles of this processor; known once MXNet is imported.
 amx = "not asked for yet: MXNet is not imported"
-
-
-class CannotLoad(ImportError, UserError):
-    """MXNet cannot be imported here; the message says why, and the way out."""
-
-
-class NotInstalled(CannotLoad, ModuleNotFoundError):
-    """No MXNet is installed."""
 
 
 def prepare() -> None:
@@ -79,65 +59,6 @@ def prepare() -> None:
             warnings.warn(line, RuntimeWarning, stacklevel=3)
 
 
-def wheels() -> list[str]:
-    """Which of MXNet's two wheels are installed: CPU_WHEEL, GPU_WHEEL, both or none."""
-    from importlib import metadata  # slow to import, and rarely needed
-
-    found = []
-    for name in (CPU_WHEEL, GPU_WHEEL):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            metadata.version(name)
-            found.append(name)
-    return found
-
-
-def require() -> None:
-    """Raises CannotLoad where MXNet cannot be imported for a reason that we know."""
-    _require_python()
-    _require_machine()
-    if importlib.util.find_spec("mxnet") is None:
-        raise _not_installed()
-    installed = wheels()
-    if len(installed) > 1:
-        raise CannotLoad(
-            f"{CPU_WHEEL} and {GPU_WHEEL} are installed over each other: "
-            f"{uninstall(CPU_WHEEL, GPU_WHEEL)}, then {_install_mxnet()}"
-        )
-    if GPU_WHEEL in installed and _driver() is None:
-        raise CannotLoad(
-            f"{GPU_WHEEL} needs NVIDIA's driver, and libcuda.so.1 is not found: install the "
-            f"driver, or use the CPU: {uninstall(GPU_WHEEL)}, then {install('cpu')}"
-        )
-
-
-def _require_python() -> None:
-    if not (3, 10) <= sys.version_info[:2] <= (3, 14):
-        raise CannotLoad(
-            f"MXNet 1.9.1 runs on Python 3.10 to 3.14, and this is {platform.python_version()}: "
-            "make an environment with one of those"
-        )
-
-
-def _require_machine() -> None:
-    if sys.platform == "win32" or platform.machine().lower() in ("aarch64", "arm64"):
-        raise CannotLoad(
-            f"MXNet 1.9.1 has no wheel that loads on {platform.system()} with an "
-            f"{platform.machine()} processor: use Linux on x86-64; what `export --to onnx` writes "
-            "there, ONNX Runtime serves here"
-        )
-
-
-def _not_installed() -> NotInstalled:
-    way_out = _install_mxnet()
-    for wheel in wheels():  # as after uninstalling the one of two that lay over each other
-        way_out = f"{wheel} has lost its files: {uninstall(wheel)}, then {way_out}"
-    return NotInstalled(f"MXNet is not installed: {way_out}", name="mxnet")
-
-
-def _install_mxnet():
-    return f"{install('cpu')}, with cu112 for cpu where there is an NVIDIA GPU"
-
-
 # The import hook
 
 
@@ -162,9 +83,9 @@ class _LastResort:
     @staticmethod
     def find_spec(name: str, path=None, target=None) -> None:
         if name == "mxnet":
-            _require_python()
-            _require_machine()
-            raise _not_installed()
+            machine.require_python()
+            machine.require_machine()
+            raise machine.not_installed()
 
 
 def _execute(loader, around, module: types.ModuleType) -> None:
@@ -183,28 +104,22 @@ def _quiet(_module=None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _around_mxnet(mxnet: types.ModuleType) -> Iterator[None]:
-    require()
+    machine.require()
     with _quiet():
         try:
             _before()
             yield
         except OSError as error:  # the dynamic linker's
-            way_out = f"{install('cu112' if GPU_WHEEL in wheels() else 'cpu')} again"
-            if missing := _missing_libraries():
+            way_out = (
+                f"{install('cu112' if machine.GPU_WHEEL in machine.wheels() else 'cpu')} again"
+            )
+            if missing := machine.missing_libraries():
                 debian, fedora = (" ".join(names) for names in zip(*missing))
                 way_out = f"apt install {debian}, or dnf install {fedora}"
-            raise CannotLoad(f"MXNet's library does not load ({error}): {way_out}") from error
+            raise machine.CannotLoad(
+                f"MXNet's library does not load ({error}): {way_out}"
+            ) from error
     _after(mxnet)
-
-
-def _missing_libraries() -> list[tuple[str, str]]:
-    missing = []
-    for library, packages in SYSTEM_LIBRARIES.items():
-        try:
-            ctypes.CDLL(library)
-        except OSError:
-            missing.append(packages)
-    return missing
 
 
 @contextlib.contextmanager
@@ -273,7 +188,7 @@ def _before() -> None:
     _provide_numpy_names()
     _provide_distutils()
     _use_every_core()
-    if GPU_WHEEL in wheels():
+    if machine.GPU_WHEEL in machine.wheels():
         _load_cuda()
 
 
@@ -339,59 +254,24 @@ class _Version:
 _THREADS_VARIABLES = ("OMP_NUM_THREADS", "MXNET_OMP_MAX_THREADS")
 
 
-def cpus() -> int:
-    """The CPUs that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def hyper_threads() -> bool:
-    """Whether CPUs may share a core, as far as Linux tells."""
-    with contextlib.suppress(OSError):
-        return Path("/sys/devices/system/cpu/smt/active").read_text().strip() != "0"
-    return True
-
-
 def _use_every_core() -> bool:
     """MXNet leaves half of the CPUs to hyper-threading, even where there is none: tells it not to.
 
     Returns whether there was something to tell.
     """
-    if cpus() == 1 or hyper_threads() or any(name in os.environ for name in _THREADS_VARIABLES):
+    if (
+        machine.cpus() == 1
+        or machine.hyper_threads()
+        or any(name in os.environ for name in _THREADS_VARIABLES)
+    ):
         return False
-    os.environ[_THREADS_VARIABLES[1]] = str(cpus())  # MXNet's own: it concerns nobody else
+    os.environ[_THREADS_VARIABLES[1]] = str(machine.cpus())  # MXNet's own: it concerns nobody else
     return True
-
-
-# What libmxnet.so of the GPU wheel links to, as folder and file of NVIDIA's wheels. What these
-# need themselves they find beside them.
-CUDA_LIBRARIES = {
-    "cuda_runtime": "libcudart.so.11.0",
-    "cublas": "libcublas.so.11",
-    "cufft": "libcufft.so.10",
-    "curand": "libcurand.so.10",
-    "cusolver": "libcusolver.so.11",
-    "cuda_nvrtc": "libnvrtc.so.11.2",
-    "nvtx": "libnvToolsExt.so.1",
-    "nccl": "libnccl.so.2",
-    "cudnn": "libcudnn.so.8",
-}
-
-
-def cuda_libraries() -> list[Path]:
-    """Those of CUDA_LIBRARIES that NVIDIA's wheels have brought."""
-    nvidia = importlib.util.find_spec("nvidia")
-    roots = nvidia.submodule_search_locations if nvidia else []
-    paths = (
-        Path(root, folder, "lib", file) for folder, file in CUDA_LIBRARIES.items() for root in roots
-    )
-    return [path for path in paths if path.exists()]
 
 
 def _load_cuda() -> None:
     """The dynamic linker, which knows nothing of site-packages, takes what is already loaded."""
-    for path in cuda_libraries():
+    for path in machine.cuda_libraries():
         ctypes.CDLL(str(path))
 
 
@@ -496,9 +376,9 @@ _AMX_FLAGS = _AVX512_FLAGS | {"amx_tile", "amx_int8", "amx_bf16"}
 def _enable_amx(mxnet: types.ModuleType) -> None:
     """Has oneDNN use AMX where the processor and Linux allow it; float32 is not affected."""
     global amx
-    if not cpu_flags() >= _AMX_FLAGS:
+    if not machine.cpu_flags() >= _AMX_FLAGS:
         amx = "not on this processor"
-    elif not _tiles_granted():
+    elif not machine.tiles_granted():
         amx = "refused by Linux"
     elif _ISA_VARIABLE in os.environ:
         amx = f"left to {_ISA_VARIABLE}={os.environ[_ISA_VARIABLE]}"
@@ -510,106 +390,3 @@ def _enable_amx(mxnet: types.ModuleType) -> None:
         one = mxnet.nd.ones((1, 1, 1, 1))
         mxnet.nd.Convolution(one, one, kernel=(1, 1), num_filter=1, no_bias=True).wait_to_read()
         del os.environ[_ISA_VARIABLE]
-
-
-def cpu_flags() -> frozenset[str]:
-    """The instruction sets of this processor in Linux's words; none elsewhere than on x86-64."""
-    if sys.platform == "linux" and platform.machine() == "x86_64":
-        with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
-            for line in lines:
-                if line.startswith("flags"):
-                    return frozenset(line.split(":")[1].split())
-    return frozenset()
-
-
-def _tiles_granted() -> bool:
-    """Asks Linux to let this process, and those forked from it, use the AMX tile registers.
-
-    Source: Documentation/arch/x86/xstate.rst of Linux.
-    """
-    arch_prctl, req_xcomp_perm, xfeature_xtiledata = 158, 0x1023, 18
-    arguments = (ctypes.c_long(n) for n in (arch_prctl, req_xcomp_perm, xfeature_xtiledata))
-    return ctypes.CDLL(None).syscall(*arguments) == 0
-
-
-# GPUs
-
-
-class Gpu(NamedTuple):
-    """A GPU as the driver describes it."""
-
-    name: str
-    capability: tuple[int, int]  # compute capability: (8, 6) for an RTX 3090
-
-    @property
-    def supported(self) -> bool:
-        """Whether the GPU wheel has kernels for it.
-
-        The wheel holds machine code for 5.0, 6.0, 7.0, 8.0 and 8.6, which runs within the same
-        major version, and no PTX, which newer GPUs could translate.
-        """
-        return 5 <= self.capability[0] <= 8
-
-
-def gpus() -> list[Gpu]:
-    """The GPUs that NVIDIA's driver shows, in the order of their numbers. Needs no MXNet.
-
-    Raises UserError where there is no driver, or it does not start or is too old for CUDA 11.
-    """
-    cuda = _driver()
-    if cuda is None:
-        raise UserError("NVIDIA's driver is not installed: libcuda.so.1 is not found")
-    no_device, name_length = 100, 256
-    count, device, value = (ctypes.c_int() for _ in range(3))
-    name = ctypes.create_string_buffer(name_length)
-    status = cuda.cuInit(0)
-    if status == no_device:
-        return []
-    if status:
-        raise UserError(f"NVIDIA's driver does not start (cuInit answers {status}): reinstall it")
-    cuda.cuDriverGetVersion(ctypes.byref(value))
-    if value.value < 11000:
-        version = f"{value.value // 1000}.{value.value % 1000 // 10}"
-        raise UserError(f"NVIDIA's driver ends at CUDA {version}, and MXNet needs 11.0: update it")
-    cuda.cuDeviceGetCount(ctypes.byref(count))
-    found = []
-    for index in range(count.value):
-        cuda.cuDeviceGet(ctypes.byref(device), index)
-        cuda.cuDeviceGetName(name, name_length, device)
-        capability = []
-        for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
-            cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
-            capability.append(value.value)
-        found.append(Gpu(name.value.decode(), tuple(capability)))
-    return found
-
-
-def _driver() -> ctypes.CDLL | None:
-    try:
-        return ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-
-
-def check_gpus(ids: Sequence[int]) -> None:
-    """Raises UserError unless MXNet can compute on every GPU of `ids`, numbered from 0."""
-    if not ids:
-        return
-    installed = wheels()
-    if installed == [CPU_WHEEL]:
-        raise UserError(
-            f"GPU {ids[0]} cannot be used: the MXNet installed is the CPU wheel; "
-            f"{uninstall(CPU_WHEEL)}, then {install('cu112')}"
-        )
-    found = gpus()
-    for index in ids:
-        if not 0 <= index < len(found):
-            there = f"{len(found)}, numbered from 0" if found else "none"
-            raise UserError(f"there is no GPU {index}: NVIDIA's driver shows {there}")
-        gpu = found[index]
-        if GPU_WHEEL in installed and not gpu.supported:
-            raise UserError(
-                f"GPU {index} ({gpu.name}) has compute capability "
-                f"{gpu.capability[0]}.{gpu.capability[1]}, and {GPU_WHEEL} 1.9.1 has kernels for "
-                "5.0 to 8.9 only: use another GPU, or the CPU"
-            )
