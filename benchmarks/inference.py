@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, in
 from benchmarks import in_a_fresh_process, rounds
 from benchmarks.peers import PEERS, gluoncv_inference, module_inference, torch_inference
 from gluon_resnetv2 import cli
+from gluon_resnetv2.deploy.scores import relative_difference
 from gluon_resnetv2.spec import named
 
 PLAIN = "ours float32"
@@ -177,7 +178,7 @@ def differences(outputs: dict[str, np.ndarray]) -> dict[str, float]:
         return {}
     expected = outputs[PLAIN]
     return {
-        way: float(np.abs(found - expected).max() / np.abs(expected).max())
+        way: relative_difference(found, expected)
         for way, found in outputs.items()
         if way in EXPORTS
     }

@@ -23,7 +23,6 @@ from gluon_resnetv2.machine import cpus
 from gluon_resnetv2.spec import named
 
 MORE_IS_BETTER = ("images/s",)  # units; of all others, less is
-OURS, OTHERS = "#d55e00", "#7f7f7f"
 QUIET = 0.5  # load average above which something else computes here
 PACKAGES = ("mxnet", "torch", "gluoncv", "onnxruntime", "openvino", "onednn-cpu-gomp")
 
@@ -278,6 +277,8 @@ def draw(cases: Sequence[dict], path: str | Path) -> None:
     """The figures of every case, a panel for each, ours in a colour of their own."""
     from matplotlib.figure import Figure  # here, so that processes start from a small one
 
+    from gluon_resnetv2.training.plots import GREY, VERMILION
+
     heights = [0.9 + 0.22 * len(one["ways"]) for one in cases]
     figure = Figure(figsize=(8, sum(heights)), layout="constrained")
     grid = figure.subplots(len(cases), 1, squeeze=False, height_ratios=heights)
@@ -288,7 +289,7 @@ def draw(cases: Sequence[dict], path: str | Path) -> None:
         bars = axes.barh(
             list(ways),
             medians,
-            color=[OURS if way.startswith("ours") else OTHERS for way in ways],
+            color=[VERMILION if way.startswith("ours") else GREY for way in ways],
             xerr=[spread[::2], spread[1::2]],
             error_kw={"linewidth": 1},
         )

@@ -6,12 +6,14 @@ import argparse
 import contextlib
 import difflib
 import errno
+import json
 import os
+import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Container, Iterator, Sequence
 
-from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.errors import UserError, last_line
 
 # Exit statuses, beside 0 for what is done and 1 for what has failed.
 MISTAKE = 2  # told in one line; the same command would fail again
@@ -124,6 +126,28 @@ def aligned(lines: Sequence[Sequence[str]], right: Container[int] = ()) -> str:
         pad = str.rjust if number in right else str.ljust
         padded.append([pad(cell, width) for cell in column])
     return "\n".join("  ".join(line).rstrip() for line in zip(*padded))
+
+
+def run_module(module: str, job: dict, failed: str, **environment: str) -> str:
+    """What `python -m module JSON` prints, in a process of its own.
+
+    Args:
+        job: what the JSON says.
+        failed: what to say has failed, where it does.
+
+    Raises:
+        UserError: it fails.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", module, json.dumps(job)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        errors="backslashreplace",
+    )
+    if done.returncode:
+        raise UserError(f"{failed}: {last_line(RuntimeError(done.stderr))}")
+    return done.stdout
 
 
 def run(main: Callable[[], int | None]) -> None:

@@ -62,6 +62,12 @@ def relative(found, expected, floor: float = 1e-12) -> float:
     return float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), floor))
 
 
+def difference(found, expected) -> float:
+    """The largest difference over the largest value that is expected."""
+    assert found.shape == expected.shape
+    return np.abs(found - expected).max() / np.abs(expected).max()
+
+
 def with_new_sums(artifact: Artifact) -> Artifact:
     """The export with a manifest that has the sums of what its files are now."""
     sums = {

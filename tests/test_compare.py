@@ -13,7 +13,8 @@ from PIL import Image
 
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.training.compare import compare
-from gluon_resnetv2.training.curves import draw_curves, scale_errors, steps_per_epoch
+from gluon_resnetv2.training.curves import draw_curves, steps_per_epoch
+from gluon_resnetv2.training.plots import scale_errors
 
 BLUE, RED, GREEN = (0, 114, 178), (213, 94, 0), (0, 158, 115)
 

@@ -22,7 +22,7 @@ from gluon_resnetv2.layers import DTYPES, is_statistic
 from gluon_resnetv2.net import ResNetV2, get_model
 from gluon_resnetv2.spec import ORDER, named
 from gluon_resnetv2.training.precision import cpu_has_bfloat16
-from tests.common import randomise
+from tests.common import difference, randomise
 from tests.test_net import VARIANTS, variant
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,10 +58,6 @@ def run(graph, images):
 
 def normalised(pixels, mean=MEAN, std=STD):
     return ((pixels - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))).astype("float32")
-
-
-def difference(found, expected):
-    return np.abs(found - expected).max() / np.abs(expected).max()
 
 
 def same_class(found, expected):

@@ -27,6 +27,7 @@ from gluon_resnetv2.interop.torch import TORCH_PRERESNET
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import named
 from tests import layout_oracles
+from tests.common import difference
 
 TOLERANCE = 1e-4  # relative to the largest logit
 
@@ -36,10 +37,6 @@ CIFAR = {
 }
 
 slow = pytest.mark.slow
-
-
-def relative(found, expected):
-    return np.abs(found - expected).max() / np.abs(expected).max()
 
 
 def logits_of(spec, ours, images):
@@ -65,7 +62,7 @@ def check(layout, theirs, sizes, theirs_logits):
     spec, ours = layout.to_ours(theirs)
     for size in sizes:
         images = images_of(size)
-        assert relative(logits_of(spec, ours, images), theirs_logits(images)) <= TOLERANCE
+        assert difference(logits_of(spec, ours, images), theirs_logits(images)) <= TOLERANCE
     back = layout.from_ours(spec, ours)
     assert set(back) == set(theirs)
     for name, array in theirs.items():
@@ -123,13 +120,13 @@ def test_gluoncvs_cifar_networks_are_served_right_where_mxnet_fuses_them_wrongly
     artifact = convert.to_export(source, tmp_path / "export")
     images = images_of(32)
     expected = net(mx.nd.array(images)).asnumpy()
-    assert relative(Predictor(artifact).run(images), expected) <= 1e-5
+    assert difference(Predictor(artifact).run(images), expected) <= 1e-5
     module = mx.mod.Module(mx.sym.load(str(artifact.symbol)), ["data"], None)
     module.bind([("data", images.shape)], for_training=False)
     module.load_params(str(artifact.params))
     module.forward(mx.io.DataBatch([mx.nd.array(images)]))
     fused = module.get_outputs()[0].asnumpy()
-    assert relative(fused, expected) > 1e-2  # or there is no need for the predictor's care
+    assert difference(fused, expected) > 1e-2  # or there is no need for the predictor's care
 
 
 def test_what_gluoncv_exports_with_preprocessing_is_served_and_converted(tmp_path):
@@ -144,13 +141,13 @@ def test_what_gluoncv_exports_with_preprocessing_is_served_and_converted(tmp_pat
     expected = symbol_block(str(artifact.symbol), str(artifact.params), pixels)
     predictor = Predictor(artifact)
     assert predictor.shape == (32, 32, 3)
-    assert relative(predictor.run(pixels), expected) <= 1e-5
+    assert difference(predictor.run(pixels), expected) <= 1e-5
     told = []
     convert.to_export(convert.read(artifact.params), tmp_path / "export", report=told.append)
     assert "mean 123.675,116.28,103.53, std 58.395,57.12,57.375" in told[0]
     predictor = Predictor(load(tmp_path / "export"))
     images = predictor.prepare(pixels.transpose(0, 3, 1, 2))
-    assert relative(predictor.run(images), expected) <= 1e-5
+    assert difference(predictor.run(images), expected) <= 1e-5
     values = dict(mx.nd.load(str(artifact.params)))
     name = next(name for name in values if name.endswith("init_scale"))
     mx.nd.save(str(artifact.params), {**values, name: mx.nd.zeros((1, 1, 1, 3))})
@@ -338,7 +335,7 @@ def test_weights_become_an_export_and_weights_again(zoo, command, tmp_path):
     predictor = Predictor(load(tmp_path / "export"))
     images = images_of(64)
     expected = net(mx.nd.array(images)).asnumpy()
-    assert relative(predictor.run(images), expected) <= 1e-5
+    assert difference(predictor.run(images), expected) <= 1e-5
 
     for file in ("back.params", "back.safetensors"):
         out = tmp_path / file
@@ -375,7 +372,7 @@ def test_a_symbolic_pair_comes_with_its_symbol(command, tmp_path):
     assert set(found.list_arguments()) == set(symbol.list_arguments())
     images = images_of(32)
     probabilities = [softmax_of(graph, values, images) for graph in (found, symbol)]
-    assert relative(*probabilities) <= TOLERANCE
+    assert difference(*probabilities) <= TOLERANCE
     status, _, err = command(*asked, tmp_path / "ours.params")
     assert (status, err.count("\n")) == (2, 1)
     assert "is no NAME-0000.params" in err

@@ -18,6 +18,7 @@ from gluon_resnetv2.interop.keras_config import IMAGE, network
 from gluon_resnetv2.interop.keras_file import read, write
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import named
+from tests.common import difference
 
 h5py = pytest.importorskip("h5py")
 TOLERANCE = 1e-4  # relative to the largest logit
@@ -66,11 +67,6 @@ def assert_same(found, expected):
     for name, array in expected.items():
         assert found[name].dtype == array.dtype
         np.testing.assert_array_equal(found[name], array)
-
-
-def difference(found, expected):
-    assert found.shape == expected.shape
-    return np.abs(found - expected).max() / np.abs(expected).max()
 
 
 @pytest.mark.parametrize("depth", [50, *(pytest.param(depth, marks=slow) for depth in (101, 152))])

@@ -26,7 +26,7 @@ from gluon_resnetv2.deploy.export import export
 from gluon_resnetv2.deploy.mlserver_settings import settings_for
 from gluon_resnetv2.deploy.predictor import Predictor
 from gluon_resnetv2.net import get_model
-from tests.common import randomise
+from tests.common import difference, randomise
 from tests.pictures import write_pictures
 
 grpc = pytest.importorskip("grpc")
@@ -145,11 +145,6 @@ class Clients:
         # MLServer knows no binary tensors over HTTP.
         tensor.set_data_from_numpy(values, **({} if protocol == "grpc" else {"binary_data": False}))
         return self.of[protocol].infer("preact20", [tensor], outputs=outputs)
-
-
-def difference(found, expected):
-    assert found.shape == expected.shape
-    return np.abs(found - expected).max() / np.abs(expected).max()
 
 
 def softmax(logits):

@@ -18,7 +18,7 @@ from gluon_resnetv2.deploy.onnx import export_onnx, run_onnx
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import ORDER, named
-from tests.common import randomise, with_new_sums
+from tests.common import difference, randomise, with_new_sums
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -57,11 +57,6 @@ def parameters(net):
 
 def images(count, size=32):
     return np.random.RandomState(count).normal(size=(count, 3, size, size)).astype("float32")
-
-
-def difference(found, expected):
-    assert found.shape == expected.shape
-    return np.abs(found - expected).max() / np.abs(expected).max()
 
 
 def differences(net, path, size=32):

@@ -18,7 +18,7 @@ from mxnet.gluon import nn
 from gluon_resnetv2 import data, paper
 from gluon_resnetv2.spec import ORDER, Spec, unit_ops
 from gluon_resnetv2.study.propagation import measure, products
-from gluon_resnetv2.training.compare import STYLES
+from gluon_resnetv2.training.plots import STYLES
 
 DEPTH = 56  # weight layers of the networks in sections 4 and 5, 6n + 2
 EPOCHS = 5  # for which each of them is trained

@@ -19,7 +19,7 @@ from gluon_resnetv2.deploy.artifact import (
 from gluon_resnetv2.deploy.forms import PREPROCESS
 from gluon_resnetv2.deploy.pair import Pair
 from gluon_resnetv2.deploy.params_file import read_arrays
-from gluon_resnetv2.deploy.scores import log, softmax
+from gluon_resnetv2.deploy.scores import log, relative_difference, softmax
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import Spec
@@ -87,9 +87,9 @@ def compare(
     elif not (np.isfinite(found).all() and np.isfinite(expected).all()):
         failure = "gave a number that is not finite"
     else:
-        difference = np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-30)
+        difference = relative_difference(found, expected)
         agreement = np.mean(found.argmax(1) == expected.argmax(1))
-        return Check(runtime, float(difference), float(agreement), tolerance)
+        return Check(runtime, difference, float(agreement), tolerance)
     return Check(runtime, None, None, tolerance, failure)
 
 

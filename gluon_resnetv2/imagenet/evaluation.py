@@ -10,6 +10,7 @@ import mxnet as mx
 import numpy as np
 
 from gluon_resnetv2.data import prefetch
+from gluon_resnetv2.deploy.scores import softmax
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.imagenet.dataset import ImageNet
 from gluon_resnetv2.imagenet.images import centre_crop, ten_crops, whole
@@ -97,8 +98,7 @@ def _scores(net, views, devices, batch_size, dtype) -> np.ndarray:
     scores = 0
     for images, parts in outputs:
         logits = np.concatenate([part.astype("float64").asnumpy() for part in parts])
-        probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        probabilities = softmax(logits, "float64")
         share = np.zeros((len(views), len(probabilities)))
         share[images, np.arange(len(images))] = 1 / len(views[0])
         scores = scores + share @ probabilities

@@ -17,6 +17,7 @@ from gluon_resnetv2.deploy.artifact import Artifact, load
 from gluon_resnetv2.deploy.export import export_parameters
 from gluon_resnetv2.deploy.params_file import read_arrays
 from gluon_resnetv2.deploy.reference import logits, reference_images
+from gluon_resnetv2.deploy.scores import relative_difference
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import recover_folder, sha256, whole_file
 from gluon_resnetv2.interop import weights
@@ -276,8 +277,7 @@ def _against_theirs(source, shape):
     net = ResNetV2(source.spec)
     net.collect_params().setattr("grad_req", "null")  # which would take as much again
     set_parameters(net, source.ours, source.path)
-    largest = max(np.abs(expected).max(), 1e-30)
-    difference = float(np.abs(logits(net, images) - expected).max() / largest)
+    difference = relative_difference(logits(net, images), expected)
     if not difference <= TOLERANCE:
         raise UserError(
             f"{source.path} gives other logits in {package} itself, by {difference:.1e} of the "

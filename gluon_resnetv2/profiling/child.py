@@ -12,7 +12,7 @@ import time
 
 import mxnet as mx
 import numpy as np
-from mxnet import autograd, gluon
+from mxnet import gluon
 
 from gluon_resnetv2.layers import DTYPES
 from gluon_resnetv2.native.block import native_block
@@ -20,7 +20,7 @@ from gluon_resnetv2.native.program import Program
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import named
 from gluon_resnetv2.training.optimizer import TENSORS_AT_ONCE
-from gluon_resnetv2.training.step import cross_entropy
+from gluon_resnetv2.training.step import cross_entropy, forward_backward
 
 MARK, ANSWER, END = "profile: step", "profile: answer ", "profile: end"
 WARM_UP = 2  # steps that prepare kernels and buffers
@@ -78,9 +78,7 @@ def _step(spec, job, images, labels, **hybridize):
     trainer = gluon.Trainer(net.collect_params(), optimizer)
 
     def train():
-        with autograd.record():
-            loss = cross_entropy(block(images), labels)
-        loss.backward()
+        forward_backward(block, [images], lambda outputs: [cross_entropy(outputs[0], labels)])
         trainer.step(len(images))
 
     return (lambda: block(images)) if job["inference"] else train

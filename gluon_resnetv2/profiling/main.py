@@ -7,15 +7,13 @@ import json
 import os
 import re
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 
 from gluon_resnetv2 import machine
-from gluon_resnetv2.cli import aligned
-from gluon_resnetv2.errors import UserError, last_line
+from gluon_resnetv2.cli import aligned, run_module
+from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.native import library
 from gluon_resnetv2.profiling import child
 from gluon_resnetv2.profiling.layers import layers_of
@@ -70,20 +68,12 @@ def run(job: dict) -> tuple[list[list[Primitive]], dict]:
     # trace that nobody asked for.
     with tempfile.TemporaryDirectory() as scratch:
         job = {**job, "trace": os.path.join(scratch, "trace.json")}
-        done = subprocess.run(
-            [sys.executable, "-m", "gluon_resnetv2.profiling.child", json.dumps(job)],
-            env={**os.environ, "DNNL_VERBOSE": "1"},
-            capture_output=True,
-            text=True,
-            errors="backslashreplace",
-        )
-    if done.returncode:
-        raise UserError(f"the profiled process failed: {last_line(RuntimeError(done.stderr))}")
-    counted, _, _ = done.stdout.partition(child.END)
+        printed = run_module(child.__name__, job, "the profiled process failed", DNNL_VERBOSE="1")
+    counted, _, _ = printed.partition(child.END)
     steps = [parse(part) for part in counted.split(child.MARK)[1:]]
     if not any(steps):
         raise UserError("nothing was computed by oneDNN; is this the CPU wheel, on x86?")
-    (answer,) = re.findall(rf"^{child.ANSWER}(.*)$", done.stdout, re.MULTILINE)
+    (answer,) = re.findall(rf"^{child.ANSWER}(.*)$", printed, re.MULTILINE)
     return steps, json.loads(answer)
 
 
@@ -166,7 +156,7 @@ def _by_layer(steps, layers):
     groups = defaultdict(list)
     for step, names in zip(steps, layers):
         for primitive, layer in zip(step, names):
-            groups[_plain(layer)].append(primitive)
+            groups[_layer_of(layer)].append(primitive)
     lines = [("layer", "ms", "of which", "kernels")]
     for layer, same in _slowest(groups, LAYERS):
         parts = defaultdict(float)
@@ -182,7 +172,7 @@ def _by_layer(steps, layers):
     return aligned(lines, (1,))
 
 
-def _plain(node):
+def _layer_of(node):
     """A node's name without what MXNet appends: "stage1_unit1_conv1" of "..._fwd"."""
     return re.sub(r"_fwd$|_?_plus\d+$", "", node)
 
@@ -204,7 +194,7 @@ def _verdict(steps, layers, total):
             if primitive.slow:
                 key = f"{primitive.what} by {primitive.kernel}"
                 slow[key] += primitive.milliseconds / len(steps)
-                where[key].add(_plain(layer) or "(unknown)")
+                where[key].add(_layer_of(layer) or "(unknown)")
     if not slow:
         yield "no reference kernel"
     for key, milliseconds in sorted(slow.items(), key=lambda item: -item[1]):

@@ -13,13 +13,11 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from gluon_resnetv2.paper import FAIL
 from gluon_resnetv2.study.rows import FAILS, Row, label
-from gluon_resnetv2.training.compare import STYLES
-from gluon_resnetv2.training.curves import log_scale
+from gluon_resnetv2.training.plots import BLUE, GREY, STYLES, VERMILION, log_scale
 
 WIDTH = 7  # inches, of a page's text
 COLUMNS = 3  # panels side by side
 ABOVE = 5  # times the largest loss of the row compared with, others' are off the axis
-BLUE, ORANGE, GREY = STYLES[0][0], STYLES[1][0], STYLES[7][0]
 
 
 def curves(panels: Sequence[tuple[str, Row, Row]]) -> Figure:
@@ -28,7 +26,7 @@ def curves(panels: Sequence[tuple[str, Row, Row]]) -> Figure:
     Lines are medians over the seeds; the shades behind them reach from the least to the most.
 
     Args:
-        panels: a title, the row to compare with (grey) and the row in question (orange).
+        panels: a title, the row to compare with (grey) and the row in question (vermilion).
     """
     columns = min(COLUMNS, len(panels))
     lines = math.ceil(len(panels) / columns)
@@ -40,7 +38,7 @@ def curves(panels: Sequence[tuple[str, Row, Row]]) -> Figure:
             continue
         title, *rows = panels[number]
         right = axes.twinx()
-        for row, color in zip(rows, (GREY, ORANGE)):
+        for row, color in zip(rows, (GREY, VERMILION)):
             _line(axes, row, "train_loss", color, linestyle="--", linewidth=1)
             _line(right, row, "test_error", color, linewidth=1.5)
         axes.set_title(textwrap.fill(title, 80 // columns), fontsize=9)
@@ -60,7 +58,7 @@ def curves(panels: Sequence[tuple[str, Row, Row]]) -> Figure:
     most = max(map(max, panels[0][1].by_epoch("train_loss")), default=math.inf)
     grid[0, 0].set_ylim(top=min(grid[0, 0].get_ylim()[1], ABOVE * most))
     named = [(GREY, panels[0][1].result.case)]
-    named.append((ORANGE, "as titled" if len(panels) > 1 else panels[0][2].result.case))
+    named.append((VERMILION, "as titled" if len(panels) > 1 else panels[0][2].result.case))
     handles = [Line2D([], [], color=color, linewidth=2) for color, _ in named]
     handles += [Line2D([], [], color="black", linestyle=style) for style in ("--", "-")]
     labels = [*(name for _, name in named), "training loss", "test error"]
@@ -91,7 +89,7 @@ def errors(rows: Sequence[Row]) -> Figure:
             beyond = paper == FAIL
             axes.plot(
                 FAILS if beyond else paper, height, ">" if beyond else "D",
-                color=ORANGE, fillstyle="none", markersize=7,
+                color=VERMILION, fillstyle="none", markersize=7,
             )  # fmt: skip
     axes.axvline(FAILS, color=GREY, linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
@@ -101,8 +99,8 @@ def errors(rows: Sequence[Row]) -> Figure:
     axes.set_yticks(range(len(rows)), [label(row, rows) for row in reversed(rows)], fontsize=8)
     axes.set_xlabel("test error (%); the dotted line is where the paper writes “fail”")
     handles = [
-        Line2D([], [], color=ORANGE, marker="D", fillstyle="none", linestyle=""),
-        Line2D([], [], color=ORANGE, marker=">", fillstyle="none", linestyle=""),
+        Line2D([], [], color=VERMILION, marker="D", fillstyle="none", linestyle=""),
+        Line2D([], [], color=VERMILION, marker=">", fillstyle="none", linestyle=""),
         Line2D([], [], color=BLUE, marker="|", markersize=14, markeredgewidth=2, linestyle=""),
         Line2D([], [], color=BLUE, marker="o", alpha=0.4, markersize=4, linestyle=""),
     ]

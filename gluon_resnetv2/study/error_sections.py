@@ -198,7 +198,7 @@ def degradation(name: str, rows: Sequence[Row]) -> list:
         "could fit as well as a shallow one, by copying it; where it fits worse it degrades, which "
         "is not overfitting."
     )
-    return [*parts, Picture("degradation", picture, caption)]
+    return [*parts, Picture(name, picture, caption)]
 
 
 def _training_errors(row):

@@ -10,16 +10,14 @@ run will have.
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gluon_resnetv2.cli import run_module
 from gluon_resnetv2.data import num_batches
-from gluon_resnetv2.errors import UserError, last_line
 from gluon_resnetv2.spec import Spec, named
 from gluon_resnetv2.study.plan import Planned
 from gluon_resnetv2.study.runner import Slot
@@ -83,17 +81,13 @@ def _measured(imagenet: bool, slot: Slot) -> Speed:
     Raises:
         UserError: it can't be measured.
     """
-    job = json.dumps({"imagenet": imagenet, "gpus": slot.gpus})
-    done = subprocess.run(
-        [sys.executable, "-m", "gluon_resnetv2.study.estimate", job],
-        env={**os.environ, "OMP_NUM_THREADS": str(slot.threads)},
-        capture_output=True,
-        text=True,
-        errors="backslashreplace",
+    answer = run_module(
+        "gluon_resnetv2.study.estimate",
+        {"imagenet": imagenet, "gpus": slot.gpus},
+        "the speed of this machine",
+        OMP_NUM_THREADS=str(slot.threads),
     )
-    if done.returncode:
-        raise UserError(f"the speed of this machine: {last_line(RuntimeError(done.stderr))}")
-    return Speed(*json.loads(done.stdout))
+    return Speed(*json.loads(answer))
 
 
 def measure(imagenet: bool, gpus: Sequence[int] | None) -> Speed:

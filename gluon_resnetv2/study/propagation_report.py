@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from gluon_resnetv2.spec import ORDER, Scale, unit_ops
 from gluon_resnetv2.study.expectation import MARGIN, VARIANCE
 from gluon_resnetv2.study.section import Picture, Section, Table
-from gluon_resnetv2.training.compare import STYLES
-from gluon_resnetv2.training.curves import log_scale
+from gluon_resnetv2.training.plots import STYLES, log_scale
 
 PLAIN = str(Scale(0.0, 1.0))
 TITLE = "Signals and gradients through the units"

@@ -17,7 +17,7 @@ from gluon_resnetv2 import data
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import Spec
 from gluon_resnetv2.study.section import Picture, Section, Table
-from gluon_resnetv2.training.compare import STYLES
+from gluon_resnetv2.training.plots import STYLES
 
 # Name: order and shortcut. Units of one weight layer, as in the theorems of Balduzzi et al.
 NETWORKS = {

@@ -13,17 +13,10 @@ from matplotlib.ticker import MaxNLocator
 
 from gluon_resnetv2.cli import aligned
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.training.curves import log_scale, save, scale_errors, shortened, steps_per_epoch
+from gluon_resnetv2.training.curves import shortened, steps_per_epoch
 from gluon_resnetv2.training.options import run_recipe
+from gluon_resnetv2.training.plots import STYLES, log_scale, save, scale_errors
 from gluon_resnetv2.training.run import read_metrics
-
-# A run's colour (Okabe and Ito's, grey for their yellow) and its marker, for black and white.
-STYLES = tuple(
-    zip(
-        ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#56b4e9", "#e69f00", "#7f7f7f"),
-        "os^DvPX*",
-    )
-)
 
 
 def compare(folders: Sequence[str | Path], output: str | Path = "compare.png") -> str:
@@ -114,7 +107,7 @@ def draw(runs: Sequence[Trained], output: Path) -> None:
 def table(runs: Sequence[Trained]) -> str:
     """A line for each run: what its recipe does otherwise than the others', and its results."""
     options = dict.fromkeys(name for run in runs for name in run.recipe)
-    values = {name: [_plain(run.recipe.get(name)) for run in runs] for name in options}
+    values = {name: [_as_given(run.recipe.get(name)) for run in runs] for name in options}
     differing = {name: column for name, column in values.items() if len(set(column)) > 1}
     best = [min(run.epochs, key=lambda record: record["test_error"]) for run in runs]
     columns = {
@@ -140,10 +133,10 @@ def _names(runs):
     return [shortened(name) for name in names]
 
 
-def _plain(value):
+def _as_given(value):
     """A value of a recipe as the command line takes it."""
     if isinstance(value, list):
-        return ",".join(map(_plain, value))
+        return ",".join(map(_as_given, value))
     if isinstance(value, float):
         return f"{value:g}"
     return "-" if value is None else str(value)

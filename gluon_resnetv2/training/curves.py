@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from gluon_resnetv2.files import whole_file
+from gluon_resnetv2.training.plots import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    VERMILION,
+    log_scale,
+    save,
+    scale_errors,
+)
 from gluon_resnetv2.training.run import read_metrics
-
-# Colours of Okabe and Ito, which the colour-blind tell apart.
-BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
 
 
 def draw_curves(folder: str | Path) -> Path | None:
@@ -52,7 +55,7 @@ def draw_curves(folder: str | Path) -> Path | None:
         for axes, key, style, color in (
             (left, "train_loss", "--", BLUE),
             (right, "train_error", ":", ORANGE),
-            (right, "test_error", "-", RED),
+            (right, "test_error", "-", VERMILION),
         )
     ]
     log_scale(left)
@@ -87,36 +90,8 @@ def steps_per_epoch(epochs: list[dict]) -> float:
     return epochs[0]["step"] / epochs[0]["epoch"]
 
 
-def log_scale(axes: Axes) -> None:
-    """Makes `axes` logarithmic, with plain numbers at its ticks, if what it shows is positive."""
-    if axes.dataLim.minposy == float("inf") or axes.dataLim.y1 <= 0:
-        return
-    if axes.dataLim.y0 == axes.dataLim.y1:  # else matplotlib warns, and chooses itself
-        axes.set_ylim(axes.dataLim.y0 / 2, axes.dataLim.y1 * 2)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(LogFormatter())  # labels where there is less than a decade
-
-
-def scale_errors(axes: Axes, error: float) -> None:
-    """Has the percentages on `axes` start at 0 and end where an `error` is easy to read.
-
-    That is the paper's range, 20 %, where it fits.
-    """
-    top = next(top for top in (5, 20, 40, 60, 100) if 2 * error <= top or top == 100)
-    axes.set_ylim(0, top)
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
-
-
 def shortened(name: str, length: int = 40) -> str:
     """A run's name for a picture or a table: printable, and shortened in its middle."""
     name = name.encode("utf-8", "replace").decode()
     half = length // 2 - 1
     return name if len(name) <= length else f"{name[:half]}…{name[-half:]}"
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Writes a picture, whole or not at all."""
-    with whole_file(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # of a run's name, which the font lacks
-        figure.savefig(temporary, dpi=120)
