@@ -7,7 +7,6 @@ import collections
 import contextlib
 import functools
 import resource
-import signal
 from collections.abc import Callable
 
 import httptools
@@ -336,16 +335,11 @@ class Uvicorn(uvicorn.Server):
         await super().startup(sockets)
         self.announce()
 
-    @contextlib.contextmanager
-    def capture_signals(self):
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
-        try:
-            yield
-        finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
+    def handle_exit(self, sig, frame):
+        """On SIGTERM and SIGINT. uvicorn's own refuses at once what is on its way, and raises the
+        signal again at its end, which would be the process's exit status.
+        """
+        asyncio.get_running_loop().call_soon_threadsafe(self.stop)
 
     def stop(self) -> None:
         """Answers what was accepted, and ends."""
