@@ -63,18 +63,18 @@ def symbolic(depth: int, image_shape: tuple[int, int, int], classes: int) -> mx.
         channels = (256, 512, 1024, 2048) if bottleneck else (64, 128, 256, 512)
 
     x = mx.sym.identity(mx.sym.Variable("data"), name="id")
-    x = _bn(x, "bn_data", fix_gamma=True)
+    x = bn(x, "bn_data", fix_gamma=True)
     if height <= 32:
-        x = _conv(x, "conv0", stem_channels, kernel=3)
+        x = conv(x, "conv0", stem_channels, kernel=3)
     else:
-        x = _conv(x, "conv0", stem_channels, kernel=7, stride=2)
-        x = _relu(_bn(x, "bn0"), "relu0")
+        x = conv(x, "conv0", stem_channels, kernel=7, stride=2)
+        x = relu(bn(x, "bn0"), "relu0")
         x = mx.sym.Pooling(x, kernel=(3, 3), stride=(2, 2), pad=(1, 1), pool_type="max")
     for s, (count, width) in enumerate(zip(units, channels), start=1):
         for u in range(1, count + 1):
             stride = 2 if u == 1 and s > 1 else 1
             x = _symbolic_unit(x, f"stage{s}_unit{u}_", width, stride, bottleneck, project=u == 1)
-    x = _relu(_bn(x, "bn1"), "relu1")
+    x = relu(bn(x, "bn1"), "relu1")
     x = mx.sym.Pooling(x, global_pool=True, kernel=(7, 7), pool_type="avg", name="pool1")
     x = mx.sym.FullyConnected(mx.sym.Flatten(x), num_hidden=classes, name="fc1")
     return mx.sym.SoftmaxOutput(x, name="softmax")
@@ -117,7 +117,7 @@ def symbolic_arrays(
 
 
 def _symbolic_unit(x, name, channels, stride, bottleneck, project):
-    branches = _relu(_bn(x, name + "bn1"), name + "relu1")
+    branches = relu(bn(x, name + "bn1"), name + "relu1")
     if bottleneck:
         layers = [(channels // 4, 1, 1), (channels // 4, 3, stride), (channels, 1, 1)]
     else:
@@ -125,21 +125,21 @@ def _symbolic_unit(x, name, channels, stride, bottleneck, project):
     residual = branches
     for i, (width, kernel, step) in enumerate(layers, start=1):
         if i > 1:
-            residual = _relu(_bn(residual, f"{name}bn{i}"), f"{name}relu{i}")
-        residual = _conv(residual, f"{name}conv{i}", width, kernel, step)
-    shortcut = _conv(branches, name + "sc", channels, 1, stride) if project else x
+            residual = relu(bn(residual, f"{name}bn{i}"), f"{name}relu{i}")
+        residual = conv(residual, f"{name}conv{i}", width, kernel, step)
+    shortcut = conv(branches, name + "sc", channels, 1, stride) if project else x
     return residual + shortcut
 
 
-def _bn(x, name, fix_gamma=False):
+def bn(x, name, fix_gamma=False):
     return mx.sym.BatchNorm(x, fix_gamma=fix_gamma, eps=2e-5, momentum=0.9, name=name)
 
 
-def _relu(x, name):
+def relu(x, name):
     return mx.sym.Activation(x, act_type="relu", name=name)
 
 
-def _conv(x, name, channels, kernel, stride=1):
+def conv(x, name, channels, kernel, stride=1):
     return mx.sym.Convolution(
         x,
         num_filter=channels,

@@ -39,7 +39,7 @@ def test_what_standard_output_has_no_letters_for_is_escaped(monkeypatch, encodin
     assert written.getvalue() == shown
 
 
-def test_a_name_that_mxnet_cannot_take_is_told_in_one_line(monkeypatch, capsys, tmp_path):
+def test_a_name_that_mxnet_cannot_take_is_told_in_one_line(capsys, tmp_path):
     import mxnet as mx
 
     with pytest.raises(SystemExit) as exited:

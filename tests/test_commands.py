@@ -198,7 +198,7 @@ def test_models_lists_the_papers_networks(command):
     assert any("exclusive-gate:-6" in row and " 8.70 " in row for row in rows)
 
 
-def test_the_verb_trains_any_data_set(command, tmp_path):
+def test_the_verb_trains_any_data_set(command):
     words = "--model preact8 --unit basic --image-size 8 --batch-size 4 --num-steps 1 --output run"
     status, printed, _ = command(
         "gluon_resnetv2", "train", "--dataset", "synthetic", *words.split()
@@ -276,7 +276,7 @@ def test_gpus_are_refused_where_there_is_none(command, tmp_path):
     assert not os.listdir(tmp_path)
 
 
-def test_wrong_images_and_damaged_exports_get_one_line(trained, command, tmp_path):
+def test_wrong_images_and_damaged_exports_get_one_line(trained, command):
     folder, _ = trained
     Path("text.png").write_text("no image")
     status, printed, line = command("gluon_resnetv2", "predict", folder, "text.png")

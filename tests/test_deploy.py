@@ -628,7 +628,7 @@ def network_logits(images):
     return net(mx.nd.array(images)).asnumpy()
 
 
-def test_probabilities_are_the_softmax_of_the_networks_logits(small, tmp_path):
+def test_probabilities_are_the_softmax_of_the_networks_logits(small):
     pixels = np.random.RandomState(0).randint(0, 256, (5, 3, 16, 16))
     mean, std = (np.array(INPUT[key]).reshape(3, 1, 1) for key in ("mean", "std"))
     logits = network_logits((pixels - mean) / std).astype("float64")

@@ -179,7 +179,7 @@ def gone(pid):
 
 
 @pytest.fixture
-def job(tmp_path):
+def job():
     """Starts jobs, and ends what is left of them."""
     started = []
 
@@ -277,7 +277,7 @@ def test_a_line_that_is_no_machine_reaches_no_command(line, launcher, tmp_path, 
     assert not started
 
 
-def test_a_machines_name_stands_behind_all_options(tmp_path, monkeypatch):
+def test_a_machines_name_stands_behind_all_options(monkeypatch):
     """Then it is no option to ssh, whatever it looks like."""
     calls = []
     monkeypatch.setattr(launch.Job, "_popen", lambda job, role, command, **_: calls.append(command))

@@ -226,7 +226,7 @@ def rectified(x, normalisation=None):
 
 @pytest.mark.parametrize("shortcut", ["identity", "scale:0.5,0.5", "gate:-6", "plain", "dropout"])
 @pytest.mark.parametrize("order", ORDER)
-def test_features_are_the_rectified_sums(tmp_path, order, shortcut):
+def test_features_are_the_rectified_sums(order, shortcut):
     spec = Spec(
         "small",
         "imagenet",

@@ -11,6 +11,7 @@ import pytest
 from gluon_resnetv2 import data
 from gluon_resnetv2.errors import UserError
 from tests.common import relative
+from tests.layout_oracles import bn, conv
 
 get_symbol = import_module("symbols.resnetv2").get_symbol
 
@@ -25,24 +26,8 @@ EXAMPLES = {
 }
 
 
-def bn(x, name, fix_gamma=False):
-    return mx.sym.BatchNorm(x, eps=2e-5, momentum=0.9, fix_gamma=fix_gamma, name=name)
-
-
 def bn_relu(x, name):
     return mx.sym.Activation(bn(x, name), act_type="relu")
-
-
-def conv(x, name, channels, kernel, stride=1):
-    return mx.sym.Convolution(
-        x,
-        num_filter=channels,
-        kernel=(kernel, kernel),
-        stride=(stride, stride),
-        pad=(kernel // 2, kernel // 2),
-        no_bias=True,
-        name=name,
-    )
 
 
 def example_unit(x, prefix, channels, stride, bottleneck, project):
