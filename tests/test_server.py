@@ -7,6 +7,7 @@ import base64
 import concurrent.futures
 import contextlib
 import gzip
+import http.client
 import importlib.util
 import io
 import itertools
@@ -892,6 +893,15 @@ def test_after_an_answer_nothing_but_a_request_keeps_the_connection(headers, res
         assert connection.recv(4096) == b""
 
 
+def test_a_head_that_is_slow_after_an_answer_is_given_up(monkeypatch):
+    monkeypatch.setattr(http_server, "HEAD_SECONDS", 0.5)
+    raw = request("/v2", {}, b"", "GET")
+    with serving({"net": Gated(free=True)}) as (port, *_), connected(port, raw) as connection:
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        connection.sendall(raw[:10])
+        assert connection.recv(4096).startswith(b"HTTP/1.1 408")
+
+
 @pytest.mark.parametrize("flood", [b"1;" + b"x" * 70_000, b"0\r\nX: " + b"x" * 70_000, None])
 @pytest.mark.parametrize("path", ["/v2", "/v2/models/net/infer"])
 def test_what_frames_a_body_is_limited_as_heads_are(path, flood):
@@ -930,7 +940,7 @@ def test_requests_that_wait_for_an_answer_before_them_are_not_read():
     assert waiting < 100
 
 
-def test_an_answer_that_nobody_reads_is_given_up(monkeypatch):
+def test_an_answer_that_is_not_read_is_given_up_and_one_that_is_read_is_not(monkeypatch):
     class Wordy(Gated):
         classes = [""] * 500_000
 
@@ -938,18 +948,47 @@ def test_an_answer_that_nobody_reads_is_given_up(monkeypatch):
             return np.zeros((len(inputs), len(self.classes)), "float32")
 
     monkeypatch.setattr(http_server, "READ_SECONDS", 0.5)
+    monkeypatch.setattr(http_server, "KEEP_ALIVE_SECONDS", 10 * PATIENCE)
     output = {"name": "logits", "parameters": {"binary_data": True}}
     path, headers, body = malformed.in_binary(np.random, bytes(4 * 4 * 768), shape=[4, *SHAPE])
     size = int(headers["Inference-Header-Content-Length"])
     text = json.dumps({**json.loads(body[:size]), "outputs": [output]}).encode()
     headers = {"Inference-Header-Content-Length": len(text)}
     with serving({"net": Wordy()}) as (port, _, uvicorn):
-        assert len(answer_of(port, request(path, headers, text + body[size:]))[2]) > 8_000_000
+        reader = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+        reader.request("POST", path, text + body[size:], headers)
+        assert len(reader.getresponse().read()) > 8_000_000
+        time.sleep(1)  # in which one that did not read would be given up
+        reader.request("GET", "/v2")
+        assert reader.getresponse().status == 200
+        reader.close()
         with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
             connection.sendall(request(path, headers, text + body[size:]))
             connection.recv(1)
             assert uvicorn.server_state.connections
             until(lambda: not uvicorn.server_state.connections)
+
+
+def test_small_answers_that_nobody_reads_are_given_up(monkeypatch):
+    """Which wait in our buffer for the system's, and fill neither."""
+    monkeypatch.setattr(http_server, "KEEP_ALIVE_SECONDS", 1)
+    original = http_server.Connection.connection_made
+
+    def connection_made(self, transport):
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        original(self, transport)
+
+    monkeypatch.setattr(http_server.Connection, "connection_made", connection_made)
+    raw = request("/v2", {}, b"", "GET") * 100
+    with serving({"net": Gated(free=True)}) as (port, _, uvicorn), socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", port))
+        connection.sendall(raw)
+        until(lambda: uvicorn.server_state.connections)
+        (server,) = uvicorn.server_state.connections
+        until(lambda: server.cycle and server.cycle.response_complete and not server.pipeline)
+        assert server.transport.get_write_buffer_size()
+        until(lambda: not uvicorn.server_state.connections)
 
 
 def test_large_bodies_are_read_beside_the_event_loop(monkeypatch):

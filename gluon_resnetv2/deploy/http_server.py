@@ -50,8 +50,11 @@ class Connection(HttpToolsProtocol):
     These are what is no body of a request, in bytes, and whatever waits for a client, in seconds:
     no connection is ever without a timer unless the application works on its answer. Where there
     are too many, the one that has waited longest for its client goes. Clients may ask for another
-    protocol, and may have nothing more to say while they wait for the answer. The methods that this
-    replaces are not documented; uvicorn 0.30, 0.39 and 0.54 have them.
+    protocol, and may have nothing more to say while they wait for the answer.
+
+    Most methods that it replaces are asyncio's and httptools' callbacks. Of uvicorn's own,
+    `on_response_complete` and `timeout_keep_alive_handler` are not documented; uvicorn 0.30, 0.39
+    and 0.54 have them. Each says what plain uvicorn does instead, and a test fails without it.
     """
 
     _head_timer = None  # while a head is not there yet
@@ -67,7 +70,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(**options)
         self._room = room
 
-    def connection_made(self, transport):
+    def connection_made(self, transport):  # else a head is waited for, and files are used up
         super().connection_made(transport)
         self._resume_reading = self.flow.resume_reading
         self.flow.resume_reading = self._read_on
@@ -78,7 +81,7 @@ class Connection(HttpToolsProtocol):
         if not self._refused:
             self._await_client()
 
-    def connection_lost(self, exc):
+    def connection_lost(self, exc):  # else who has left keeps its place, and its requests run
         self._forget_head()
         self._forget_end()
         self._room.waiting.pop(self, None)
@@ -87,7 +90,7 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
         del self._resume_reading, self.flow.resume_reading  # which refer to each other
 
-    def on_message_begin(self):
+    def on_message_begin(self):  # else the head of a next request may take for ever
         super().on_message_begin()
         self._framing = 0
         self._unset_keepalive_if_required()
@@ -96,7 +99,7 @@ class Connection(HttpToolsProtocol):
         if not self.cycle or self.cycle.response_complete:
             self._await_client()
 
-    def on_headers_complete(self):
+    def on_headers_complete(self):  # else what asks for another protocol loses its body
         if self.parser.should_upgrade():  # `_without_upgrade` has it parsed again
             return
         self._framing = self._body_left = 0
@@ -110,19 +113,19 @@ class Connection(HttpToolsProtocol):
             self._running = self.cycle
         self.headers = NOTHING  # for trailers to go to
 
-    def on_body(self, body):
+    def on_body(self, body):  # else bodies are refused as heads that are too large
         self._framing = 0
         self._body_left -= len(body)
         super().on_body(body)
 
-    def on_message_complete(self):
+    def on_message_complete(self):  # else a request that is worked on may have to go
         if self.parser.should_upgrade():
             return
         super().on_message_complete()
         if not self.cycle.response_complete:
             self._room.waiting.pop(self, None)
 
-    def on_response_complete(self):
+    def on_response_complete(self):  # else what waits behind a request is not parsed
         if self.pipeline:
             self._running = self.pipeline[-1][0]
         super().on_response_complete()
@@ -136,7 +139,10 @@ class Connection(HttpToolsProtocol):
             self._read_on()
 
     def eof_received(self):
-        """Whether the connection stays open, for the answer to a client that only reads on."""
+        """Whether the connection stays open, for the answer to a client that only reads on.
+
+        uvicorn's closes it, and the answer is lost.
+        """
         self._said_all = True
         if self._unparsed:
             return True
@@ -166,18 +172,13 @@ class Connection(HttpToolsProtocol):
                 cycle.message_event.set()
 
     def timeout_keep_alive_handler(self):
-        self._abort()  # or it would wait for a client that does not read
+        self._abort()  # uvicorn's waits for the client to read what is in our buffer
 
-    def shutdown(self):
-        super().shutdown()
-        if self.transport.is_closing():
-            self._end_in(LINGER_SECONDS)
-
-    def pause_writing(self):
+    def pause_writing(self):  # else an answer waits for ever for a client that does not read it
         super().pause_writing()
         self._end_in(READ_SECONDS)
 
-    def resume_writing(self):
+    def resume_writing(self):  # else one that has read it is cut off as well
         if self not in self._room.leaving:
             self._forget_end()
         super().resume_writing()
@@ -208,7 +209,7 @@ class Connection(HttpToolsProtocol):
         if not self._unparsed:
             self._resume_reading()
 
-    def data_received(self, data):
+    def data_received(self, data):  # else any number of requests is parsed while one computes
         if not self._refused:
             self._unparsed += data
             self._parse_on()
@@ -330,7 +331,7 @@ class Uvicorn(uvicorn.Server):
         )
         self.announce, self._infer = announce, service.infer
 
-    async def startup(self, sockets=None):
+    async def startup(self, sockets=None):  # its end is told to uvicorn's log alone
         self._room.fit(_let_open(FILES))
         await super().startup(sockets)
         self.announce()
