@@ -93,10 +93,10 @@ def _measured(imagenet: bool, slot: Slot) -> Speed:
 def measure(imagenet: bool, gpus: Sequence[int] | None) -> Speed:
     """Times training steps of a small network, of two batch sizes."""
     import mxnet as mx
-    from mxnet import autograd
 
     from gluon_resnetv2.net import ResNetV2
     from gluon_resnetv2.training.devices import contexts
+    from gluon_resnetv2.training.step import forward_backward
 
     spec, size = (named("preact18"), 224) if imagenet else (named("preact20"), 16)
     (device, *_) = contexts(gpus)
@@ -109,9 +109,7 @@ def measure(imagenet: bool, gpus: Sequence[int] | None) -> Speed:
         images, taken = mx.nd.ones((count, 3, size, size), ctx=device), []
         for _ in range(STEPS + 1):
             began = time.perf_counter()
-            with autograd.record():
-                loss = net(images).sum()
-            loss.backward()
+            forward_backward(net, [images], lambda outputs: [outputs[0].sum()])
             trainer.step(count)
             mx.nd.waitall()
             taken.append(time.perf_counter() - began)
