@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -15,6 +16,8 @@ from gluon_resnetv2.errors import UserError
 # Brackets that any JSON may have, and from how many bytes on each may have one more: Python takes
 # 64 bytes and more for each.
 BRACKETS, APART = 1000, 8
+DEPTH = 500  # of brackets within each other; Python's own limit depends on its version
+STEPS = {ord(bracket): step for bracket, step in {"[": 1, "{": 1, "]": -1, "}": -1}.items()}
 DIGITS = 18  # of a whole number: what fits 64 bits
 
 
@@ -111,6 +114,8 @@ def parse_json(
             raise Fault(f"has a number {quote(text)}")
         return float(text)
 
+    if data.count(b"[") + data.count(b"{") > DEPTH and _depth(data) > DEPTH:
+        raise Fault("is nested too deeply")
     try:
         return json.loads(
             data.decode("utf-8"),
@@ -121,9 +126,13 @@ def parse_json(
         )
     except Fault:
         raise
-    except RecursionError:
-        raise Fault("is nested too deeply") from None
     except UnicodeDecodeError as error:
         raise Fault(f"is no JSON: not UTF-8, {error.reason} at byte {error.start}") from None
     except ValueError as error:
         raise Fault(f"is no JSON: {error}") from None
+
+
+def _depth(data: bytes) -> int:
+    """How many brackets are within each other at most; those in texts count, too."""
+    brackets = data.translate(None, bytes(set(range(256)) - set(STEPS)))
+    return max(itertools.accumulate(map(STEPS.__getitem__, brackets)), default=0)
