@@ -157,7 +157,7 @@ def test_compare_overlays_runs(trained, command):
 
 def test_imagenet_from_folders_and_from_recordio(command, tmp_path):
     tree = make_tree(tmp_path / "tree")
-    words = "--model preact18 --image-size 32 --batch-size 12 --num-epochs 1 --lr 0.01 --cpus 2"
+    words = "--model preact8 --image-size 32 --batch-size 12 --num-epochs 1 --lr 0.01 --cpus 2"
     status, printed, err = command(
         "train/imagenet.py", "--data-dir", tree, *words.split(), "--output", "run"
     )
@@ -176,7 +176,7 @@ def test_imagenet_from_folders_and_from_recordio(command, tmp_path):
         status, printed, line = command("gluon_resnetv2", *verb)
         assert (status, printed) == (2, "")
         assert "1.JPEG" in line
-    words = ("--data-dir", tree, "--model", "preact18", "--image-size", "32", "--output", "new")
+    words = ("--data-dir", tree, "--model", "preact8", "--image-size", "32", "--output", "new")
     status, _, line = command("train/imagenet.py", *words)
     assert (status, "1.JPEG" in line) == (2, True)
     assert not Path("again.rec").exists()
