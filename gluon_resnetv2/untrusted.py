@@ -18,6 +18,7 @@ from gluon_resnetv2.errors import UserError
 BRACKETS, APART = 1000, 8
 DEPTH = 500  # of brackets within each other; Python's own limit depends on its version
 STEPS = {ord(bracket): step for bracket, step in {"[": 1, "{": 1, "]": -1, "}": -1}.items()}
+NO_BRACKETS = bytes(set(range(256)) - set(STEPS))
 DIGITS = 18  # of a whole number: what fits 64 bits
 
 
@@ -114,7 +115,7 @@ def parse_json(
             raise Fault(f"has a number {quote(text)}")
         return float(text)
 
-    if data.count(b"[") + data.count(b"{") > DEPTH and _depth(data) > DEPTH:
+    if data.count(b"[") + data.count(b"{") > DEPTH and _is_deep(data):
         raise Fault("is nested too deeply")
     try:
         return json.loads(
@@ -132,7 +133,7 @@ def parse_json(
         raise Fault(f"is no JSON: {error}") from None
 
 
-def _depth(data: bytes) -> int:
-    """How many brackets are within each other at most; those in texts count, too."""
-    brackets = data.translate(None, bytes(set(range(256)) - set(STEPS)))
-    return max(itertools.accumulate(map(STEPS.__getitem__, brackets)), default=0)
+def _is_deep(data: bytes) -> bool:
+    """Whether more than `DEPTH` brackets are within each other; those in texts count, too."""
+    depths = itertools.accumulate(map(STEPS.__getitem__, data.translate(None, NO_BRACKETS)))
+    return any(map(DEPTH.__lt__, depths))  # looks no further than that, and in C

@@ -14,6 +14,7 @@ from PIL import Image
 
 from gluon_resnetv2.deploy.protocol import Interface, Output, Refused, Request, decode, encode
 from gluon_resnetv2.deploy.protocol import decode_image as decode_image_body
+from gluon_resnetv2.untrusted import Fault, parse_json
 
 MODEL = Interface("net", ["cat", "dog", "Füchsin"], (3, 2, 4), "logits", max_batch=8)
 VALUES = np.random.RandomState(0).normal(size=(2, 3, 2, 4)).astype("float32")
@@ -360,3 +361,11 @@ def test_the_metadata_names_what_decode_and_encode_know():
         "probabilities",
         "label",
     ]
+
+
+@pytest.mark.parametrize(("opens", "closes"), [(b"[", b"]"), (b'{"a":', b"}")], ids=["[]", "{}"])
+def test_json_has_at_most_500_brackets_within_each_other(opens, closes):
+    inner = b"[]" if opens == b"[" else b"{}"
+    parse_json(499 * opens + inner + 499 * closes)
+    with pytest.raises(Fault, match="nested too deeply"):
+        parse_json(500 * opens + inner + 500 * closes)
