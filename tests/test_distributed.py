@@ -739,7 +739,9 @@ def test_a_signal_reaches_workers_that_connect_after_it(open_job, ends):
     assert status == ends, launched.lines
     assert seconds < BOUND
     statuses = [process.wait(BOUND) for process in joined]
-    assert statuses.count(ends) >= 2, statuses  # the server may come when all is over
+    for _ in range(2):
+        statuses.remove(ends)  # the workers'
+    assert statuses[0] in (0, 2)  # the server's, which may come when all is over
 
 
 def test_processes_started_elsewhere_join(open_job):
