@@ -110,9 +110,8 @@ def _around_mxnet(mxnet: types.ModuleType) -> Iterator[None]:
             _before()
             yield
         except OSError as error:  # the dynamic linker's
-            way_out = (
-                f"{install('cu112' if machine.GPU_WHEEL in machine.wheels() else 'cpu')} again"
-            )
+            extra = "cu112" if machine.GPU_WHEEL in machine.wheels() else "cpu"
+            way_out = f"{install(extra)} again"
             if missing := machine.missing_libraries():
                 debian, fedora = (" ".join(names) for names in zip(*missing))
                 way_out = f"apt install {debian}, or dnf install {fedora}"
@@ -137,11 +136,11 @@ def _around_gluoncv_check(check: types.ModuleType) -> Iterator[None]:
     check._require_pytorch_version = tolerant
 
 
-def _without(hidden: str, name: str | None = None):
+def _without(hidden: str, alias: str | None = None):
     """For a module that imports a slow one for little: it finds none, as where that is missing.
 
     Args:
-        name: what the module calls it; it is then imported when something of it is used.
+        alias: what the module calls it; it is then imported when something of it is used.
     """
     parent, _, last = hidden.rpartition(".")
 
@@ -154,8 +153,8 @@ def _without(hidden: str, name: str | None = None):
     def around(module: types.ModuleType) -> Iterator[None]:
         module.__builtins__ = {**vars(builtins), "__import__": import_}
         yield
-        if name:
-            setattr(module, name, _Later(hidden))
+        if alias:
+            setattr(module, alias, _Later(hidden))
 
     return around
 

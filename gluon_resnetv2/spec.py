@@ -473,6 +473,7 @@ LATER = frozenset({"stride_in", "biases", "pool_pad"})
 # (kernel, stride, max pooling) of the first convolution.
 STEM = {"cifar": (3, 1, False), "imagenet": (7, 2, True)}
 IMAGE_SIZES = {"cifar": 32, "imagenet": 224}  # height and width of the images it is for, in pixels
+IMAGE_SIZES_HELP = " or ".join(map(str, IMAGE_SIZES.values()))
 
 # [v1] Table 1, [v2] section 5; 269 is later work by others. Unit, then units in each stage.
 IMAGENET = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from gluon_resnetv2 import cli
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.interop import LAYOUTS
-from gluon_resnetv2.spec import IMAGE_SIZE_MAX, IMAGE_SIZES
+from gluon_resnetv2.spec import IMAGE_SIZE_MAX, IMAGE_SIZES_HELP
 
 
 def _colour(text: str) -> list[float]:
@@ -30,8 +30,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--from", dest="source_layout", choices=LAYOUTS, help="whose names; default: what fits")
     add("--to", dest="layout", choices=LAYOUTS, help="whose names; default: an export of ours")
     add("-o", "--output", required=True, metavar="OUT", help="a folder; with --to, a file")
-    sizes = " or ".join(map(str, IMAGE_SIZES.values()))
-    add("--image-size", type=int, help=f"of an export, in pixels; default: {sizes}, by the stem")
+    add(
+        "--image-size",
+        type=int,
+        help=f"of an export, in pixels; default: {IMAGE_SIZES_HELP}, by the stem",
+    )
     add(
         "--classes",
         metavar="FILE",

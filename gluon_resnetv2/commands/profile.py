@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from gluon_resnetv2.native import add_engine
-from gluon_resnetv2.spec import IMAGE_SIZES, ORDER, SHORTCUT_HELP, UNIT
+from gluon_resnetv2.spec import IMAGE_SIZES_HELP, ORDER, SHORTCUT_HELP, UNIT
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -14,8 +14,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("model", help="as preact20")
     add("--inference", action="store_true", help="instead of a training step")
     add("--batch-size", type=int, default=64, help="images of a step")
-    sizes = " or ".join(map(str, IMAGE_SIZES.values()))
-    add("--image-size", type=int, help=f"in pixels; default: {sizes}, by the model")
+    add("--image-size", type=int, help=f"in pixels; default: {IMAGE_SIZES_HELP}, by the model")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the units")
     add_engine(parser)
     add("--steps", type=int, default=5, help="that are counted, after two that warm up")

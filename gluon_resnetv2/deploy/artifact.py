@@ -218,6 +218,7 @@ def _check_values(manifest: dict) -> None:
         raise TypeError
     numbers = np.asarray(numbers, "float64")
     ((criterion, tolerance),) = manifest["tolerance"].items()
+    agreement = PRECISIONS[manifest["precision"]].agreement
     sane = (
         channels == spec.in_channels
         and all(type(size) is int and 1 <= size <= IMAGE_SIZE_MAX for size in (height, width))
@@ -240,9 +241,8 @@ def _check_values(manifest: dict) -> None:
         and logits.shape == (REFERENCES, spec.classes)
         and (
             (criterion == "difference" and 0 < tolerance <= LARGEST_TOLERANCE)
-            if PRECISIONS[manifest["precision"]].agreement is None
-            else (criterion, tolerance)
-            == ("agreement", PRECISIONS[manifest["precision"]].agreement)
+            if agreement is None
+            else (criterion, tolerance) == ("agreement", agreement)
         )
     )
     if not sane:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from gluon_resnetv2.cli import run_module
 from gluon_resnetv2.data import num_batches
-from gluon_resnetv2.spec import Spec, named
+from gluon_resnetv2.spec import IMAGE_SIZES, Spec, named
 from gluon_resnetv2.study.plan import Planned
 from gluon_resnetv2.study.runner import Slot
 
@@ -60,7 +60,7 @@ def seconds(run: Planned, speed: Speed) -> float:
     """What training takes, evaluation after each epoch included."""
     recipe = run.recipe
     train, test = IMAGES[recipe.dataset]
-    size = recipe.image_size or (224 if recipe.dataset == "imagenet" else 32)
+    size = recipe.image_size or IMAGE_SIZES["imagenet" if recipe.dataset == "imagenet" else "cifar"]
     spec = recipe.spec(classes=10)
     steps = recipe.total_steps(num_batches(train, recipe.batch_size, recipe.parts))
     # A forward pass is a third of a step.
