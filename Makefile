@@ -48,7 +48,7 @@ test-pythons:
 		for python in python3.$$minor $$(pyenv root 2>/dev/null)/versions/3.$$minor.*/bin/python; do \
 			if $$python -c '$(WORKS)' 2>/dev/null; then \
 				test $$($(PYTHON) -c 'import sys; print(sys.version_info[1])') = $$minor && break; \
-				$(MAKE) test PYTHON=$$python VENV=.venv-3.$$minor TEST_EXTRAS=cpu,dev,native || exit 1; \
+				$(MAKE) test PYTHON=$$python VENV=.venv-3.$$minor TEST_EXTRAS=cpu,dev,mlserver,native,onnx || exit 1; \
 				break; \
 			fi; \
 		done; \
