@@ -28,7 +28,8 @@ with cli.one_line_errors():  # of an MXNet that is missing or can't be loaded
     import mxnet as mx
     from mxnet import autograd, gluon
 
-    from gluon_resnetv2 import get_model, imagenet
+    from gluon_resnetv2 import get_model
+    from gluon_resnetv2.data import imagenet
 
 # ImageNet's photos: 500 x 375 pixels where half of them are larger, about 110 kB.
 WIDTH, HEIGHT, QUALITY = 500, 375, 92

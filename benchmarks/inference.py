@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, in
 from benchmarks import in_a_fresh_process, rounds
 from benchmarks.peers import PEERS, gluoncv_inference, module_inference, torch_inference
 from gluon_resnetv2 import cli
-from gluon_resnetv2.deploy.scores import relative_difference
+from gluon_resnetv2.scores import relative_difference
 from gluon_resnetv2.spec import named
 
 PLAIN = "ours float32"
@@ -60,7 +60,7 @@ def write(what: str, model: str, image_shape: tuple[int, ...], folder: Path) -> 
     """Exports `model`, always with the same weights, as one of `EXPORTS`."""
     import mxnet as mx
 
-    from gluon_resnetv2.deploy.export import Form, export
+    from gluon_resnetv2.exports.export import Form, export
     from gluon_resnetv2.net import ResNetV2
     from gluon_resnetv2.training.statistics import recalibrate
     from gluon_resnetv2.training.step import forward_backward
@@ -132,8 +132,8 @@ def runner(way: str, model: str, scratch: Path, threads: int, shape: tuple[int, 
 
 
 def native_runner(folder: Path, shape: tuple[int, ...]):
-    from gluon_resnetv2.deploy.artifact import load
-    from gluon_resnetv2.deploy.predictor import Predictor
+    from gluon_resnetv2.engines.predictor import Predictor
+    from gluon_resnetv2.formats.artifact import load
 
     return Predictor(load(folder), max_batch=shape[0], engine="native").run
 

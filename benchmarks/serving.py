@@ -50,8 +50,8 @@ def images_of(shape: tuple, count: int) -> np.ndarray:
 
 def predictor_alone(export: str, count: int, seconds: float) -> dict:
     """Images per second at batch 64; and the shape of an image and the outputs for `count`."""
-    from gluon_resnetv2.deploy.artifact import load
-    from gluon_resnetv2.deploy.predictor import Predictor
+    from gluon_resnetv2.engines.predictor import Predictor
+    from gluon_resnetv2.formats.artifact import load
 
     predictor = Predictor(load(export), max_batch=BATCH)
     images = images_of(predictor.shape, BATCH)

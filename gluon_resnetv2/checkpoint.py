@@ -10,11 +10,11 @@ RUN/checkpoints/step-00001234/
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import re
 import shutil
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import mxnet as mx
@@ -22,8 +22,10 @@ import numpy as np
 
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import recover_folder, sha256, whole_folder, write_json
+from gluon_resnetv2.formats.params_file import save_arrays
 from gluon_resnetv2.layers import is_statistic
 from gluon_resnetv2.net import ResNetV2
+from gluon_resnetv2.spec import Spec
 from gluon_resnetv2.untrusted import Fault, read_bytes, read_json, told_of
 
 FORMAT = 2
@@ -36,27 +38,6 @@ STATE = {  # what everybody reads of it
     "classes": list,
 }
 FILES = ("net.params", "training.params", "state.json")
-
-
-def save_arrays(path: str | Path, arrays: dict[str, mx.nd.NDArray]) -> None:
-    """Writes named arrays in MXNet's format.
-
-    Raises:
-        OSError: the file can't be written, or not whole.
-    """
-    with contextlib.suppress(mx.MXNetError):
-        mx.nd.save(str(path), arrays)
-    # MXNet's writer does not notice a full disk.
-    if not (os.path.exists(path) and os.path.getsize(path) == _file_size(arrays)):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-
-
-def _file_size(arrays):
-    """In bytes: for each array its description, numbers and name; and three counts more."""
-    return 32 + sum(
-        24 + 8 * array.ndim + array.size * np.dtype(array.dtype).itemsize + 8 + len(name.encode())
-        for name, array in arrays.items()
-    )
 
 
 def save_parameters(net: ResNetV2, path: str | Path, dtype: str | None = None) -> None:
@@ -256,3 +237,17 @@ def choose_checkpoint(run: str | Path, which: str = "last", *, warn=print) -> tu
         if which.isdecimal() and state["step"] == int(which):
             return path, state
     raise UserError(f"{run} holds no valid checkpoint '{which}'; choose last, best or a step")
+
+
+def load_run(
+    run: str | Path, checkpoint: str = "last", devices: Sequence[mx.Context] | None = None
+) -> tuple[ResNetV2, dict]:
+    """The network of a run's checkpoint, on `devices`, and its state.
+
+    Raises:
+        UserError: `run` holds no such checkpoint.
+    """
+    path, state = choose_checkpoint(run, checkpoint, warn=partial(print, file=sys.stderr))
+    net = ResNetV2(Spec.from_dict(state["spec"]))
+    load_parameters(net, path / "net.params", devices)
+    return net, state

@@ -6,11 +6,11 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from gluon_resnetv2.deploy.artifact import MANIFEST, Artifact, load, write_manifest
+from gluon_resnetv2.engines.native import library
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import sha256
+from gluon_resnetv2.formats.artifact import MANIFEST, Artifact, load, write_manifest
 from gluon_resnetv2.layers import BatchNorm
-from gluon_resnetv2.native import library
 from gluon_resnetv2.net import ResNetV2
 
 # One of each kind, dropout as one that drops nothing, so that it can be compared.

@@ -87,7 +87,7 @@ def _other_member(rng, content):
 
 def _other_json(rng, content):
     """One value replaced, or lost, and perhaps one more; the sum of itself is right, or gone."""
-    from gluon_resnetv2.deploy.artifact import MANIFEST, _own_sum
+    from gluon_resnetv2.formats.artifact import MANIFEST, _own_sum
 
     manifest = json.loads(content)
     for _ in range(rng.choice((1, 1, 2))):
@@ -110,8 +110,8 @@ def _other_json(rng, content):
 
 def _reads(name: str, content: bytes, folder: Path) -> list[bytes]:
     """What reading a file of this name gives: an export's manifest, weights, or an image."""
-    from gluon_resnetv2.deploy.artifact import load
-    from gluon_resnetv2.interop import weights
+    from gluon_resnetv2.formats import weights
+    from gluon_resnetv2.formats.artifact import load
     from gluon_resnetv2.pixels import ENDINGS, decode
 
     path = folder / name

@@ -442,8 +442,8 @@ def _memory(field: str) -> int:
 
 def _main(options) -> None:
     os.environ["MXNET_SUBGRAPH_BACKEND"] = "NONE"  # an int8 graph is not to be fused once more
-    from gluon_resnetv2.deploy.pair import read_pair  # before MXNet, which it prepares
     from gluon_resnetv2.errors import UserError
+    from gluon_resnetv2.formats.pair import read_pair  # before MXNet, which it prepares
 
     shape = tuple(int(size) for size in options.shape.split(","))
     images = np.random.RandomState(0).normal(size=(2, *shape))

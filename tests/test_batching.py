@@ -9,8 +9,8 @@ import time
 import numpy as np
 import pytest
 
-from gluon_resnetv2.deploy import batching
-from gluon_resnetv2.deploy.batching import Batcher, Closed, Full
+from gluon_resnetv2.serving import batching
+from gluon_resnetv2.serving.batching import Batcher, Closed, Full
 
 PATIENCE = 30  # seconds
 

@@ -13,8 +13,8 @@ import pytest
 import gluon_resnetv2
 from gluon_resnetv2 import cli, commands
 from gluon_resnetv2.commands import doctor
-from gluon_resnetv2.deploy import verify
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.exports import verify
 from gluon_resnetv2.profiling import main as profiling
 from gluon_resnetv2.study import estimate
 from gluon_resnetv2.study.runner import Slot

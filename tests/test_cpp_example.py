@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from gluon_resnetv2 import data
-from gluon_resnetv2.deploy.artifact import load
-from gluon_resnetv2.deploy.export import Form, export
-from gluon_resnetv2.deploy.images import read_image
-from gluon_resnetv2.deploy.predictor import Predictor
+from gluon_resnetv2.engines.images import read_image
+from gluon_resnetv2.engines.predictor import Predictor
+from gluon_resnetv2.exports.export import Form, export
+from gluon_resnetv2.formats.artifact import load
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.pixels import ORIENTATION
 from gluon_resnetv2.spec import named

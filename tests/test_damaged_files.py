@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gluon_resnetv2 import imagenet
 from gluon_resnetv2.checkpoint import checkpoints, choose_checkpoint
+from gluon_resnetv2.data import imagenet
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.training import compare, curves
 from gluon_resnetv2.training.options import run_recipe

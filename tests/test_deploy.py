@@ -17,18 +17,18 @@ import pytest
 from mxnet import autograd
 
 from gluon_resnetv2.checkpoint import load_parameters, save_parameters
-from gluon_resnetv2.deploy import artifact as artifact_module
-from gluon_resnetv2.deploy import forms
-from gluon_resnetv2.deploy import predictor as predictor_module
-from gluon_resnetv2.deploy import verify as verification
-from gluon_resnetv2.deploy.artifact import load, write_manifest
-from gluon_resnetv2.deploy.export import Form, export
-from gluon_resnetv2.deploy.predictor import Predictor
-from gluon_resnetv2.deploy.reference import Check, reference_images
-from gluon_resnetv2.deploy.runtimes import module, predictor, simple_bind, symbol_block
-from gluon_resnetv2.deploy.verify import AT_EXPORT, PLAIN, RUNTIMES, explain, report, verify
+from gluon_resnetv2.engines import forms
+from gluon_resnetv2.engines import predictor as predictor_module
+from gluon_resnetv2.engines.predictor import Predictor
+from gluon_resnetv2.engines.reference import Check, reference_images
+from gluon_resnetv2.engines.runtimes import module, predictor, simple_bind, symbol_block
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.exports import verify as verification
+from gluon_resnetv2.exports.export import Form, export
+from gluon_resnetv2.exports.verify import AT_EXPORT, PLAIN, RUNTIMES, explain, report, verify
 from gluon_resnetv2.files import whole_folder
+from gluon_resnetv2.formats import artifact as artifact_module
+from gluon_resnetv2.formats.artifact import load, write_manifest
 from gluon_resnetv2.interop import convert
 from gluon_resnetv2.net import ResNetV2, get_model
 from gluon_resnetv2.spec import named

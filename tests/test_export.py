@@ -8,15 +8,15 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from gluon_resnetv2.deploy import forms
-from gluon_resnetv2.deploy import verify as verification
-from gluon_resnetv2.deploy.artifact import CALIBRATION, load
-from gluon_resnetv2.deploy.export import Form, export
-from gluon_resnetv2.deploy.graph_file import seal
-from gluon_resnetv2.deploy.predictor import Predictor
-from gluon_resnetv2.deploy.reference import reference_images
-from gluon_resnetv2.deploy.verify import report, verify
+from gluon_resnetv2.engines import forms
+from gluon_resnetv2.engines.predictor import Predictor
+from gluon_resnetv2.engines.reference import reference_images
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.exports import verify as verification
+from gluon_resnetv2.exports.export import Form, export
+from gluon_resnetv2.exports.verify import report, verify
+from gluon_resnetv2.formats.artifact import CALIBRATION, load
+from gluon_resnetv2.formats.graph_file import seal
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import named
 from gluon_resnetv2.training.precision import cpu_has_bfloat16

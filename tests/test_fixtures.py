@@ -9,8 +9,8 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from gluon_resnetv2.deploy.artifact import load
-from gluon_resnetv2.deploy.predictor import Predictor
+from gluon_resnetv2.engines.predictor import Predictor
+from gluon_resnetv2.formats.artifact import load
 from gluon_resnetv2.study import plan
 from gluon_resnetv2.training.options import run_recipe
 

@@ -14,9 +14,9 @@ import pytest
 from mxnet import autograd, gluon
 
 from gluon_resnetv2 import data
-from gluon_resnetv2.deploy import forms
-from gluon_resnetv2.deploy.export import load_run
-from gluon_resnetv2.deploy.runtimes import c_predict, module, simple_bind, symbol_block
+from gluon_resnetv2.checkpoint import load_run
+from gluon_resnetv2.engines import forms
+from gluon_resnetv2.engines.runtimes import c_predict, module, simple_bind, symbol_block
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.layers import DTYPES, is_statistic
 from gluon_resnetv2.net import ResNetV2, get_model

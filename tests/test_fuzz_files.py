@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gluon_resnetv2.deploy.export import export
-from gluon_resnetv2.interop import weights
+from gluon_resnetv2.exports.export import export
+from gluon_resnetv2.formats import weights
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.pixels import ENDINGS
 from gluon_resnetv2.spec import named

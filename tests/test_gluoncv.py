@@ -15,10 +15,10 @@ import pytest
 
 from gluon_resnetv2 import data
 from gluon_resnetv2.checkpoint import load_parameters
-from gluon_resnetv2.deploy.artifact import load
-from gluon_resnetv2.deploy.export import Form, export
-from gluon_resnetv2.deploy.predictor import Predictor
+from gluon_resnetv2.engines.predictor import Predictor
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.exports.export import Form, export
+from gluon_resnetv2.formats.artifact import load
 from gluon_resnetv2.interop.gluoncv import (
     feature_layers,
     initialize_rest,

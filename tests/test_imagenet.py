@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gluon_resnetv2 import get_model, imagenet
+from gluon_resnetv2 import get_model
+from gluon_resnetv2.data import imagenet
+from gluon_resnetv2.data.imagenet import damage
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.imagenet import damage
 from gluon_resnetv2.pixels import decode
 from tests.common import randomise
 from tests.imagenet_tree import (

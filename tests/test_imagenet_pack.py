@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gluon_resnetv2 import imagenet
+from gluon_resnetv2.data import imagenet
+from gluon_resnetv2.data.imagenet import packing
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.imagenet import packing
 from tests.imagenet_tree import CLASSES, corrupt, files, make_tree, rgb, write_rec
 
 

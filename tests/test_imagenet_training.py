@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gluon_resnetv2 import imagenet
-from gluon_resnetv2.data import num_batches, prefetch
-from gluon_resnetv2.imagenet.augment import _aspect_box
+from gluon_resnetv2.data import imagenet, num_batches, prefetch
+from gluon_resnetv2.data.imagenet.augment import _aspect_box
 from tests.imagenet_tree import write_rec
 
 WIDTH, HEIGHT = 160, 120

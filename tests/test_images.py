@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from gluon_resnetv2.deploy.images import read_image
+from gluon_resnetv2.engines.images import read_image
 from gluon_resnetv2.errors import UserError
 from tests.malformed import png
 
@@ -151,7 +151,7 @@ def test_a_decompression_bomb_is_refused(tmp_path):
 MEMORY = """
 import sys
 from pathlib import Path
-from gluon_resnetv2.deploy.images import read_image
+from gluon_resnetv2.engines.images import read_image
 
 def megabytes():
     status = Path("/proc/self/status").read_text()

@@ -13,13 +13,14 @@ import pytest
 from mxnet.gluon.model_zoo import vision
 from PIL import Image
 
-from gluon_resnetv2.deploy.artifact import load
-from gluon_resnetv2.deploy.export import export
-from gluon_resnetv2.deploy.images import read_image
-from gluon_resnetv2.deploy.predictor import Predictor
-from gluon_resnetv2.deploy.runtimes import symbol_block
+from gluon_resnetv2.engines.images import read_image
+from gluon_resnetv2.engines.predictor import Predictor
+from gluon_resnetv2.engines.runtimes import symbol_block
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.interop import LAYOUTS, convert, torch_file, weights
+from gluon_resnetv2.exports.export import export
+from gluon_resnetv2.formats import torch_file, weights
+from gluon_resnetv2.formats.artifact import load
+from gluon_resnetv2.interop import LAYOUTS, convert
 from gluon_resnetv2.interop import layout as layout_module
 from gluon_resnetv2.interop.layout import Facts, shapes
 from gluon_resnetv2.interop.mxnet import GLUONCV_CIFAR, MODEL_ZOO, SYMBOLIC

@@ -10,7 +10,7 @@ import pytest
 from mxnet.gluon.data.vision import transforms
 from PIL import Image
 
-from gluon_resnetv2.deploy.images import read_image
+from gluon_resnetv2.engines.images import read_image
 from gluon_resnetv2.interop.convert import LAYOUTS
 from gluon_resnetv2.spec import named
 from tests.common import beside_torch

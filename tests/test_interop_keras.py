@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.formats.keras_config import IMAGE, network
+from gluon_resnetv2.formats.keras_file import read, write
 from gluon_resnetv2.interop.keras import KERAS
-from gluon_resnetv2.interop.keras_config import IMAGE, network
-from gluon_resnetv2.interop.keras_file import read, write
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import named
 from tests.common import difference

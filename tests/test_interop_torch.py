@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.interop import safetensors_file, torch_file
+from gluon_resnetv2.formats import safetensors_file, torch_file
 from gluon_resnetv2.interop.timm import TIMM
 from gluon_resnetv2.interop.torch import (
     COUNTER,

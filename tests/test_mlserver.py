@@ -22,9 +22,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gluon_resnetv2.deploy.export import export
-from gluon_resnetv2.deploy.mlserver_settings import settings_for
-from gluon_resnetv2.deploy.predictor import Predictor
+from gluon_resnetv2.engines.predictor import Predictor
+from gluon_resnetv2.exports.export import export
+from gluon_resnetv2.exports.mlserver_settings import settings_for
 from gluon_resnetv2.net import get_model
 from tests.common import difference, randomise
 from tests.pictures import write_pictures
@@ -389,8 +389,8 @@ def test_the_settings_keep_mlservers_batching_off_and_it_to_this_machine(exporte
 
 OVERLOADED = """
 import asyncio, sys
-from gluon_resnetv2.deploy.batching import Full
-from gluon_resnetv2.deploy.mlserver import Runtime
+from gluon_resnetv2.serving.batching import Full
+from gluon_resnetv2.serving.mlserver import Runtime
 from mlserver.errors import MLServerError
 from mlserver.settings import ModelSettings
 from mlserver.types import InferenceRequest

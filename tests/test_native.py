@@ -15,11 +15,11 @@ import pytest
 from mxnet import autograd, gluon
 from numpy.lib.stride_tricks import sliding_window_view
 
+from gluon_resnetv2.engines.native import library
+from gluon_resnetv2.engines.native.block import native_block, native_symbol
+from gluon_resnetv2.engines.native.program import Program
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.layers import is_statistic
-from gluon_resnetv2.native import library
-from gluon_resnetv2.native.block import native_block, native_symbol
-from gluon_resnetv2.native.program import Program
 from gluon_resnetv2.net import ResNetV2, get_model
 from gluon_resnetv2.profiling.verbose import parse
 from gluon_resnetv2.spec import ORDER, named
@@ -247,7 +247,7 @@ import sys
 import gluon_resnetv2
 import mxnet as mx
 from mxnet import autograd
-from gluon_resnetv2.native.block import native_block
+from gluon_resnetv2.engines.native.block import native_block
 from gluon_resnetv2.net import get_model
 from gluon_resnetv2.spec import ORDER
 

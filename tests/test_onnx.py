@@ -12,10 +12,11 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from gluon_resnetv2.deploy import onnx as module
-from gluon_resnetv2.deploy.export import export
-from gluon_resnetv2.deploy.onnx import export_onnx, run_onnx
+from gluon_resnetv2.engines.runtimes import run_onnx
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.exports import onnx as module
+from gluon_resnetv2.exports.export import export
+from gluon_resnetv2.exports.onnx import export_onnx
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import ORDER, named
 from tests.common import difference, randomise, with_new_sums
@@ -227,7 +228,7 @@ BOUNDED = """
 import sys
 import numpy as np
 import onnxruntime
-from gluon_resnetv2.deploy import runtimes
+from gluon_resnetv2.engines import runtimes
 runtimes.SECONDS = 3
 images = np.zeros((2, 3, 32, 32), "float32")
 runtimes.onnx_runtime("", sys.argv[1], images)

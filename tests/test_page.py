@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from gluon_resnetv2 import data
-from gluon_resnetv2.deploy.artifact import load, write_manifest
-from gluon_resnetv2.deploy.export import export_run
-from gluon_resnetv2.deploy.predictor import Predictor
+from gluon_resnetv2.engines.predictor import Predictor
+from gluon_resnetv2.exports.export import export_run
+from gluon_resnetv2.formats.artifact import load, write_manifest
 from gluon_resnetv2.training.recipe import Recipe
 from tests.pictures import write_pictures
 from tests.test_training import train

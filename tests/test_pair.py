@@ -12,13 +12,14 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from gluon_resnetv2.deploy import forms, old_graph, predictor
-from gluon_resnetv2.deploy.artifact import Artifact
-from gluon_resnetv2.deploy.graph_file import SEAL, seal
-from gluon_resnetv2.deploy.pair import read_pair
-from gluon_resnetv2.deploy.params_file import read_arrays
-from gluon_resnetv2.deploy.predictor import Predictor
+from gluon_resnetv2.engines import forms, predictor
+from gluon_resnetv2.engines.predictor import Predictor
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.formats import old_graph
+from gluon_resnetv2.formats.artifact import Artifact
+from gluon_resnetv2.formats.graph_file import SEAL, seal
+from gluon_resnetv2.formats.pair import read_pair
+from gluon_resnetv2.formats.params_file import read_arrays
 from gluon_resnetv2.layers import DTYPES
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import named

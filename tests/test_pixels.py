@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gluon_resnetv2 import imagenet
-from gluon_resnetv2.deploy.images import read_image
+from gluon_resnetv2.data import imagenet
+from gluon_resnetv2.engines.images import read_image
 from gluon_resnetv2.pixels import FORMATS, NoImage, centre, decode
 from tests.hostile_images import encoded, hostile, scans
 from tests.imagenet_tree import write_rec

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gluon_resnetv2.deploy.protocol import Interface, Output, Refused, Request, decode, encode
-from gluon_resnetv2.deploy.protocol import decode_image as decode_image_body
+from gluon_resnetv2.serving.protocol import Interface, Output, Refused, Request, decode, encode
+from gluon_resnetv2.serving.protocol import decode_image as decode_image_body
 from gluon_resnetv2.untrusted import Fault, parse_json
 
 MODEL = Interface("net", ["cat", "dog", "Füchsin"], (3, 2, 4), "logits", max_batch=8)

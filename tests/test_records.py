@@ -8,9 +8,9 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from gluon_resnetv2 import imagenet
+from gluon_resnetv2.data import imagenet
+from gluon_resnetv2.data.imagenet.records import Records
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.imagenet.records import Records
 from tests.imagenet_tree import lines, write_rec, write_six
 
 

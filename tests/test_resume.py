@@ -26,9 +26,9 @@ import pytest
 from gluon_resnetv2 import checkpoint, cli, data, files
 from gluon_resnetv2.checkpoint import checkpoints, choose_checkpoint
 from gluon_resnetv2.commands import train as train_command
-from gluon_resnetv2.deploy.export import export_run
 from gluon_resnetv2.distributed.workers import Workers
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.exports.export import export_run
 from gluon_resnetv2.net import ResNetV2, he_normal
 from gluon_resnetv2.training import loop
 from gluon_resnetv2.training.devices import contexts
@@ -1150,9 +1150,9 @@ def test_a_signal_while_verifying_is_a_line(tmp_path, monkeypatch, capfd, number
     monkeypatch.chdir(tmp_path)
     trained = (Path("run"), {}, Workers("device"))
     monkeypatch.setattr("gluon_resnetv2.training.main.train_network", lambda *_: trained)
-    monkeypatch.setattr("gluon_resnetv2.deploy.export.export_run", lambda folder: folder)
+    monkeypatch.setattr("gluon_resnetv2.exports.export.export_run", lambda folder: folder)
     monkeypatch.setattr(
-        "gluon_resnetv2.deploy.verify.report", lambda _: send(number)(None) or time.sleep(60)
+        "gluon_resnetv2.exports.verify.report", lambda _: send(number)(None) or time.sleep(60)
     )
     before = signal.getsignal(signal.SIGTERM)
     ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # as by a shell's `&`

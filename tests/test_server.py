@@ -31,15 +31,15 @@ from PIL import Image
 
 from gluon_resnetv2 import cli
 from gluon_resnetv2.commands import serve as server
-from gluon_resnetv2.deploy import http_server
-from gluon_resnetv2.deploy import predictor as predictor_module
-from gluon_resnetv2.deploy import service as service_module
-from gluon_resnetv2.deploy.artifact import load
-from gluon_resnetv2.deploy.export import export
-from gluon_resnetv2.deploy.hosts import Hosts
-from gluon_resnetv2.deploy.predictor import Predictor
+from gluon_resnetv2.engines import predictor as predictor_module
+from gluon_resnetv2.engines.predictor import Predictor
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.exports.export import export
+from gluon_resnetv2.formats.artifact import load
 from gluon_resnetv2.net import ResNetV2
+from gluon_resnetv2.serving import http_server
+from gluon_resnetv2.serving import service as service_module
+from gluon_resnetv2.serving.hosts import Hosts
 from gluon_resnetv2.spec import named
 from tests import common, fuzzed, malformed
 from tests.common import randomise
@@ -627,7 +627,8 @@ def test_on_loopback_other_hosts_are_refused(served):
 
 
 BOMB = """
-from gluon_resnetv2.deploy import images, service
+from gluon_resnetv2.engines import images
+from gluon_resnetv2.serving import service
 from gluon_resnetv2.errors import UserError
 from tests.malformed import png
 import io

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 
-from gluon_resnetv2.deploy import verify as verification
-from gluon_resnetv2.deploy.export import Form, export
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.exports import verify as verification
+from gluon_resnetv2.exports.export import Form, export
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import Spec, named
 from tests.common import randomise, relative

@@ -24,7 +24,7 @@ import pytest
 
 from gluon_resnetv2 import untrusted
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.interop import bounds, safetensors_file, torch_file
+from gluon_resnetv2.formats import bounds, safetensors_file, torch_file
 
 
 def arrays_of(seed=0):

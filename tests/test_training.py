@@ -14,8 +14,8 @@ from PIL import Image
 
 from gluon_resnetv2 import data
 from gluon_resnetv2.checkpoint import checkpoints, load_parameters
-from gluon_resnetv2.deploy.export import export_run
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.exports.export import export_run
 from gluon_resnetv2.net import ResNetV2, get_model, he_normal
 from gluon_resnetv2.spec import named
 from gluon_resnetv2.training import statistics

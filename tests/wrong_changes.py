@@ -33,7 +33,7 @@ class Change(NamedTuple):
 CHANGES = (
     Change(
         "a served form that is 0.1 % off passes",
-        "deploy/reference.py", "ELSEWHERE = 10 ", "ELSEWHERE = 100 ",
+        "engines/reference.py", "ELSEWHERE = 10 ", "ELSEWHERE = 100 ",
         "test_deploy.py", "ten_times_the_tolerance",
     ),
     Change(
@@ -55,7 +55,7 @@ CHANGES = (
     ),
     Change(
         "the aspect ratio is never swapped",
-        "imagenet/augment.py", "            box.reverse()", "            pass",
+        "data/imagenet/augment.py", "            box.reverse()", "            pass",
         "test_imagenet_training.py", "high_as_wide",
     ),
     Change(
@@ -65,12 +65,13 @@ CHANGES = (
     ),
     Change(
         "two dropouts of a step share their mask",
-        "native/trunk.cc", "mixed(uint64_t(seed_) << 32 | place)", "mixed(uint64_t(seed_) << 32)",
+        "engines/native/trunk.cc",
+        "mixed(uint64_t(seed_) << 32 | place)", "mixed(uint64_t(seed_) << 32)",
         "test_native.py", "drop_differently",
     ),
     Change(
         "an addition is fused into a convolution that others read",
-        "native/program.py", " < 0 and self._has_one_reader(residual):", " < 0:",
+        "engines/native/program.py", " < 0 and self._has_one_reader(residual):", " < 0:",
         "test_native.py", "takes_no_addition_in",
     ),
     Change(
@@ -154,7 +155,7 @@ CHANGES = (
     ),
     Change(
         "of ten crops one corner counts twice",
-        "imagenet/images.py", "(right, 0), (0, bottom)", "(right, 0), (right, 0)",
+        "data/imagenet/images.py", "(right, 0), (0, bottom)", "(right, 0), (right, 0)",
         "test_imagenet.py", "plain_loop",
     ),
     Change(
@@ -164,7 +165,7 @@ CHANGES = (
     ),
     Change(
         "the noise of colours is along other axes",
-        "imagenet/augment.py", "EIGENVECTORS @ (", "EIGENVECTORS.T @ (",
+        "data/imagenet/augment.py", "EIGENVECTORS @ (", "EIGENVECTORS.T @ (",
         "test_imagenet_training.py", "colour",
     ),
     Change(
@@ -174,7 +175,7 @@ CHANGES = (
     ),
     Change(
         "a run's export forgets which part of an image is used",
-        "deploy/export.py", '("mean", "std", "crop"))', '("mean", "std"))',
+        "exports/export.py", '("mean", "std", "crop"))', '("mean", "std"))',
         "test_training.py", "export_says",
     ),
     Change(
@@ -204,18 +205,18 @@ CHANGES = (
     ),
     Change(
         "int8 has the ranges of the last images alone",
-        "deploy/forms.py", "extremes[..., 0].min(axis=0), extremes[..., 1].max(axis=0)",
+        "engines/forms.py", "extremes[..., 0].min(axis=0), extremes[..., 1].max(axis=0)",
         "extremes[-1, :, 0], extremes[-1, :, 1]",
         "test_forms.py", "ranges",
     ),
     Change(
         "a normalisation is folded with its mean unscaled",
-        "deploy/forms.py", "names[2]: beta - mean * gamma}", "names[2]: beta - mean}",
+        "engines/forms.py", "names[2]: beta - mean * gamma}", "names[2]: beta - mean}",
         "test_forms.py", "float32_forms",
     ),
     Change(
         "answers of a shared batch go to other requests",
-        "deploy/batching.py", "for array in arrays[:-1]]", "for array in arrays[:0:-1]]",
+        "serving/batching.py", "for array in arrays[:-1]]", "for array in arrays[:0:-1]]",
         "test_batching.py", "",
     ),
 )  # fmt: skip
@@ -238,7 +239,9 @@ def noticed(change: Change) -> bool:
             raise SystemExit(f"{change.file} has not once: {change.old}")
         path.write_text(text.replace(change.old, change.new), encoding="utf-8")
         environment = {**os.environ, "PYTHONPATH": copy}
-        if change.file.startswith("native/"):  # what is compiled is of no use to anybody else
+        if change.file.startswith(
+            "engines/native/"
+        ):  # what is compiled is of no use to anybody else
             environment["XDG_CACHE_HOME"] = copy
         command = ["-m", "pytest", "-q", "-n", "0", "-x", f"tests/{change.test}", "-k", change.only]
         done = subprocess.run(

@@ -24,9 +24,9 @@ with cli.one_line_errors():  # of an MXNet that is missing or can't be loaded, t
     from mxnet.gluon.data import ArrayDataset, DataLoader
 
     from gluon_resnetv2 import data, get_model
-    from gluon_resnetv2.deploy.artifact import Artifact, load
-    from gluon_resnetv2.deploy.export import export
-    from gluon_resnetv2.deploy.predictor import Predictor
+    from gluon_resnetv2.engines.predictor import Predictor
+    from gluon_resnetv2.exports.export import export
+    from gluon_resnetv2.formats.artifact import Artifact, load
     from gluon_resnetv2.interop.gluoncv import network, transform_options
 
 

@@ -31,8 +31,8 @@ with cli.one_line_errors():  # of an MXNet that is missing or can't be loaded, t
     from mxnet import autograd, gluon
 
     from gluon_resnetv2 import get_model
-    from gluon_resnetv2.deploy.artifact import Artifact, load
-    from gluon_resnetv2.deploy.export import export
+    from gluon_resnetv2.exports.export import export
+    from gluon_resnetv2.formats.artifact import Artifact, load
     from gluon_resnetv2.interop.gluoncv import feature_layers, initialize_rest, network
 
 CLASSES = ("square", "disc")

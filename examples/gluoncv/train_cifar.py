@@ -26,7 +26,7 @@ with cli.one_line_errors():  # of an MXNet that is missing or can't be loaded, t
     from mxnet.gluon.data.vision import transforms
 
     from gluon_resnetv2 import data
-    from gluon_resnetv2.deploy.export import export
+    from gluon_resnetv2.exports.export import export
     from gluon_resnetv2.interop.gluoncv import register
 
 

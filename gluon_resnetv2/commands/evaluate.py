@@ -43,17 +43,17 @@ def run(options: argparse.Namespace) -> None:
     """Prints error and loss.
 
     Raises:
-        UserError: as `assess`.
+        UserError: as `evaluate_source`.
     """
-    from gluon_resnetv2.training.assess import assess
     from gluon_resnetv2.training.devices import contexts
+    from gluon_resnetv2.training.evaluation import evaluate_source
 
     if options.cpus < 1:
         raise UserError(f"--cpus must be at least 1, not {options.cpus}")
     given = dict(vars(options))
     for name in ("action", "gpus", "cpus"):
         del given[name]
-    found = assess(devices=contexts(options.gpus, options.cpus), **given)
+    found = evaluate_source(devices=contexts(options.gpus, options.cpus), **given)
     for name, text in (("error", "error"), ("error5", "top-5 error")):
         if name in found:
             print(f"{text} {found[name]:.2f} %")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from gluon_resnetv2.deploy.precisions import PRECISIONS
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.formats.precisions import PRECISIONS
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: as `export_run`.
     """
-    from gluon_resnetv2.deploy.export import Form, export_run
+    from gluon_resnetv2.exports.export import Form, export_run
     from gluon_resnetv2.training.datasets import training_images
     from gluon_resnetv2.training.options import run_recipe
 

@@ -20,7 +20,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: as `imagenet.pack`.
     """
-    from gluon_resnetv2.imagenet import pack
+    from gluon_resnetv2.data.imagenet import pack
 
     packed = pack(
         options.source, options.output, resize=options.resize, leave_out=options.leave_out

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from gluon_resnetv2 import cli
+from gluon_resnetv2.engines.native import add_engine
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.native import add_engine
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -25,8 +25,8 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: as `artifact.load` and `Predictor`.
     """
-    from gluon_resnetv2.deploy.artifact import load
-    from gluon_resnetv2.deploy.predictor import Predictor
+    from gluon_resnetv2.engines.predictor import Predictor
+    from gluon_resnetv2.formats.artifact import load
 
     predictor = Predictor(load(options.export), engine=options.engine)
     predictor.preparation()  # without which each image would complain

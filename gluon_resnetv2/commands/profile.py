@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from gluon_resnetv2.native import add_engine
+from gluon_resnetv2.engines.native import add_engine
 from gluon_resnetv2.spec import IMAGE_SIZES_HELP, ORDER, SHORTCUT_HELP, UNIT
 
 

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 from gluon_resnetv2 import cli, machine
+from gluon_resnetv2.engines.native import add_engine
 from gluon_resnetv2.errors import UserError, install
-from gluon_resnetv2.native import add_engine
 
 MEGABYTE = 2**20
 MAX_BATCH = 4096
@@ -74,14 +74,14 @@ def _serve(options, listener, threads):
     with _on_any_cpu():
         import mxnet as mx
 
-    from gluon_resnetv2.deploy.hosts import Hosts
+    from gluon_resnetv2.serving.hosts import Hosts
 
     try:
-        from gluon_resnetv2.deploy.http_server import Uvicorn
+        from gluon_resnetv2.serving.http_server import Uvicorn
     except ModuleNotFoundError as error:
         raise UserError(f"serving needs {error.name}: {install('serve')}") from None
-    from gluon_resnetv2.deploy.predictor import Predictor
-    from gluon_resnetv2.deploy.service import Limits, Metrics, Model, Service
+    from gluon_resnetv2.engines.predictor import Predictor
+    from gluon_resnetv2.serving.service import Limits, Metrics, Model, Service
 
     host, port = listener.getsockname()[:2]
     hosts = Hosts(options.allow_host, host)
@@ -134,7 +134,7 @@ def _about(predictor, shape):
 
 def _artifacts(words):
     """The exports by name, of words that are EXPORT or NAME=EXPORT."""
-    from gluon_resnetv2.deploy.artifact import load
+    from gluon_resnetv2.formats.artifact import load
 
     found = {}
     for word in words:

@@ -103,8 +103,8 @@ def script(description: str, without: Sequence[str] = (), defaults: dict | None 
 
 
 def _train(recipe, resume, name, again):
-    from gluon_resnetv2.deploy.export import export_run
-    from gluon_resnetv2.deploy.verify import report
+    from gluon_resnetv2.exports.export import export_run
+    from gluon_resnetv2.exports.verify import report
     from gluon_resnetv2.training.main import train_network
     from gluon_resnetv2.training.stop import termination_as_interrupt
 

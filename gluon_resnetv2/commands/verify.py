@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from gluon_resnetv2 import cli
-from gluon_resnetv2.native import add_engine
+from gluon_resnetv2.engines.native import add_engine
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -25,8 +25,8 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: as `artifact.load` and `verify.report`.
     """
-    from gluon_resnetv2.deploy.artifact import load
-    from gluon_resnetv2.deploy.verify import report
+    from gluon_resnetv2.exports.verify import report
+    from gluon_resnetv2.formats.artifact import load
     from gluon_resnetv2.training.stop import termination_as_interrupt
 
     artifact = load(options.export)

@@ -1,1 +1,1 @@
-"""Exports: written, verified, computed with and served; and pairs that anybody may have written."""
+"""Where files that people have still look for what lives in other rooms today."""

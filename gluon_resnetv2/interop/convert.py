@@ -13,16 +13,16 @@ import numpy as np
 
 from gluon_resnetv2 import interop
 from gluon_resnetv2.checkpoint import set_parameters
-from gluon_resnetv2.deploy.artifact import Artifact, load
-from gluon_resnetv2.deploy.export import export_parameters
-from gluon_resnetv2.deploy.params_file import read_arrays
-from gluon_resnetv2.deploy.reference import logits, reference_images
-from gluon_resnetv2.deploy.scores import relative_difference
+from gluon_resnetv2.engines.reference import logits, reference_images
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.exports.export import export_parameters
 from gluon_resnetv2.files import recover_folder, sha256, whole_file
-from gluon_resnetv2.interop import weights
+from gluon_resnetv2.formats import weights
+from gluon_resnetv2.formats.artifact import Artifact, load
+from gluon_resnetv2.formats.params_file import read_arrays
 from gluon_resnetv2.interop.layout import Arrays, Layout, shapes
 from gluon_resnetv2.net import ResNetV2
+from gluon_resnetv2.scores import relative_difference
 from gluon_resnetv2.spec import IMAGE_SIZES, Spec
 
 LAYOUTS = {

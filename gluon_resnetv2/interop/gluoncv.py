@@ -10,9 +10,9 @@ import mxnet as mx
 from mxnet.gluon import Block, SymbolBlock
 
 from gluon_resnetv2.checkpoint import set_parameters
-from gluon_resnetv2.deploy.artifact import Artifact, load
-from gluon_resnetv2.deploy.runtimes import as_block
+from gluon_resnetv2.engines.runtimes import as_block
 from gluon_resnetv2.errors import UserError, install
+from gluon_resnetv2.formats.artifact import Artifact, load
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.paper import RESULTS
 from gluon_resnetv2.spec import FAMILIES, FIELDS, Spec, Unit, named

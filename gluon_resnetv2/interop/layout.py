@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from gluon_resnetv2.data.imagenet.dataset import MEAN, STD
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.imagenet.dataset import MEAN, STD
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import STEM, UNIT, Spec
 

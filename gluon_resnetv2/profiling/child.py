@@ -14,9 +14,9 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
+from gluon_resnetv2.engines.native.block import native_block
+from gluon_resnetv2.engines.native.program import Program
 from gluon_resnetv2.layers import DTYPES
-from gluon_resnetv2.native.block import native_block
-from gluon_resnetv2.native.program import Program
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import named
 from gluon_resnetv2.training.optimizer import TENSORS_AT_ONCE

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from gluon_resnetv2 import machine
 from gluon_resnetv2.cli import aligned, run_module
+from gluon_resnetv2.engines.native import library
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.native import library
 from gluon_resnetv2.profiling import child
 from gluon_resnetv2.profiling.layers import layers_of
 from gluon_resnetv2.profiling.verbose import Primitive, parse

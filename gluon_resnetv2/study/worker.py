@@ -16,12 +16,11 @@ from pathlib import Path
 from gluon_resnetv2 import cli
 
 with cli.one_line_errors():  # of an MXNet that is missing or can't be loaded, too
-    from gluon_resnetv2.checkpoint import checkpoints, remove_checkpoints
-    from gluon_resnetv2.deploy.export import load_run
+    from gluon_resnetv2.checkpoint import checkpoints, load_run, remove_checkpoints
     from gluon_resnetv2.study import propagation
-    from gluon_resnetv2.training.assess import assess
     from gluon_resnetv2.training.datasets import load_data
     from gluon_resnetv2.training.devices import contexts
+    from gluon_resnetv2.training.evaluation import evaluate_source
     from gluon_resnetv2.training.loop import Diverged
     from gluon_resnetv2.training.main import initial_network, train_network
     from gluon_resnetv2.training.recipe import Recipe
@@ -74,7 +73,7 @@ def _test(recipe, size):
     records = read_metrics(recipe.output)
     if any(record.get("test_size") == size for record in records):
         return
-    found = assess(recipe.output, contexts(recipe.gpus, recipe.cpus), size=size)
+    found = evaluate_source(recipe.output, contexts(recipe.gpus, recipe.cpus), size=size)
     errors = {"test_error": found["error"], "test_error5": found.get("error5")}
     _add(recipe, [{"step": records[-1]["step"], "test_size": size, **errors}])
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from gluon_resnetv2 import data, imagenet
-from gluon_resnetv2.deploy.reference import denormalise
+from gluon_resnetv2 import data
+from gluon_resnetv2.data import imagenet
+from gluon_resnetv2.engines.images import denormalise
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.spec import IMAGE_SIZES
 from gluon_resnetv2.training.recipe import Recipe

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from gluon_resnetv2.data import NAMES
 from gluon_resnetv2.distributed import PARAMETER_SERVER
+from gluon_resnetv2.engines.native import ENGINES
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.native import ENGINES
 from gluon_resnetv2.spec import (
     FAMILIES,
     IMAGE_SIZE_MAX,

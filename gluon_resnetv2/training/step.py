@@ -11,8 +11,8 @@ import numpy as np
 from mxnet import autograd, gluon
 
 from gluon_resnetv2.data import random_numbers
+from gluon_resnetv2.engines.native.block import native_block
 from gluon_resnetv2.memory import Recomputed
-from gluon_resnetv2.native.block import native_block
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.training.devices import split
 from gluon_resnetv2.training.precision import LossScaler

@@ -1,0 +1,69 @@
+"""Reading image files as the network wants them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.pixels import PIXELS, NoImage, centre, decode
+
+# Anyone may have sent an image that is no file here: 400 MB at most. Some of Pillow's decoders of
+# other formats start programs.
+SENT_PIXELS = 2**25
+SENT_FORMATS = ("JPEG", "PNG")
+
+
+def read_image(
+    file: str | Path | BinaryIO,
+    shape: tuple,
+    crop: float = 1.0,
+    interpolation: str = "bilinear",
+    stretch: bool = False,
+) -> np.ndarray:
+    """The centre of an image of any size and mode, as (channels, height, width) in 0..255.
+
+    Args:
+        file: a path, of any format that Pillow knows; or what holds the bytes of a JPEG or PNG.
+        shape: (channels, height, width) of the result; 3 channels are RGB, 1 is grey.
+        crop: the part of the shorter side that the centre keeps.
+        interpolation, stretch: as `pixels.centre`.
+
+    Raises:
+        UserError: the file is missing, too large, or no image that can be read; or another number
+            of channels.
+    """
+    channels, height, width = shape
+    if channels not in (1, 3):
+        raise UserError(f"images have 1 or 3 channels, not {channels}")
+    named = isinstance(file, (str, Path))
+    name = file if named else "the image"
+    try:
+        if named:
+            image = decode(Path(file).read_bytes(), None, PIXELS)
+        else:
+            image = decode(file.read(), SENT_FORMATS, SENT_PIXELS)
+    except FileNotFoundError:
+        raise UserError(f"{name} does not exist") from None
+    except OSError as error:
+        raise UserError(f"{name} can't be read as an image: {error.strerror}") from None
+    except NoImage as error:
+        raise UserError(f"{name} {error}") from None
+    if channels == 1:
+        image = image.convert("L")
+    kept = centre(image, width, height, crop, interpolation, stretch)
+    return np.asarray(kept, "float32").reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def normalise(pixels: np.ndarray, described: dict) -> np.ndarray:
+    """Images (N, C, H, W) in 0..255 as the network takes them, by a manifest's mean and std."""
+    mean, std = (np.reshape(described[key], (-1, 1, 1)) for key in ("mean", "std"))
+    return ((pixels - mean) / std).astype("float32")
+
+
+def denormalise(images: np.ndarray, described: dict) -> np.ndarray:
+    """The images in 0..255, as float32, that `normalise` makes `images` of."""
+    mean, std = (np.reshape(described[key], (-1, 1, 1)) for key in ("mean", "std"))
+    return (images * std + mean).astype("float32")

@@ -1,0 +1,1 @@
+"""What we write and vouch for: exports, their verification, ONNX, files for platforms."""

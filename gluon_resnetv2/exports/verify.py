@@ -1,0 +1,257 @@
+"""Is what is served what was trained? Runs a pair in every way MXNet has, and compares."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from gluon_resnetv2.cli import printable
+from gluon_resnetv2.engines.forms import misfolded
+from gluon_resnetv2.engines.reference import (
+    TOLERANCE,
+    Check,
+    compare,
+    logits,
+    recorded,
+    reference_images,
+    training_graph,
+)
+from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.files import write_json
+from gluon_resnetv2.formats.artifact import MANIFEST, Artifact, load, write_manifest
+from gluon_resnetv2.formats.old_graph import modern
+from gluon_resnetv2.spec import Spec
+
+PLAIN = "NONE"  # MXNET_SUBGRAPH_BACKEND without fusion
+C_API = "C predict API"
+# Module, simple_bind and the C API fuse by MXNET_SUBGRAPH_BACKEND, which is MKLDNN by default.
+# Gluon does not fuse unless asked to, by optimize_for.
+RUNTIMES = [
+    ("SymbolBlock", None),
+    ("Module", None),
+    ("Module", PLAIN),
+    ("simple_bind", None),
+    ("simple_bind", PLAIN),
+    (C_API, None),
+    (C_API, PLAIN),
+    ("Predictor", None),  # chooses its form itself
+]
+NATIVE = ("native engine", None)  # where it is asked for
+ONNX = ("ONNX Runtime", None)  # where there is a NAME.onnx
+FUSING = {"Module", "simple_bind", C_API}
+AT_EXPORT = "logits recorded at export"  # compared beside the runtimes
+PATIENCE = 900  # seconds for one runtime
+
+
+def verify(
+    artifacts: Sequence[Artifact], shape: tuple | None = None, engine: str = "mxnet"
+) -> list[list[Check]]:
+    """Holds what each artifact computes in every runtime against what was trained.
+
+    float32 is held against the training graph: the network that the manifest's spec describes, run
+    operator by operator with the exported parameters. Other precisions are held against the logits
+    that the network gave in float32, at export, for the calibration images; a pair without a
+    manifest against itself, run by simple_bind without fusion. Each runtime has a process of its
+    own, which all artifacts share.
+
+    Args:
+        shape: of an image, for artifacts without a manifest, as for `Artifact.read`.
+        engine: "native" has the native operator checked as well.
+
+    Returns:
+        A list of checks for each artifact.
+
+    Raises:
+        UserError: a pair can't be read, or takes no image.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        pairs, known, jobs = [], [], []
+        for index, artifact in enumerate(artifacts):
+            if shape and artifact.manifest:
+                raise UserError(f"{artifact.folder} says its own shape; leave --shape out")
+            pair = artifact.read(shape)
+            pairs.append(pair)
+            images = Path(folder) / f"images{index}.npy"
+            known.append(recorded(artifact) if artifact.manifest else None)
+            np.save(images, known[-1][0] if known[-1] else reference_images(pair.shape))
+            paths = {"symbol": artifact.symbol, "params": artifact.params, "images": images}
+            jobs.append({name: str(path) for name, path in paths.items()})
+        native = [NATIVE] if engine == "native" else []
+        runtimes = [*RUNTIMES, *native, *([ONNX] if any(a.onnx for a in artifacts) else [])]
+        folders = [Path(folder) / str(index) for index in range(len(runtimes))]
+        with ThreadPoolExecutor(max_workers=2) as pool:  # starting up takes them most of the time
+            processes = []
+            try:
+                run = partial(_run, jobs=jobs, processes=processes)
+                answers = dict(zip(runtimes, pool.map(run, runtimes, folders)))
+            except BaseException:  # such as Ctrl-C: the pool would wait for all of them
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in processes:
+                    process.kill()
+                raise
+    return [
+        _checks(*about, {runtime: answer[index] for runtime, answer in answers.items()})
+        for index, about in enumerate(zip(artifacts, pairs, known))
+    ]
+
+
+def _checks(artifact, pair, known, answers):
+    """The checks of one artifact, from what is `recorded` and its answers in each runtime."""
+    checks, manifest = [], artifact.manifest
+    output, tolerance = "logits", {"difference": TOLERANCE}
+    if manifest:
+        output, (_, expected, tolerance) = manifest["output"], known
+        if manifest["precision"] == "float32":
+            net = training_graph(Spec.from_dict(manifest["spec"]), pair, artifact.params)
+            trained = logits(net, reference_images(artifact.input_shape))
+            checks.append(compare(AT_EXPORT, expected, trained, tolerance))
+            expected, tolerance = trained, manifest["tolerance"]
+    else:
+        expected, failure = answers["simple_bind", PLAIN]
+        if expected is None:
+            raise artifact.does_not_run(failure)
+    for runtime, (outputs, failure) in answers.items():
+        way, backend = runtime
+        if (runtime == ONNX and not artifact.onnx) or (way == C_API and not pair.kinds):
+            continue
+        name = f"{way}, no fusion" if backend else way
+        if outputs is None:
+            checks.append(Check(name, None, None, tolerance, failure))
+        else:
+            checks.append(compare(name, outputs, expected, tolerance, output))
+    return checks
+
+
+def record(artifact: Artifact, checks: Sequence[Check]) -> None:
+    """Writes the checks into the artifact's manifest.
+
+    Raises:
+        OSError: the manifest can't be written; it is then as it was.
+    """
+    entries = [
+        {
+            "runtime": check.runtime,
+            "difference": check.difference,
+            "agreement": check.agreement,
+            "tolerance": check.tolerance,
+            "passed": check.passed,
+        }
+        for check in checks
+    ]
+    manifest = {**artifact.manifest, "verification": entries}
+    if artifact.covered:
+        write_manifest(artifact.folder, manifest)
+    else:  # nobody knows that it is as it was written
+        write_json(artifact.folder / MANIFEST, manifest)
+
+
+def report(artifact: Artifact, shape: tuple | None = None, engine: str = "mxnet") -> bool:
+    """Verifies, prints what came of it, records it in the manifest; returns whether all passed.
+
+    Raises:
+        UserError: as `verify`.
+    """
+    (checks,) = verify([artifact], shape, engine)
+    if load(artifact.params).manifest != artifact.manifest:
+        raise UserError(f"{artifact.folder} was written anew meanwhile; verify it again")
+    print(f"{printable(str(artifact.symbol))} against {_against(artifact)}:")
+    for check in checks:
+        print(f"  {check}")
+    if C_API not in {check.runtime for check in checks}:
+        print(f"  left out: {C_API}, which takes only names that begin with arg: or aux:")
+    artifact.warn()
+    if artifact.manifest:
+        if not artifact.covered:
+            print(
+                f"  not covered: {MANIFEST}, of an earlier version, has no SHA-256 of itself; its "
+                "class names, mean, std and crop may be damaged; export again"
+            )
+        try:
+            record(artifact, checks)
+        except OSError as error:
+            print(f"  not recorded in manifest.json: {error.strerror}")
+    if all(check.passed for check in checks):
+        ((criterion, least),) = checks[-1].tolerance.items()
+        alike = f"{criterion} of {least:.1e} at most"
+        if criterion == "agreement":
+            alike = f"float32's class for at least {100 * least:.1f} %"
+        what = "what was trained" if artifact.manifest else "the same"
+        print(f"verified: every runtime computes {what}, {alike}")
+        return True
+    failed = {check.runtime for check in checks if not check.passed} - {AT_EXPORT}
+    if not failed:
+        cause = "the parameters are not those that were exported; export again"
+    elif failed <= FUSING:
+        cause = explain(artifact) or "only without fusion (MXNET_SUBGRAPH_BACKEND=NONE) is it right"
+    else:
+        cause = "do not serve it in a runtime that failed"
+    print(f"NOT verified: {cause}")
+    return False
+
+
+def _against(artifact):
+    if artifact.manifest is None:
+        return "itself without fusion"
+    if artifact.manifest["precision"] == "float32":
+        return "the training graph"
+    return "the network in float32, on the calibration images"
+
+
+def explain(artifact: Artifact) -> str:
+    """Why MXNet's fusing backend computes this pair wrongly, or "" where no reason is known."""
+    graph = modern(json.loads(artifact.symbol.read_text(encoding="utf-8")))
+    for index, readers in misfolded(graph):
+        norm, *norms = (node["name"] for node in readers if node["op"] == "BatchNorm")
+        others = [node["name"] for node in readers if node["op"] != "BatchNorm"]
+        return (
+            f"MXNet's MKLDNN backend folds {norm} into the convolution "
+            f"{graph['nodes'][index]['name']} although {' and '.join(others + norms)} reads its "
+            "output too; of MXNet's own ways only those without fusion "
+            "(MXNET_SUBGRAPH_BACKEND=NONE, or SymbolBlock) compute this pair right"
+        )
+    return ""
+
+
+def _run(runtime, folder, jobs, processes):
+    """[(outputs, None) or (None, failure)] of each job, from a new one of `processes`."""
+    way, backend = runtime
+    environment = {k: v for k, v in os.environ.items() if k != "MXNET_SUBGRAPH_BACKEND"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)  # this package, installed or not
+    if backend:
+        environment["MXNET_SUBGRAPH_BACKEND"] = backend
+    folder.mkdir()
+    paths = [folder / f"{index}.npy" for index in range(len(jobs))]
+    jobs = [{**job, "outputs": str(path)} for job, path in zip(jobs, paths)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "gluon_resnetv2.engines.runtimes", way],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="backslashreplace",
+        env=environment,
+    ) as process:
+        processes.append(process)
+        try:
+            answer, complaints = process.communicate(json.dumps(jobs), PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return [(None, f"no answer within {PATIENCE} seconds")] * len(jobs)
+    try:
+        failures = json.loads(answer.splitlines()[-1])
+    except (IndexError, ValueError):  # it ended before it could say
+        last = (complaints.strip().splitlines() or ["no message"])[-1]
+        failures = [f"the process ended with status {process.returncode}: {last}"] * len(jobs)
+    return [
+        (None, failure) if failure else (np.load(path), None)
+        for failure, path in zip(failures, paths)
+    ]

@@ -1,0 +1,1 @@
+"""Files that strangers may have written, read with bounds: pairs, manifests, weights."""

@@ -1,0 +1,267 @@
+"""The product of training: NAME-symbol.json, NAME-0000.params and manifest.json in one folder."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import json
+import re
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from gluon_resnetv2.cli import printable
+from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.files import plain, recover_folder, sha256, write_json
+from gluon_resnetv2.formats.pair import Pair, read_pair
+from gluon_resnetv2.formats.params_file import PARAMS_BYTES
+from gluon_resnetv2.formats.precisions import PRECISIONS
+from gluon_resnetv2.pixels import INTERPOLATIONS
+from gluon_resnetv2.spec import IMAGE_SIZE_MAX, Spec
+from gluon_resnetv2.untrusted import quote, read_bytes, read_json, told_of
+
+MANIFEST = "manifest.json"
+FORMAT = 2  # of it
+EPOCH = re.compile(r"(.+)-\d{4}\.params", re.DOTALL)
+CALIBRATION = "calibration.params"  # real images, and what the network gives for them in float32
+CALIBRATION_IMAGES = 4096  # at most
+SCALING = {"interpolation": "bilinear", "stretch": False}  # where a manifest of 0.1 says nothing
+LARGEST_MANIFEST = 8 << 20  # bytes
+LARGEST_PIXEL = 1e6  # of a mean, a deviation or its inverse
+MOST_UNITS = 10_000  # of a network
+REFERENCES = 4  # images whose logits a manifest holds
+LARGEST_TOLERANCE = 1e-3  # of float32, as `reference.float32_tolerance` gives it
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A symbol and its parameters, with a manifest if they are an export of ours."""
+
+    symbol: Path
+    params: Path
+    manifest: dict | None
+
+    @property
+    def name(self) -> str:
+        return self.symbol.name.removesuffix("-symbol.json")
+
+    @property
+    def folder(self) -> Path:
+        return self.symbol.parent
+
+    @property
+    def onnx(self) -> Path | None:
+        """The same network for other runtimes, if it was exported too."""
+        path = self.folder / f"{self.name}.onnx"
+        return path if self.manifest and path.name in self.manifest["sha256"] else None
+
+    @property
+    def classes(self) -> list[str]:
+        """A name for each logit, with its number where several have it. Only with a manifest."""
+        names = self.manifest["classes"]
+        several = set(self._shared_names)
+        return [f"{n} ({index})" if n in several else n for index, n in enumerate(names)]
+
+    @property
+    def _shared_names(self):
+        counts = collections.Counter(self.manifest["classes"])
+        return [name for name, count in counts.items() if count > 1]
+
+    @property
+    def covered(self) -> bool:
+        """Whether the manifest has a SHA-256 of itself, which exports of 0.1 lack."""
+        return MANIFEST in self.manifest["sha256"]
+
+    def warn(self) -> None:
+        """Says on stderr, in a line each, what is allowed in a manifest and may be a mistake."""
+        for name in self._shared_names[:1] if self.manifest else ():
+            print(
+                f"{self.folder}: several classes are called {quote(name)}; such names are shown "
+                "with the classes' numbers",
+                file=sys.stderr,
+            )
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image. Only with a manifest."""
+        return tuple(self.manifest["input"]["shape"])
+
+    def does_not_run(self, reason: str) -> UserError:
+        """To be raised where MXNet can't compute a pair here, in float16 for one."""
+        return UserError(
+            f"{self.symbol} does not run here: {reason}; "
+            f"`convert {self.params} -o FOLDER` may make a float32 export of it"
+        )
+
+    def read(self, shape: tuple[int, int, int] | None = None) -> Pair:
+        """The pair, checked.
+
+        Args:
+            shape: of an image, for a pair without manifest: (C, H, W), or as its graph takes it,
+                which may be (H, W, C); by default a usual one that fits.
+
+        Raises:
+            UserError: as `read_pair`; or the graph's answers are not float32.
+        """
+        sums = None
+        if self.manifest:
+            shape, sums = self.input_shape, self.manifest["sha256"]
+        pair = read_pair(self.symbol, self.params, shape, sums)
+        (answers,) = pair.types(pair.symbol())
+        if answers not in (None, np.float32):  # which none of MXNet's ways out takes alike
+            raise self.does_not_run(f"it answers in {np.dtype(answers)}, not in float32")
+        return pair
+
+
+def load(path: str | Path) -> Artifact:
+    """Finds an export and checks its files against the manifest.
+
+    Args:
+        path: a folder of an export or of a run, or of any pair of files the -symbol.json or, where
+            there are several epochs, the NAME-NNNN.params. Otherwise the last epoch is taken, and
+            a line on stderr says so.
+
+    Raises:
+        UserError: there is no pair of files, or it is not what the manifest says.
+    """
+    path = Path(path)
+    for folder in (path, path / "export", path.parent):
+        if not folder.exists():  # a process may have been killed as it replaced it
+            recover_folder(folder)
+    if not path.exists():
+        raise UserError(f"{path} does not exist; name an export's folder")
+    if path.is_dir() and (path / "export").is_dir():
+        path = path / "export"
+    epoch = EPOCH.fullmatch(path.name)
+    if epoch and path.is_file():
+        artifact = Artifact(path.with_name(f"{epoch[1]}-symbol.json"), path, None)
+        if not artifact.symbol.exists():
+            raise UserError(f"{path} has no {artifact.symbol.name} beside it")
+    else:
+        symbol = _symbol(path)
+        artifact = Artifact(symbol, _last_params(symbol), None)
+    if not (artifact.folder / MANIFEST).exists():
+        return artifact
+    return replace(artifact, manifest=_checked_manifest(artifact))
+
+
+def _symbol(path):
+    symbols = sorted(path.glob("*-symbol.json")) if path.is_dir() else [path]
+    if len(symbols) != 1 or not symbols[0].name.endswith("-symbol.json"):
+        raise UserError(f"{path} is no export: it needs one NAME-symbol.json, and its parameters")
+    return symbols[0]
+
+
+def _last_params(symbol):
+    name = symbol.name.removesuffix("-symbol.json")
+    epochs = ((EPOCH.fullmatch(path.name), path) for path in symbol.parent.iterdir())
+    params = sorted(path for epoch, path in epochs if epoch and epoch[1] == name)
+    if not params:
+        raise UserError(f"{symbol} has no .params file beside it")
+    if len(params) > 1:
+        told = (
+            f"{params[-1]} is taken, the last of {len(params)} epochs; "
+            f"for another, name its .params, such as {params[0]}"
+        )
+        print(printable(told), file=sys.stderr)
+    return params[-1]
+
+
+def _checked_manifest(artifact: Artifact) -> dict:
+    path = artifact.folder / MANIFEST
+    with told_of(path):
+        manifest = read_json(read_bytes(path, LARGEST_MANIFEST))
+    try:
+        known = manifest["format"] == FORMAT
+        sums = manifest["sha256"]
+        if known:
+            manifest["input"] = {**SCALING, **manifest["input"]}
+            _check_values(manifest)
+            _check_names(sums, artifact, manifest)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        raise UserError(f"{path} is damaged or describes other files; export again") from None
+    if not known:
+        raise UserError(f"{path} has a format that this version does not know; export again")
+    for name, expected in sums.items():
+        file = artifact.folder / name
+        if not file.is_file():
+            raise UserError(f"{file} is missing; export again")
+        if file.stat().st_size > PARAMS_BYTES:  # before it is read for its sum
+            raise UserError(f"{file} has more than {PARAMS_BYTES} bytes, which are the most")
+        if (_own_sum(manifest) if name == MANIFEST else sha256(file)) != expected:
+            raise UserError(
+                f"{file} is not the file that was exported (its SHA-256 differs from the "
+                "manifest's); export again"
+            )
+    return manifest
+
+
+def _check_names(sums, artifact, manifest):
+    if type(sums) is not dict:
+        raise TypeError
+    needed = {artifact.symbol.name, artifact.params.name}
+    if manifest["precision"] != "float32":
+        needed.add(CALIBRATION)
+    if not needed <= set(sums) <= needed | {CALIBRATION, f"{artifact.name}.onnx", MANIFEST}:
+        raise ValueError
+
+
+def _check_values(manifest: dict) -> None:
+    """Raises one of many errors where the manifest can't be what `export` wrote."""
+    spec, described = Spec.from_dict(manifest["spec"]), manifest["input"]
+    channels, height, width = described["shape"]
+    logits = np.asarray(manifest["reference"]["logits"], "float32")
+    numbers = [described["mean"], described["std"]]
+    if not all(type(number) in (int, float) for row in numbers for number in row):
+        raise TypeError
+    numbers = np.asarray(numbers, "float64")
+    ((criterion, tolerance),) = manifest["tolerance"].items()
+    agreement = PRECISIONS[manifest["precision"]].agreement
+    sane = (
+        channels == spec.in_channels
+        and all(type(size) is int and 1 <= size <= IMAGE_SIZE_MAX for size in (height, width))
+        and numbers.shape == (2, channels)
+        and (np.abs(numbers) <= LARGEST_PIXEL).all()
+        and (numbers[1] >= 1 / LARGEST_PIXEL).all()
+        and 0.1 <= described["crop"] <= 1
+        and described["interpolation"] in INTERPOLATIONS
+        and type(described["stretch"]) is bool
+        and (described["name"], described["layout"]) == ("data", "NCHW")
+        and described["colour"] == "RGB"
+        and described["values"] in ("normalised", "pixels")
+        and manifest["output"] in ("logits", "probabilities")
+        and type(manifest["fused"]) is bool
+        and manifest["name"] == spec.name
+        and len(manifest["classes"]) == spec.classes
+        and all(type(name) is str for name in manifest["classes"])
+        and all(name.encode() for name in manifest["classes"])
+        and sum(spec.stages) <= MOST_UNITS
+        and logits.shape == (REFERENCES, spec.classes)
+        and (
+            (criterion == "difference" and 0 < tolerance <= LARGEST_TOLERANCE)
+            if agreement is None
+            else (criterion, tolerance) == ("agreement", agreement)
+        )
+    )
+    if not sane:
+        raise ValueError
+
+
+def write_manifest(folder: Path, manifest: dict) -> None:
+    """Writes manifest.json, with a SHA-256 of it among those of the other files.
+
+    Raises:
+        OSError: it can't be written; it is then as it was.
+    """
+    manifest = json.loads(json.dumps(manifest, default=plain))
+    sums = {**manifest["sha256"], MANIFEST: _own_sum(manifest)}
+    write_json(folder / MANIFEST, {**manifest, "sha256": sums})
+
+
+def _own_sum(manifest) -> str:
+    """The SHA-256 of what a manifest says, however it is written, but for this sum."""
+    sums = {name: sum for name, sum in manifest["sha256"].items() if name != MANIFEST}
+    text = json.dumps({**manifest, "sha256": sums}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""The server: protocol, batching, HTTP, the page; and MLServer's runtime."""

@@ -1,0 +1,123 @@
+"""What `python -m gluon_resnetv2 evaluate` does: the test error of a run or of an exported pair."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import mxnet as mx
+from tqdm import tqdm
+
+from gluon_resnetv2 import data
+from gluon_resnetv2.checkpoint import checkpoints, load_run
+from gluon_resnetv2.engines.runtimes import as_block
+from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.formats.artifact import Artifact, load
+from gluon_resnetv2.spec import IMAGE_SIZE_MAX
+from gluon_resnetv2.training import statistics
+from gluon_resnetv2.training.datasets import load_data
+from gluon_resnetv2.training.devices import split
+from gluon_resnetv2.training.evaluate import evaluate
+from gluon_resnetv2.training.recipe import Recipe
+from gluon_resnetv2.training.step import forward_backward
+from gluon_resnetv2.training.views import evaluate_views
+
+
+def evaluate_source(
+    source: str | Path,
+    devices: Sequence[mx.Context],
+    *,
+    checkpoint: str = "last",
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    batch_size: int = 64,
+    size: int | None = None,
+    crops: int = 1,
+    scales: Sequence[int] = (),
+    recalibrate: int = 0,
+    threads: int | None = None,
+    leave_out: bool = False,
+) -> dict[str, float]:
+    """The error of a run's checkpoint or of an export on its test images, each counted once.
+
+    Args:
+        source: a run's folder, or an export's.
+        checkpoint: of a run: "last", "best" or the number of a step.
+        dataset, data_dir: by default those of the run.
+        size, threads, leave_out: ImageNet only, as `imagenet.load` takes them; `leave_out` by
+            default as the run.
+        crops, scales: ImageNet only, as `views.evaluate_views`.
+        recalibrate: over how many training batches a run's moving statistics are measured anew.
+
+    Raises:
+        UserError: the source, the data or an option won't do.
+    """
+    if batch_size < len(devices):
+        raise UserError(f"--batch-size {batch_size} is smaller than the number of devices")
+    for option, value, least in (("--size", size, 1), ("--recalibrate", recalibrate, 0)):
+        if value is not None and value < least:
+            raise UserError(f"{option} must be at least {least}, not {value}")
+    for side in scales:
+        if not 1 <= side <= IMAGE_SIZE_MAX:
+            raise UserError(f"--scales must be 1 to {IMAGE_SIZE_MAX}, as in 224,256: {side}")
+    if checkpoints(source):
+        net, about = load_run(source, checkpoint, devices)
+        net.hybridize(static_alloc=True)
+    else:
+        artifact = load(source)
+        if artifact.manifest is None:
+            raise UserError(f"{source} has no manifest.json; evaluate needs a run or an export")
+        if recalibrate or checkpoint != "last":
+            raise UserError("--recalibrate and --checkpoint need a run's folder, not an export")
+        if not artifact.manifest.get("recipe"):
+            raise UserError(f"{source} does not say what it was trained on")
+        about = artifact.manifest
+        net = _exported(artifact, devices)
+    recipe = Recipe.from_dict(about["recipe"])
+    others = {"dataset": dataset, "data_dir": data_dir, "test_size": size, "threads": threads}
+    given = {name: value for name, value in others.items() if value is not None}
+    if leave_out:
+        given["leave_out"] = True
+    if dataset not in (None, recipe.dataset):  # what was said of the run's does not hold for it
+        given = {"data_dir": None, "image_size": None, "coarse": False, **given}
+    recipe = dataclasses.replace(recipe, **given)
+    name = recipe.dataset
+    if name != "imagenet" and (size or threads or leave_out or crops != 1 or scales):
+        raise UserError(
+            f"--size, --threads, --leave-out, --crops and --scales are for ImageNet, not {name}"
+        )
+    images = load_data(recipe)
+    if list(images.classes) != list(about["classes"]):
+        raise UserError(f"the network has other classes than the data set {name}")
+    if recalibrate:
+        batches = images.batches(batch_size, train=True, devices=len(devices))
+        few = itertools.islice(data.prefetch(batches), recalibrate)
+        rounds = (split(pixels, devices) for pixels, _ in few)
+        statistics.recalibrate(net, rounds, partial(forward_backward, net))
+    if name != "imagenet":
+        return evaluate(net, data.prefetch(images.batches(batch_size)), devices)
+    with tqdm(total=images.test_count, unit="image", disable=None, leave=False) as bar:
+        return evaluate_views(
+            net, images, devices, batch_size, crops=crops, scales=scales, progress=bar.update
+        )
+
+
+def _exported(artifact: Artifact, devices: Sequence[mx.Context]) -> Callable:
+    """What an export computes, from normalised images to logits, whatever its graph takes."""
+    pair = artifact.read()
+    arguments, statistics = pair.arrays()
+    block = as_block(pair.symbol(), {**arguments, **statistics}, [pair.data], devices)
+    block.hybridize(static_alloc=True)
+    described = artifact.manifest["input"]
+    mean, std = (mx.nd.array(described[key]).reshape((1, -1, 1, 1)) for key in ("mean", "std"))
+
+    def net(images):
+        if described["values"] == "pixels":
+            images = images * std.as_in_context(images.ctx) + mean.as_in_context(images.ctx)
+        outputs = block(images)
+        return outputs.log() if artifact.manifest["output"] == "probabilities" else outputs
+
+    return net
