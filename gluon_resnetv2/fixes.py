@@ -136,6 +136,19 @@ def _around_gluoncv_check(check: types.ModuleType) -> Iterator[None]:
     check._require_pytorch_version = tolerant
 
 
+@contextlib.contextmanager
+def _around_opencv(_module: types.ModuleType) -> Iterator[None]:
+    """OpenCV without a system library that it needs leaves its folder in `sys.path`, where it has a
+    `typing` of its own, which processes that take this path would import for Python's.
+    """
+    path = list(sys.path)
+    try:
+        yield
+    except ImportError:
+        sys.path[:] = path
+        raise
+
+
 def _without(hidden: str, alias: str | None = None):
     """For a module that imports a slow one for little: it finds none, as where that is missing.
 
@@ -175,6 +188,7 @@ _AROUND = {
     "mxnet.model": _without("sklearn.base"),
     "mxnet.contrib.quantization": _without("scipy.stats", "stats"),
     "mxnet.test_utils": _without("scipy.stats", "ss"),
+    "cv2": _around_opencv,  # MXNet and GluonCV import it
     "gluoncv": _quiet,
     "gluoncv.check": _around_gluoncv_check,
 }

@@ -119,7 +119,7 @@ def test_every_named_network_is_verified(deep_checks, name):
 @pytest.fixture(scope="module")
 def gluoncv_export(tmp_path_factory):
     """GluonCV's cifar_resnet20_v2 with statistics of a few batches, exported its own way."""
-    model_zoo = pytest.importorskip("gluoncv.model_zoo")
+    model_zoo = pytest.importorskip("gluoncv.model_zoo", exc_type=ImportError)
     net = model_zoo.get_model("cifar_resnet20_v2", classes=10)
     mx.random.seed(0)
     net.initialize(mx.init.Xavier())

@@ -25,9 +25,6 @@ ROOT = Path(__file__).parents[1]
 needs_gpu_wheel = pytest.mark.skipif(
     GPU_WHEEL not in machine.wheels(), reason=f"{GPU_WHEEL} is not installed"
 )
-needs_gluoncv = pytest.mark.skipif(
-    importlib.util.find_spec("gluoncv") is None, reason="GluonCV is not installed"
-)
 
 
 def python(code: str, *, path: Path | None = None, **environment: str):
@@ -110,8 +107,8 @@ print(mxnet.nd.array([[1, 2]]).shape)
     assert output(code).split("\n", 1) == ["failed", "(1, 2)"]
 
 
-@needs_gluoncv
 def test_gluoncv_is_imported_beside_a_pytorch_that_it_refuses(tmp_path):
+    pytest.importorskip("gluoncv", exc_type=ImportError)  # its OpenCV needs libraries, too
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch/__init__.py").write_text("__version__ = '2.13.0+cpu'\n")
     code = """
@@ -119,6 +116,19 @@ import gluon_resnetv2, gluoncv
 print(gluoncv.model_zoo.get_model("cifar_resnet20_v2").features.__class__.__name__)
 """
     assert output(code, path=tmp_path) == "HybridSequential"
+
+
+def test_an_opencv_that_does_not_load_leaves_the_path_alone(tmp_path):
+    """As opencv-python does on a machine without X's libraries."""
+    (tmp_path / "cv2").mkdir()
+    (tmp_path / "cv2/__init__.py").write_text(
+        "import sys; sys.path.insert(1, __path__[0]); raise ImportError('libxcb.so.1')"
+    )
+    code = """
+import sys, gluon_resnetv2, mxnet
+print(mxnet.recordio.cv2, [folder for folder in sys.path if folder.endswith("cv2")])
+"""
+    assert output(code, path=tmp_path) == "None []"
 
 
 def test_nothing_of_the_hook_stays_behind():

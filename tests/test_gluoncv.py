@@ -7,6 +7,7 @@ import re
 import runpy
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import mxnet as mx
@@ -31,7 +32,7 @@ from gluon_resnetv2.paper import RESULTS
 from gluon_resnetv2.spec import ORDER, Spec, named
 from tests.common import randomise, relative
 
-pytest.importorskip("gluoncv")
+pytest.importorskip("gluoncv", exc_type=ImportError)
 
 from gluoncv.data.transforms.presets.imagenet import transform_eval
 from gluoncv.model_zoo import get_model, get_model_list, model_zoo
@@ -88,6 +89,17 @@ def test_a_name_that_gluoncv_has_itself_is_not_taken(theirs):
 def test_a_gluoncv_that_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gluoncv.model_zoo", None)
     with pytest.raises(UserError, match=r"GluonCV can't be imported .* pip install"):
+        register()
+
+
+def test_libraries_that_gluoncv_misses_are_named(monkeypatch):
+    def find_spec(name, *_):
+        if name == "gluoncv.model_zoo":
+            raise ImportError("libxcb.so.1: cannot open shared object file: No such file")
+
+    monkeypatch.delitem(sys.modules, "gluoncv.model_zoo")
+    monkeypatch.setattr(sys, "meta_path", [types.SimpleNamespace(find_spec=find_spec)])
+    with pytest.raises(UserError, match=r"libxcb.* apt install libgl1 libglib2.0-0, or dnf"):
         register()
 
 

@@ -105,14 +105,14 @@ def test_the_model_zoos_networks_convert_and_back(depth):
 
 @pytest.mark.parametrize("depth", [20, *(pytest.param(depth, marks=slow) for depth in (56, 110))])
 def test_gluoncvs_cifar_networks_convert_and_back(depth):
-    gluoncv = pytest.importorskip("gluoncv")
+    gluoncv = pytest.importorskip("gluoncv", exc_type=ImportError)
     net = gluoncv.model_zoo.get_model(f"cifar_resnet{depth}_v2", classes=100)
     spec = check_gluon(GLUONCV_CIFAR, net, (32, 27))
     assert (spec.depth, spec.classes, spec.stem) == (depth, 100, "cifar")
 
 
 def test_gluoncvs_cifar_networks_are_served_right_where_mxnet_fuses_them_wrongly(tmp_path):
-    gluoncv = pytest.importorskip("gluoncv")
+    gluoncv = pytest.importorskip("gluoncv", exc_type=ImportError)
     net = gluoncv.model_zoo.get_model("cifar_resnet20_v2")
     gluon_arrays(net)
     net.save_parameters(str(tmp_path / "their.params"))
@@ -132,7 +132,7 @@ def test_gluoncvs_cifar_networks_are_served_right_where_mxnet_fuses_them_wrongly
 
 def test_what_gluoncv_exports_with_preprocessing_is_served_and_converted(tmp_path):
     """`export_block` by default: pixels 0..255, height, width, channels."""
-    gluoncv = pytest.importorskip("gluoncv")
+    gluoncv = pytest.importorskip("gluoncv", exc_type=ImportError)
     block = gluoncv.model_zoo.cifarresnet.CIFARBasicBlockV2
     net = gluoncv.model_zoo.cifarresnet.CIFARResNetV2(block, [1, 1, 1], [16, 16, 32, 64])
     gluon_arrays(net)

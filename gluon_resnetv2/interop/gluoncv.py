@@ -38,7 +38,10 @@ def register() -> None:
     try:
         from gluoncv.model_zoo import model_zoo
     except ImportError as error:
-        raise UserError(f"GluonCV can't be imported ({error}): {install('gluoncv')}") from None
+        way_out = install("gluoncv")
+        if "shared object" in str(error):  # its OpenCV, on a machine without a screen
+            way_out = "apt install libgl1 libglib2.0-0, or dnf install mesa-libGL glib2"
+        raise UserError(f"GluonCV can't be imported ({error}): {way_out}") from None
     if isinstance(model_zoo._models, _Models):
         return
     if taken := sorted(filter(_is_ours, model_zoo._models)):
