@@ -14,8 +14,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from gluon_resnetv2.errors import UserError
 
@@ -47,11 +49,14 @@ class Shortcut:
 
     Attributes:
         random: whether each training step draws it anew.
-        factor: by which h(x) is a multiple of x, where it is nothing else.
     """
 
     random = False
-    factor: float | None = None
+
+    @property
+    def factor(self) -> float | None:
+        """By which h(x) is a multiple of x, where it is nothing else."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Identity(Shortcut):
 
     factor = 1.0
 
-    def __str__(self):
+    def __str__(self) -> str:
         return "identity"
 
 
@@ -71,14 +76,14 @@ class Scale(Shortcut):
     on_shortcut: float
     on_residual: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_finite(self.on_shortcut, self.on_residual)
 
     @property
     def factor(self) -> float:
         return self.on_shortcut
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"scale:{self.on_shortcut:g},{self.on_residual:g}"
 
 
@@ -93,10 +98,10 @@ class Gate(Shortcut):
     bias: float
     exclusive: bool = field(default=False, kw_only=True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_finite(self.bias)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{'exclusive-gate' if self.exclusive else 'gate'}:{self.bias:g}"
 
 
@@ -104,7 +109,7 @@ class Gate(Shortcut):
 class Conv1x1(Shortcut):
     """A 1x1 convolution on every shortcut (Fig. 2e; option C of [v1])."""
 
-    def __str__(self):
+    def __str__(self) -> str:
         return "conv1x1"
 
 
@@ -115,21 +120,21 @@ class Dropout(Shortcut):
     p: float = 0.5
     random = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.p < 1:
             raise UserError(f"dropout ratio {self.p:g} is not in [0, 1)")
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"dropout:{self.p:g}"
 
 
-def _check_finite(*numbers):
+def _check_finite(*numbers: float) -> None:
     if not all(map(math.isfinite, numbers)):
         raise UserError("a shortcut needs finite numbers")
 
 
 # What a shortcut's text begins with: what makes it of the numbers that follow, and its whole form.
-SHORTCUTS = {
+SHORTCUTS: dict[str, tuple[Callable[..., Shortcut], str]] = {
     "identity": (Identity, "identity"),
     "plain": (partial(Scale, 0.0, 1.0), "plain"),
     "scale": (Scale, "scale:A,B (A on the shortcut, B on F)"),
@@ -271,8 +276,8 @@ class Spec:
     bn_eps: float = 1e-5
     bn_momentum: float = 0.9
 
-    def __post_init__(self):
-        choices = {
+    def __post_init__(self) -> None:
+        choices: dict[str, Collection[object]] = {
             "stem": STEM,
             "unit": UNIT,
             "order": ORDER,
@@ -425,7 +430,7 @@ class Spec:
         )
         return convs + self.out_channels * self.classes
 
-    def _convs(self, image_size: int):
+    def _convs(self, image_size: int) -> Iterator[tuple[Conv, int]]:
         """Every convolution with the height of the map that it writes."""
         size = -(-image_size // self.stem_conv.stride)
         yield self.stem_conv, size
@@ -435,18 +440,18 @@ class Spec:
             for conv in unit.convs:
                 size = -(-size // conv.stride)
                 yield conv, size
-            for conv in (unit.projection, unit.gate):
-                if conv is not None:
-                    yield conv, size
+            for beside in (unit.projection, unit.gate):
+                if beside is not None:
+                    yield beside, size
 
     # -- JSON --------------------------------------------------------------------------------------
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON holds; `from_dict` reads them back."""
         return {**dataclasses.asdict(self), "shortcut": str(self.shortcut)}
 
     @classmethod
-    def from_dict(cls, values: dict) -> Spec:
+    def from_dict(cls, values: dict[str, Any]) -> Spec:
         """The Spec that `to_dict` wrote, in any version of this package.
 
         Raises:
@@ -494,7 +499,7 @@ FAMILIES = {
 }
 
 
-def cifar(depth: int, unit: str | None = None, **switches) -> Spec:
+def cifar(depth: int, unit: str | None = None, **switches: Any) -> Spec:
     """A three-stage network for small images, of the given depth ([v1] section 4.2).
 
     Args:
@@ -532,7 +537,7 @@ def cifar(depth: int, unit: str | None = None, **switches) -> Spec:
     )
 
 
-def imagenet(depth: int, **switches) -> Spec:
+def imagenet(depth: int, **switches: Any) -> Spec:
     """A four-stage network of the depths in `IMAGENET` ([v1] Table 1).
 
     Raises:
@@ -554,7 +559,7 @@ def imagenet(depth: int, **switches) -> Spec:
     )
 
 
-def named(name: str, stem: str | None = None, **switches) -> Spec:
+def named(name: str, stem: str | None = None, **switches: Any) -> Spec:
     """The network called preactN, resnetN (the original order) or plainN (no shortcuts).
 
     Args:

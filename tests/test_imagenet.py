@@ -15,6 +15,7 @@ from gluon_resnetv2.data import imagenet
 from gluon_resnetv2.data.imagenet import damage
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.pixels import decode
+from gluon_resnetv2.training.views import evaluate_views
 from tests.common import randomise
 from tests.imagenet_tree import (
     CLASSES,
@@ -106,7 +107,7 @@ def test_evaluation_is_a_plain_loop(tree, packed, net, way):
     for data_dir in (tree, packed):
         dataset = imagenet.load(data_dir, image_size=SIZE)
         for devices in (1, 3):
-            found = imagenet.evaluate(
+            found = evaluate_views(
                 net, dataset, [mx.cpu(i) for i in range(devices)], batch_size=7, **options
             )
             assert found["images"] == images
@@ -121,7 +122,7 @@ def test_five_classes_have_no_top_5_error(mine, net, crops):
     for part in ("train", "val"):
         shutil.rmtree(mine / part / CLASSES[-1])
     dataset = imagenet.load(mine, image_size=SIZE)
-    found = imagenet.evaluate(net, dataset, [mx.cpu()], batch_size=50, crops=crops)
+    found = evaluate_views(net, dataset, [mx.cpu()], batch_size=50, crops=crops)
     assert found.keys() == {"error", "loss", "images"}
 
 
@@ -139,7 +140,7 @@ def test_every_view_is_computed_once(tree, way, devices):
 
     dataset = imagenet.load(tree, image_size=SIZE)
     contexts = [mx.cpu(i) for i in range(devices)]
-    imagenet.evaluate(spy, dataset, contexts, batch_size=7, progress=done.append, **options)
+    evaluate_views(spy, dataset, contexts, batch_size=7, progress=done.append, **options)
     np.testing.assert_allclose(sorted(seen), sorted(view.sum() for view in expected), atol=1)
     assert sum(done) == len(files(tree / "val"))
 
@@ -148,7 +149,7 @@ def test_choices_that_exclude_each_other(tree, net):
     dataset = imagenet.load(tree, image_size=SIZE)
     for options in ({"crops": 5}, {"crops": 10, "scales": (32,)}):
         with pytest.raises(UserError, match="choose"):
-            imagenet.evaluate(net, dataset, [mx.cpu()], 8, **options)
+            evaluate_views(net, dataset, [mx.cpu()], 8, **options)
 
 
 def test_test_batches_are_what_pillow_makes(tree, packed):
@@ -294,14 +295,14 @@ def test_damaged_images_are_left_out_in_training_and_evaluation(damaged, tree, n
         expected[[2, 5]] -= [count == 29, 1]  # cat and fox
         assert np.bincount(labels).tolist() == expected.tolist()
         mend()
-    good = imagenet.evaluate(net, dataset, [mx.cpu()], batch_size=7)
+    good = evaluate_views(net, dataset, [mx.cpu()], batch_size=7)
     assert good["images"] == 24
     assert ": 2 images are left out" in capfd.readouterr().err
     # What is left is evaluated as if the other had never been there.
     other = shutil.copytree(tree, root / "other")
     (other / "val" / "eel" / "0.JPEG").unlink()
     dataset = imagenet.load(other, image_size=SIZE)
-    assert imagenet.evaluate(net, dataset, [mx.cpu()], batch_size=7) == good
+    assert evaluate_views(net, dataset, [mx.cpu()], batch_size=7) == good
 
 
 @pytest.mark.parametrize("packed_too", [False, True])

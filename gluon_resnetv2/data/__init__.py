@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from gluon_resnetv2.data import cifar, digits, synthetic
 from gluon_resnetv2.data.augment import normalise, pad_crop_flip
@@ -24,7 +25,7 @@ __all__ = [
 ]
 
 # What loads a data set, and the options of `load` that it takes.
-_SETS = {
+_SETS: dict[str, tuple[Callable[..., Dataset], tuple[str, ...]]] = {
     "digits": (digits.load, ("image_size",)),
     "cifar10": (cifar.load_cifar10, ("data_dir",)),
     "cifar100": (cifar.load_cifar100, ("data_dir", "coarse")),
@@ -35,7 +36,7 @@ NAMES = tuple(_SETS)
 
 def load(
     name: str,
-    data_dir: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     *,
     image_size: int | None = None,
     coarse: bool = False,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import ArrayLike, NDArray
 
 
-def normalise(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+def normalise(images: NDArray[Any], mean: ArrayLike, std: ArrayLike) -> NDArray[np.float32]:
     """(images - mean) / std by channel, with the channels moved to the front.
 
     Args:
@@ -18,21 +19,21 @@ def normalise(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -
     Returns:
         float32 (N, C, H, W), contiguous.
     """
-    images = images.transpose(0, 3, 1, 2).astype(np.float32, order="C")
-    images -= _by_channel(mean)
-    images /= _by_channel(std)
-    return images
+    normalised = images.transpose(0, 3, 1, 2).astype(np.float32, order="C")
+    normalised -= _by_channel(mean)
+    normalised /= _by_channel(std)
+    return normalised
 
 
 def pad_crop_flip(
-    images: np.ndarray,
+    images: NDArray[Any],
     rng: np.random.Generator,
     pad: int,
     flip: bool,
-    fill: Sequence[float],
+    fill: ArrayLike,
     of: int | None = None,
-    at: np.ndarray | slice = np.s_[:],
-) -> np.ndarray:
+    at: NDArray[np.intp] | slice = np.s_[:],
+) -> NDArray[Any]:
     """Moves every image by up to `pad` pixels along each axis and mirrors every other one.
 
     That is the augmentation of [v2] (appendix) where pad is 4 and flip True: pad on each side, cut
@@ -54,14 +55,15 @@ def pad_crop_flip(
     padded = np.empty((count, channels, height + 2 * pad, width + 2 * pad), images.dtype)
     padded[:] = _by_channel(fill)
     padded[:, :, pad : pad + height, pad : pad + width] = images
-    windows = sliding_window_view(padded, (height, width), axis=(2, 3))
+    # NumPy 1's stubs know of one axis only.
+    windows = sliding_window_view(padded, (height, width), axis=(2, 3))  # type: ignore[call-overload, unused-ignore]
     top, left = rng.integers(0, 2 * pad + 1, (2, of or count))[:, at]
-    crops = windows[np.arange(count), :, top, left]
+    crops: NDArray[Any] = windows[np.arange(count), :, top, left]
     if flip:
         mirrored = rng.random(of or count)[at] < 0.5
         crops[mirrored] = crops[mirrored, ..., ::-1]
     return crops
 
 
-def _by_channel(numbers: Sequence[float]) -> np.ndarray:
+def _by_channel(numbers: ArrayLike) -> NDArray[np.float32]:
     return np.asarray(numbers, np.float32)[:, None, None]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gluon_resnetv2.errors import UserError
 
 T = TypeVar("T")
+Batch = tuple[NDArray[np.float32], NDArray[np.int32]]  # images (n, C, H, W) and labels (n,)
 
 
 def num_batches(count: int, batch_size: int, devices: int = 1) -> int:
@@ -52,13 +55,18 @@ def prefetch(iterable: Iterable[T], depth: int = 2) -> Iterator[T]:
     Args:
         depth: at least 1.
     """
-    iterator, end = iter(iterable), object()
+    iterator = iter(iterable)
     pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+
+    def take() -> list[T]:
+        """The next item; none at the end."""
+        return list(itertools.islice(iterator, 1))
+
     try:
-        ahead = deque(pool.submit(next, iterator, end) for _ in range(depth))
-        while (item := ahead.popleft().result()) is not end:
-            ahead.append(pool.submit(next, iterator, end))
-            yield item
+        ahead = deque(pool.submit(take) for _ in range(depth))
+        while items := ahead.popleft().result():
+            ahead.append(pool.submit(take))
+            yield from items
     finally:
         # Not waiting: the garbage collector may run this in the pool's own thread.
         pool.shutdown(wait=False, cancel_futures=True)

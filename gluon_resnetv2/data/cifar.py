@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -80,7 +80,7 @@ SOURCES = {
 }
 
 
-def load_cifar10(data_dir: str | os.PathLike | None = None) -> Dataset:
+def load_cifar10(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """CIFAR-10: 50000 training and 10000 test images, 32x32 pixels, 10 classes.
 
     Args:
@@ -93,12 +93,12 @@ def load_cifar10(data_dir: str | os.PathLike | None = None) -> Dataset:
     return _load("cifar10", data_dir, label=0)
 
 
-def load_cifar100(data_dir: str | os.PathLike | None = None, coarse: bool = False) -> Dataset:
+def load_cifar100(data_dir: str | os.PathLike[str] | None = None, coarse: bool = False) -> Dataset:
     """CIFAR-100: as CIFAR-10, with 100 fine classes or the 20 coarse ones that group them."""
     return _load("cifar100", data_dir, label=0 if coarse else 1)
 
 
-def _load(name: str, data_dir: str | os.PathLike | None, label: int) -> Dataset:
+def _load(name: str, data_dir: str | os.PathLike[str] | None, label: int) -> Dataset:
     source = SOURCES[name]
     where = _find(source, expanded(data_dir) if data_dir else cache_folder())
     classes, train, test = _read(source, where, label)
@@ -188,34 +188,33 @@ def _allocate(files: tuple[tuple[str, int], ...]) -> tuple[Split, dict[str, Spli
     return whole, parts
 
 
-def _files(where: Path) -> Iterator[tuple[str, int, BinaryIO]]:
+def _files(where: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
     """Name, size in bytes and content of each file, in whatever order they are stored."""
     if where.is_dir():
         for path in filter(Path.is_file, where.iterdir()):
             with open(path, "rb") as file:
                 yield path.name, path.stat().st_size, file
         return
-    with gzip.open(where) as content, tarfile.open(fileobj=_Bounded(content), mode="r|") as archive:
+    with _Bounded(where) as unpacked, tarfile.open(fileobj=unpacked, mode="r|") as archive:
         for member in archive:
-            if member.isfile():
-                yield Path(member.name).name, member.size, archive.extractfile(member)
+            if member.isfile() and (content := archive.extractfile(member)):
+                yield Path(member.name).name, member.size, content
 
 
-class _Bounded:
+class _Bounded(gzip.GzipFile):
     """A file of which no more than UNPACKED bytes are read, whatever it is asked for."""
 
-    def __init__(self, file: BinaryIO):
-        self._file, self._left = file, UNPACKED
+    taken = 0
 
-    def read(self, size: int) -> bytes:
-        data = self._file.read(size)
-        self._left -= len(data)
-        if self._left < 0:
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        self.taken += len(data)
+        if self.taken > UNPACKED:
             raise tarfile.ReadError(f"it has more than {UNPACKED} bytes")
         return data
 
 
-def _read_records(file: BinaryIO, part: Split, header: int, label: int) -> None:
+def _read_records(file: IO[bytes], part: Split, header: int, label: int) -> None:
     """Fills `part` with records of `header` label bytes and an image each."""
     length = header + PIXELS
     for start in range(0, len(part.labels), CHUNK):

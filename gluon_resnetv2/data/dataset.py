@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gluon_resnetv2.data.augment import normalise, pad_crop_flip
-from gluon_resnetv2.data.batching import num_batches, random_numbers
+from gluon_resnetv2.data.batching import Batch, num_batches, random_numbers
 
+Colour = tuple[float, float, float]  # red, green, blue, 0 to 255
 CHUNK = 1000  # images handled at once where a whole split's temporaries would fill the memory
 
 
@@ -22,8 +24,8 @@ class Split:
         labels: int32 (N,), indices into the data set's classes.
     """
 
-    images: np.ndarray
-    labels: np.ndarray
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +48,11 @@ class Dataset:
     train: Split
     test: Split
     classes: tuple[str, ...]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Colour
+    std: Colour
     pad: int
     flip: bool
-    fill: tuple[float, float, float]
+    fill: Colour
     crop = 1.0  # the part of an image's shorter side that evaluation uses
 
     @property
@@ -76,7 +78,7 @@ class Dataset:
         start: int = 0,
         worker: int = 0,
         workers: int = 1,
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    ) -> Iterator[Batch]:
         """One pass over the training images, shuffled and augmented, or over the test images.
 
         What a training step gets depends on (seed, epoch, step) alone. Hence beginning at step
@@ -109,7 +111,7 @@ class Dataset:
         order = random_numbers(seed, epoch).permutation(stored) if train else np.arange(count)
         fill = (np.subtract(self.fill, self.mean)) / self.std
 
-        def make(step: int) -> tuple[np.ndarray, np.ndarray]:
+        def make(step: int) -> Batch:
             end = count if step == steps - 1 else (step + 1) * batch_size
             rows = order[step * batch_size : end]
             part = np.array_split(np.arange(len(rows)), workers)[worker]
@@ -125,13 +127,13 @@ class Dataset:
         return made if train or workers == 1 else (pair for pair in made if len(pair[1]))
 
 
-def channel_statistics(images: np.ndarray) -> tuple[tuple, tuple]:
+def channel_statistics(images: NDArray[np.uint8]) -> tuple[Colour, Colour]:
     """Mean and standard deviation of each channel of uint8 images (N, H, W, 3)."""
     counts = np.zeros((3, 256), np.int64)  # how often each value occurs: exact, and small
     for start in range(0, len(images), CHUNK):
         for channel in range(3):
-            values = images[start : start + CHUNK, ..., channel].ravel()
-            counts[channel] += np.bincount(values, minlength=256)
+            part = images[start : start + CHUNK, ..., channel].ravel()
+            counts[channel] += np.bincount(part, minlength=256)
     shares, values = counts / counts.sum(axis=1, keepdims=True), np.arange(256)
     mean = shares @ values
     std = np.sqrt(np.sum(shares * (values - mean[:, None]) ** 2, axis=1))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from gluon_resnetv2.data.dataset import Dataset, Split, channel_statistics
@@ -46,7 +48,7 @@ def load(image_size: int | None = None) -> Dataset:
     )
 
 
-def _enlarge(images: np.ndarray, size: int) -> np.ndarray:
+def _enlarge(images: NDArray[np.integer[Any]], size: int) -> NDArray[np.uint8]:
     """Grey images (N, 8, 8) of 0 to 16 as uint8 (N, size, size, 3)."""
     grey = np.empty((len(images), size, size), np.float32)
     for i, image in enumerate(images.astype(np.float32) * (255 / 16)):

@@ -83,7 +83,8 @@ def _complete(part: Path, url: str, checksum: str) -> None:
     requests = 0
     while (found := md5(part)) != checksum:
         requests += 1
-        size, problem = part.stat().st_size, None
+        size = part.stat().st_size
+        problem: _BrokenOff | str | None = None
         try:
             _append(part, url)
         except _BrokenOff as error:
@@ -144,7 +145,8 @@ def _request(url: str, start: int) -> HTTPResponse | None:
     """The server's answer for the bytes from `start` on; None when there are none."""
     headers = {"Range": f"bytes={start}-"} if start else {}
     try:
-        return urlopen(Request(url, headers=headers), timeout=TIMEOUT)
+        answer: HTTPResponse = urlopen(Request(url, headers=headers), timeout=TIMEOUT)
+        return answer
     except HTTPError as error:
         with error:  # which is an open answer, too
             if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:

@@ -19,15 +19,17 @@ import math
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gluon_resnetv2.scores import likeliest, softmax
 from gluon_resnetv2.untrusted import Fault, parse_json
 
 VERSION = "1"  # of every model: an export does not count its predecessors
 DATATYPES = {"data": ("FP32",), "pixels": ("FP32", "UINT8"), "image": ("BYTES",)}
-NUMBERS = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
+NUMBERS: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
 _TYPES = {"FP32": "TYPE_FP32", "BYTES": "TYPE_STRING"}  # of a model's configuration
 IMAGE_TYPES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 FLOAT_MAX = float(np.finfo("float32").max)
@@ -35,6 +37,10 @@ SPARE_VALUES = 10_000  # that a request may hold in JSON beside its tensor
 DIGITS = 100  # of a whole number; no float32 has more than 40
 SHORT = 1024  # bytes of JSON that are worth remembering
 SHOWN = 60  # characters of what a message quotes
+
+
+Tensors = dict[str, tuple[str, list[int]]]  # by name: the datatype, and the shape
+Shape = tuple[int, ...]
 
 
 class Refused(Exception):
@@ -56,18 +62,18 @@ class Interface:
     max_batch: int  # images in one request
 
     @property
-    def inputs(self) -> dict[str, tuple[str, list[int]]]:
+    def inputs(self) -> Tensors:
         """The datatype and shape, -1 for the batch, of the input that a graph takes."""
         return {"data": ("FP32", [-1, *self.shape])}
 
     @property
-    def outputs(self) -> dict[str, tuple[str, list[int]]]:
+    def outputs(self) -> Tensors:
         """The datatype and shape, -1 for the batch, of each output."""
         scores = ("logits", "probabilities") if self.output == "logits" else ("probabilities",)
         found = {name: ("FP32", [-1, len(self.classes)]) for name in scores}
         return {**found, "label": ("BYTES", [-1])}
 
-    def metadata(self) -> dict:
+    def metadata(self) -> dict[str, Any]:
         """The answer to GET v2/models/NAME."""
         return {
             "name": self.name,
@@ -77,7 +83,7 @@ class Interface:
             "outputs": _described(self.outputs),
         }
 
-    def config(self) -> dict:
+    def config(self) -> dict[str, Any]:
         """The answer to GET v2/models/NAME/config, Triton's extension: dims are of one image."""
         return {
             "name": self.name,
@@ -88,14 +94,14 @@ class Interface:
         }
 
 
-def _described(tensors):
+def _described(tensors: Tensors) -> list[dict[str, Any]]:
     return [
         {"name": name, "datatype": datatype, "shape": shape}
         for name, (datatype, shape) in tensors.items()
     ]
 
 
-def _configured(tensors):
+def _configured(tensors: Tensors) -> list[dict[str, Any]]:
     return [
         {"name": name, "data_type": _TYPES[datatype], "dims": shape[1:] or [1]}
         for name, (datatype, shape) in tensors.items()
@@ -116,11 +122,11 @@ class Request:
     """A request of which all is known to be right but what image files hold."""
 
     input: str  # "data", "pixels" or "image"
-    values: np.ndarray | list[bytes]  # (n, C, H, W) float32 or uint8; n files
+    values: NDArray[Any] | list[bytes]  # (n, C, H, W) float32 or uint8; n files
     outputs: tuple[Output, ...]
     id: str | None = None
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.values)
 
 
@@ -158,14 +164,14 @@ class _Head:
 
     input: str
     datatype: str
-    shape: tuple[int, ...]
+    shape: Shape
     size: int | None  # bytes that follow in binary
-    data: list | None  # or the values themselves
+    data: object  # or the values themselves
     outputs: tuple[Output, ...]
     id: str | None
 
 
-def _head(text, interface):
+def _head(text: bytes, interface: Interface) -> _Head:
     request = _json(text, SPARE_VALUES + 2 * interface.max_batch * math.prod(interface.shape))
     _check_fields(request, "the request", ("inputs",))
     name = request.get("id")
@@ -184,7 +190,7 @@ def _head(text, interface):
 _short_head = functools.lru_cache(maxsize=256)(_head)
 
 
-def _json(text, most_values):
+def _json(text: bytes, most_values: int) -> dict[str, Any]:
     """A JSON object, read strictly.
 
     A value takes up to 50 times its text's memory, so they are counted first.
@@ -200,7 +206,7 @@ def _json(text, most_values):
     return value
 
 
-def shown(value) -> str:
+def shown(value: object) -> str:
     """A value as a message quotes it, shortened; no more of it is written than that."""
     if isinstance(value, str):
         value = value[: SHOWN + 1]
@@ -212,7 +218,7 @@ def shown(value) -> str:
     return text
 
 
-def _check_fields(value, where, needed):
+def _check_fields(value: object, where: str, needed: tuple[str, ...]) -> None:
     """What else there is, is not ours: KServe's client sends model_name, others what is to come."""
     if not isinstance(value, dict):
         raise Refused(f"{where} must be a JSON object, not {shown(value)}")
@@ -221,7 +227,7 @@ def _check_fields(value, where, needed):
             raise Refused(f"{where} lacks {name}")
 
 
-def _parameters(value, where):
+def _parameters(value: dict[str, Any], where: str) -> dict[str, Any]:
     """The parameters of a request or tensor; those of other servers are let pass."""
     parameters = value.get("parameters")
     if parameters is None:
@@ -234,14 +240,14 @@ def _parameters(value, where):
     return parameters
 
 
-def _flag(parameters, name, where):
+def _flag(parameters: dict[str, Any], name: str, where: str) -> bool:
     value = parameters.get(name, False)
     if not isinstance(value, bool):
         raise Refused(f"{name} of {where} must be true or false, not {shown(value)}")
     return value
 
 
-def _outputs(asked, all_binary, interface):
+def _outputs(asked: object, all_binary: bool, interface: Interface) -> tuple[Output, ...]:
     known = interface.outputs
     if not asked and isinstance(asked, (list, type(None))):
         return tuple(Output(name, all_binary) for name in known)
@@ -265,7 +271,7 @@ def _outputs(asked, all_binary, interface):
     return tuple(found.values())
 
 
-def _tensor(tensor, interface):
+def _tensor(tensor: Any, interface: Interface) -> tuple[str, str, Shape, int | None, object]:
     """The first fields of a head."""
     _check_fields(tensor, "the input", ("name", "datatype", "shape"))
     name, datatype = tensor["name"], tensor["datatype"]
@@ -283,7 +289,7 @@ def _tensor(tensor, interface):
     return name, datatype, shape, size, tensor.get("data")
 
 
-def _values_of(head, binary):
+def _values_of(head: _Head, binary: memoryview | None) -> NDArray[Any] | list[bytes]:
     """The tensor: from the JSON, or from the bytes behind it."""
     name, datatype, shape = head.input, head.datatype, head.shape
     if head.size is None:
@@ -302,15 +308,15 @@ def _values_of(head, binary):
         )
     else:
         values = _unpacked(binary, shape) if datatype == "BYTES" else _raw(binary, shape, datatype)
-    if name == "pixels" and datatype == "FP32" and not (values.min() >= 0 and values.max() <= 255):
-        raise Refused("input pixels has values outside of 0 to 255")
-    if name == "image":
+    if isinstance(values, list):
         for index, file in enumerate(values):
             _check_image(file, f"image {index}")
+    elif (name, datatype) == ("pixels", "FP32") and not (values.min() >= 0 and values.max() <= 255):
+        raise Refused("input pixels has values outside of 0 to 255")
     return values
 
 
-def _shape(shape, name, interface):
+def _shape(shape: object, name: str, interface: Interface) -> Shape:
     one = [] if name == "image" else list(interface.shape)
     if not isinstance(shape, list) or any(type(size) is not int for size in shape):
         raise Refused(f"shape of input {name} must be a list of whole numbers, not {shown(shape)}")
@@ -325,7 +331,7 @@ def _shape(shape, name, interface):
     return tuple(shape)
 
 
-def _raw(binary, shape, datatype):
+def _raw(binary: memoryview, shape: Shape, datatype: str) -> NDArray[Any]:
     dtype = NUMBERS[datatype]
     needed = math.prod(shape) * dtype.itemsize
     if len(binary) != needed:
@@ -338,7 +344,7 @@ def _raw(binary, shape, datatype):
     return values
 
 
-def _numbers(data, shape, datatype):
+def _numbers(data: object, shape: Shape, datatype: str) -> NDArray[Any]:
     """The numbers of a flat list, or of lists nested as `shape` says."""
     values = _flattened(data, shape)
     kinds = {int, float} if datatype == "FP32" else {int}
@@ -351,7 +357,7 @@ def _numbers(data, shape, datatype):
     return np.array(values, NUMBERS[datatype]).reshape(shape)
 
 
-def _flattened(data, shape):
+def _flattened(data: object, shape: Shape) -> list[Any]:
     needed = math.prod(shape)
     if not isinstance(data, list):
         raise Refused(f"data must be a list, not {shown(data)}")
@@ -367,7 +373,7 @@ def _flattened(data, shape):
     return level
 
 
-def _files(data, shape):
+def _files(data: object, shape: Shape) -> list[bytes]:
     """The files that a JSON list of base64 strings holds."""
     values = _flattened(data, shape)
     try:
@@ -376,9 +382,10 @@ def _files(data, shape):
         raise Refused("data of input image must be strings of base64") from None
 
 
-def _unpacked(binary, shape):
+def _unpacked(binary: memoryview, shape: Shape) -> list[bytes]:
     """The files that the protocol's BYTES hold: each after its size, 4 bytes, little-endian."""
-    files, place = [], 0
+    files: list[bytes] = []
+    place = 0
     while place < len(binary) and len(files) <= shape[0]:
         start = place + 4
         if start > len(binary):
@@ -393,7 +400,7 @@ def _unpacked(binary, shape):
     return files
 
 
-def _check_image(file, where, media_type=None):
+def _check_image(file: bytes, where: str, media_type: str | None = None) -> None:
     """Tells what is no image before it waits for a thread that would decode it."""
     found = next((kind for magic, kind in IMAGE_TYPES.items() if file.startswith(magic)), None)
     if found is None:
@@ -407,7 +414,7 @@ def _check_image(file, where, media_type=None):
 _compact = json.JSONEncoder(separators=(",", ":")).encode
 
 
-def encode(request: Request, rows: np.ndarray, interface: Interface) -> tuple[bytes, int | None]:
+def encode(request: Request, rows: NDArray[Any], interface: Interface) -> tuple[bytes, int | None]:
     """The answer to a request.
 
     Args:
@@ -421,26 +428,28 @@ def encode(request: Request, rows: np.ndarray, interface: Interface) -> tuple[by
     """
     if not np.isfinite(rows).all():
         raise Refused("these inputs are so large that the network's outputs are not finite")
-    answer = {"model_name": interface.name, "model_version": VERSION}
+    answer: dict[str, Any] = {"model_name": interface.name, "model_version": VERSION}
     if request.id is not None:
         answer["id"] = request.id
-    answer["outputs"] = described = []
+    described = []
     tails = []
     for output in request.outputs:
         datatype, shape, values = _values(output, rows, interface)
-        entry = {"name": output.name, "datatype": datatype, "shape": shape}
+        entry: dict[str, Any] = {"name": output.name, "datatype": datatype, "shape": shape}
         if output.binary:
-            tail = _packed(values) if datatype == "BYTES" else values.astype("<f4").tobytes()
+            tail = _packed(values) if isinstance(values, list) else values.astype("<f4").tobytes()
             entry["parameters"] = {"binary_data_size": len(tail)}
             tails.append(tail)
         else:
-            entry["data"] = values if datatype == "BYTES" else values.ravel().tolist()
+            entry["data"] = values if isinstance(values, list) else values.ravel().tolist()
         described.append(entry)
-    text = _compact(answer).encode()
+    text = _compact({**answer, "outputs": described}).encode()
     return (b"".join((text, *tails)), len(text)) if tails else (text, None)
 
 
-def _values(output, rows, interface):
+def _values(
+    output: Output, rows: NDArray[Any], interface: Interface
+) -> tuple[str, list[int], NDArray[Any] | list[str]]:
     """The datatype, shape and values of an output: an array, or a list of strings."""
     if output.name == "label":
         return "BYTES", [len(rows)], [interface.classes[i] for i in rows.argmax(axis=1)]

@@ -54,6 +54,6 @@ class WarmUp:
         return self.lr + (self.then(self.steps) - self.lr) * step / self.steps
 
 
-def _part(step, first, last):
+def _part(step: int, first: int, last: int) -> float:
     """How much of the way from `first` to `last` lies behind `step`, 0 to 1."""
     return min(max((step - first) / max(last - first, 1), 0.0), 1.0)

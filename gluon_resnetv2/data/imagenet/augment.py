@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from gluon_resnetv2.errors import UserError
@@ -17,6 +18,7 @@ SHORTER = 256 / 224, 480 / 224
 # [v2]'s scale + aspect ratio is that of Szegedy et al., "Going deeper with convolutions".
 AREA = 0.08, 1.0
 ASPECT = 3 / 4, 4 / 3
+Box = tuple[float, float, float, float]  # left, top, right, bottom; in pixels
 TRIES = 10  # boxes drawn before the centre is taken, as in fb.resnet.torch and MXNet
 
 # Krizhevsky et al., "ImageNet classification with deep convolutional neural networks": principal
@@ -49,13 +51,13 @@ class Augmentation:
     size: int
     colour: bool
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.name not in ("scale", "scale-aspect"):
             raise UserError(f"unknown augmentation '{self.name}'; choose scale or scale-aspect")
 
     def __call__(
         self, image: Image.Image, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
         """A random view of `image`.
 
         Returns:
@@ -72,14 +74,14 @@ class Augmentation:
         return pixels, light if self.colour else np.zeros(3)
 
 
-def _scale_box(width: int, height: int, rng: np.random.Generator) -> tuple:
+def _scale_box(width: int, height: int, rng: np.random.Generator) -> Box:
     """What a crop shows of an image whose shorter side was scaled at random."""
     side = min(width, height) / rng.uniform(*SHORTER)
     left, top = rng.uniform(0, width - side), rng.uniform(0, height - side)
     return left, top, left + side, top + side
 
 
-def _aspect_box(width: int, height: int, rng: np.random.Generator) -> tuple:
+def _aspect_box(width: int, height: int, rng: np.random.Generator) -> Box:
     """A box of random area and aspect ratio somewhere in the image."""
     for _ in range(TRIES):
         area = width * height * rng.uniform(*AREA)
@@ -88,8 +90,8 @@ def _aspect_box(width: int, height: int, rng: np.random.Generator) -> tuple:
         if rng.random() < 0.5:
             box.reverse()
         if 1 <= box[0] <= width and 1 <= box[1] <= height:
-            left = rng.integers(0, width - box[0], endpoint=True)
-            top = rng.integers(0, height - box[1], endpoint=True)
+            left: int = rng.integers(0, width - box[0], endpoint=True)
+            top: int = rng.integers(0, height - box[1], endpoint=True)
             return left, top, left + box[0], top + box[1]
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2

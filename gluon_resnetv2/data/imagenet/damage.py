@@ -10,7 +10,7 @@ from functools import partial
 
 from tqdm import tqdm
 
-from gluon_resnetv2.data.imagenet.images import read
+from gluon_resnetv2.data.imagenet.images import Source, read
 from gluon_resnetv2.data.imagenet.progress import in_turn, told
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import whole_file
@@ -19,14 +19,13 @@ from gluon_resnetv2.untrusted import read_bytes
 MARKER_BYTES = 1 << 26  # with room for a line for every image of ImageNet
 
 
-def check(sources: Sequence, pool: ThreadPoolExecutor, leave_out: bool = False) -> None:
+def check(sources: Sequence[Source], pool: ThreadPoolExecutor, leave_out: bool = False) -> None:
     """Decodes all images, unless an earlier call or `pack` did: their `marker` says so.
 
     That file also says which are damaged, and these are looked at again; where the folder can't be
     written to, all images are checked each time.
 
     Args:
-        sources: each a `Folder` or `Records`.
         leave_out: the sources forget images that can't be decoded; else they are an error.
 
     Raises:
@@ -48,7 +47,7 @@ def check(sources: Sequence, pool: ThreadPoolExecutor, leave_out: bool = False) 
             print(f"{source.path}: {len(found)} images are left out", file=sys.stderr)
 
 
-def mark(source, bad: Sequence[int] = ()) -> None:
+def mark(source: Source, bad: Sequence[int] = ()) -> None:
     """Notes beside a source which of its images can't be decoded.
 
     Raises:
@@ -58,17 +57,18 @@ def mark(source, bad: Sequence[int] = ()) -> None:
         temporary.write_text(_head(source) + "".join(f"{row}\n" for row in bad))
 
 
-def _head(source):
+def _head(source: Source) -> str:
     return f"{source.contents()}, all decoded once\n"
 
 
-def _damaged(source, pool) -> dict[int, str]:
+def _damaged(source: Source, pool: ThreadPoolExecutor) -> dict[int, str]:
     """What is wrong with each row that can't be decoded."""
     problem = partial(_problem, source)
     known = _known(source)
     if known is not None:
-        found = dict(zip(known, in_turn(pool, lambda i: problem(known[i]), len(known))))
-        if all(found.values()):
+        again = in_turn(pool, lambda i: problem(known[i]), len(known))
+        found = {row: message for row, message in zip(known, again) if message}
+        if len(found) == len(known):
             return found
     rows = told(in_turn(pool, problem, len(source)), f"check {source.path}", len(source))
     found = {row: message for row, message in enumerate(rows) if message}
@@ -77,7 +77,7 @@ def _damaged(source, pool) -> dict[int, str]:
     return found
 
 
-def _known(source) -> list[int] | None:
+def _known(source: Source) -> list[int] | None:
     """The rows that can't be decoded, as far as an earlier check has told."""
     try:
         data = read_bytes(source.marker, MARKER_BYTES)
@@ -88,7 +88,7 @@ def _known(source) -> list[int] | None:
     return known if head == _head(source) and all(0 <= n < len(source) for n in known) else None
 
 
-def _problem(source, row) -> str | None:
+def _problem(source: Source, row: int) -> str | None:
     try:
         read(source, row)
     except UserError as error:
@@ -96,7 +96,7 @@ def _problem(source, row) -> str | None:
     return None
 
 
-def _refuse_to_lose(source):
+def _refuse_to_lose(source: Source) -> None:
     """A class whose images are all damaged is more than an image to be left out."""
     left = source.present()
     for label, name in zip(source.class_labels, source.classes):

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from gluon_resnetv2 import machine
 from gluon_resnetv2.data import normalise, num_batches, random_numbers
+from gluon_resnetv2.data.batching import Batch
+from gluon_resnetv2.data.dataset import Colour
 from gluon_resnetv2.data.imagenet.augment import Augmentation
 from gluon_resnetv2.data.imagenet.damage import check
 from gluon_resnetv2.data.imagenet.folder import Folder
-from gluon_resnetv2.data.imagenet.images import centre_crop, read
+from gluon_resnetv2.data.imagenet.images import Source, centre_crop, read
 from gluon_resnetv2.data.imagenet.records import Records
 from gluon_resnetv2.errors import UserError
 
@@ -25,17 +28,20 @@ from gluon_resnetv2.errors import UserError
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 
+Views = Callable[[Image.Image], list[Image.Image]]
+Viewed = tuple[list[list[NDArray[np.float32]]], NDArray[np.int32]]  # and labels
+
 
 def load(
-    data_dir: str | os.PathLike,
+    data_dir: str | os.PathLike[str],
     *,
     image_size: int = 224,
     test_size: int | None = None,
     crop: float = 0.875,
     augmentation: str = "scale",
     colour: bool = True,
-    mean: tuple[float, float, float] = MEAN,
-    std: tuple[float, float, float] = STD,
+    mean: Colour = MEAN,
+    std: Colour = STD,
     threads: int | None = None,
     leave_out: bool = False,
 ) -> ImageNet:
@@ -76,7 +82,7 @@ def load(
     )
 
 
-def _part(root: Path, name: str) -> Folder | Records:
+def _part(root: Path, name: str) -> Source:
     if (root / f"{name}.rec").exists():
         records = Records(root / f"{name}.rec")
         records.check_list()
@@ -110,7 +116,18 @@ class ImageNet:
 
     name = "imagenet"
 
-    def __init__(self, train, test, augmentation, test_size, crop, mean, std, threads, leave_out):
+    def __init__(
+        self,
+        train: Source,
+        test: Source,
+        augmentation: Augmentation,
+        test_size: int,
+        crop: float,
+        mean: Colour,
+        std: Colour,
+        threads: int,
+        leave_out: bool,
+    ):
         self._parts, self._augmentation, self._leave_out = (train, test), augmentation, leave_out
         self.classes = train.classes
         self._train_numbers = dict(zip(train.class_labels, range(len(train.classes))))
@@ -121,7 +138,7 @@ class ImageNet:
         self.test_size, self.crop = test_size, crop
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
-        self._checked = set()  # of the parts, those that were
+        self._checked: set[Source] = set()  # of the parts, those that were
 
     @property
     def train_count(self) -> int:
@@ -132,14 +149,14 @@ class ImageNet:
         return len(self._test)
 
     @property
-    def _train(self):
+    def _train(self) -> Source:
         return self._usable(0)
 
     @property
-    def _test(self):
+    def _test(self) -> Source:
         return self._usable(1)
 
-    def _usable(self, number):
+    def _usable(self, number: int) -> Source:
         """The training or the test images, whose damaged ones are known and not among them."""
         new = [part for part in self._parts[number:] if part not in self._checked]
         check(new, self._pool, self._leave_out)
@@ -158,7 +175,7 @@ class ImageNet:
         start: int = 0,
         worker: int = 0,
         workers: int = 1,
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    ) -> Iterator[Batch]:
         """One pass over the training images, shuffled and augmented, or over the test images.
 
         What a training step gets depends on (seed, epoch, step) alone, whatever the number of
@@ -191,9 +208,7 @@ class ImageNet:
             for rows in batches
         )
 
-    def views(
-        self, count: int, make: Callable[[Image.Image], list[Image.Image]]
-    ) -> Iterator[tuple[list[list[np.ndarray]], np.ndarray]]:
+    def views(self, count: int, make: Views) -> Iterator[Viewed]:
         """The test images in order, `count` at a time, each in several views.
 
         Args:
@@ -209,10 +224,10 @@ class ImageNet:
         for first in range(0, self.test_count, count):
             yield self._views(range(first, min(first + count, self.test_count)), make)
 
-    def _views(self, rows, make):
+    def _views(self, rows: Iterable[int], make: Views) -> Viewed:
         source = self._test
 
-        def one(row):
+        def one(row: int) -> tuple[list[NDArray[np.float32]], int]:
             image, label = read(source, row)
             views = [self._normalise(np.asarray(view), self.mean) for view in make(image)]
             return views, _number(self._test_numbers, label, source)
@@ -220,7 +235,9 @@ class ImageNet:
         views, labels = zip(*self._pool.map(one, rows))
         return list(views), np.array(labels, np.int32)
 
-    def _test_batches(self, batch_size, start, worker, workers):
+    def _test_batches(
+        self, batch_size: int, start: int, worker: int, workers: int
+    ) -> Iterator[Batch]:
         make = partial(centre_crop, size=self.test_size, crop=self.crop)
         for first in range(start * batch_size, self.test_count, batch_size):
             batch = range(first, min(first + batch_size, self.test_count))
@@ -229,12 +246,12 @@ class ImageNet:
                 views, labels = self._views(rows, make)
                 yield np.stack([view for (view,) in views]), labels
 
-    def _training_batch(self, rows, seed, epoch):
+    def _training_batch(self, rows: NDArray[np.intp], seed: int, epoch: int) -> Batch:
         images = np.empty((len(rows), *self._train_shape), np.float32)
         labels = np.empty(len(rows), np.int32)
         source = self._train
 
-        def fill(place):
+        def fill(place: int) -> None:
             row = rows[place]
             image, label = read(source, row)
             pixels, light = self._augmentation(image, random_numbers(seed, epoch, row))
@@ -245,11 +262,11 @@ class ImageNet:
             pass  # raises what a thread raised
         return images, labels
 
-    def _normalise(self, pixels, mean):
-        return normalise(pixels[None], mean, self.std)[0]
+    def _normalise(self, pixels: NDArray[np.uint8], mean: ArrayLike) -> NDArray[np.float32]:
+        return normalise(pixels[None], mean, self.std).squeeze(0)
 
 
-def _numbers(train, test) -> dict[int, int]:
+def _numbers(train: Source, test: Source) -> dict[int, int]:
     """The class of each label that test images may bear; by name, where both have names."""
     if not (train.named and test.named):
         return dict(zip(train.class_labels, range(len(train.classes))))
@@ -261,7 +278,7 @@ def _numbers(train, test) -> dict[int, int]:
     }
 
 
-def _number(numbers, label, source):
+def _number(numbers: dict[int, int], label: int, source: Source) -> int:
     if label not in numbers:
         raise UserError(f"{source.path} has an image of label {label:g}, which no class has")
     return numbers[label]

@@ -39,7 +39,7 @@ class Folder:
 
     named = True
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike[str]):
         self.path, self.marker = Path(path), Path(path) / ".checked"
         if not self.path.is_dir():
             raise UserError(f"{self.path} is no folder")
@@ -106,7 +106,7 @@ class Folder:
         return set(self.labels.tolist())
 
 
-def _entries(folder: Path) -> list[os.DirEntry]:
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
         return [entry for entry in entries if not entry.name.startswith(".")]
 

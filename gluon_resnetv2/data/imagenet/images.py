@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from PIL import Image, ImageOps
 
+from gluon_resnetv2.data.imagenet.folder import Folder
+from gluon_resnetv2.data.imagenet.records import Records
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.pixels import NoImage, centre, cover, decode, middle
 
+Source = Folder | Records
 
-def read(source, row: int) -> tuple[Image.Image, int]:
-    """Image `row` of a `Folder` or `Records`, decoded, and its label there.
+
+def read(source: Source, row: int) -> tuple[Image.Image, int]:
+    """Image `row`, decoded, and its label there.
 
     Raises:
         UserError: it can't be read or decoded; the message names it.

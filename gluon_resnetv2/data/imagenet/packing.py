@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -44,8 +45,8 @@ class Packed(NamedTuple):
 
 
 def pack(
-    source: str | os.PathLike,
-    output: str | os.PathLike,
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
     *,
     resize: int | None = None,
     leave_out: bool = False,
@@ -106,7 +107,9 @@ def pack(
     return Packed(output, len(checksums), folder.classes, bad)
 
 
-def _check(folder, copies, resize, threads) -> tuple[dict[int, int], list[str]]:
+def _check(
+    folder: Folder, copies: Path, resize: int | None, threads: int
+) -> tuple[dict[int, int], list[str]]:
     """Decodes all images; with `resize` writes what is to be packed.
 
     Returns:
@@ -114,14 +117,14 @@ def _check(folder, copies, resize, threads) -> tuple[dict[int, int], list[str]]:
         bad: a message for each other image.
     """
 
-    def one(row):
+    def one(row: int) -> int | str:
         try:
             data, _ = folder.read(row)
             image = decode(data)
         except NoImage as error:
-            return row, None, f"{folder.name(row)} {error}"
+            return f"{folder.name(row)} {error}"
         except OSError as error:
-            return row, None, f"{folder.name(row)} can't be read: {error.strerror}"
+            return f"{folder.name(row)} can't be read: {error.strerror}"
         if resize:
             if min(image.size) > resize:
                 buffer = io.BytesIO()
@@ -130,20 +133,21 @@ def _check(folder, copies, resize, threads) -> tuple[dict[int, int], list[str]]:
             copy = copies / folder.files[row]
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(data)
-        return row, zlib.crc32(data), None
+        return zlib.crc32(data)
 
     checksums, bad = {}, []
     with ThreadPoolExecutor(threads) as pool:
-        for row, checksum, problem in told(in_turn(pool, one, len(folder)), "check", len(folder)):
-            if problem:
-                bad.append(problem)
-                tqdm.write(f"can't be packed: {problem}", file=sys.stderr)
+        found = told(in_turn(pool, one, len(folder)), "check", len(folder))
+        for row, checksum in enumerate(found):
+            if isinstance(checksum, str):
+                bad.append(checksum)
+                tqdm.write(f"can't be packed: {checksum}", file=sys.stderr)
             else:
                 checksums[row] = checksum
     return checksums, bad
 
 
-def _write_list(path, folder, rows):
+def _write_list(path: Path, folder: Folder, rows: list[int]) -> None:
     """im2rec's list of what to pack: key, label, file."""
     order = list(enumerate(rows))
     random.Random(100).shuffle(order)  # im2rec's own seed
@@ -157,7 +161,7 @@ def _write_list(path, folder, rows):
             file.write(f"{key}\t{folder.labels[row]}\t{name}\n")
 
 
-def _im2rec(made, root, count):
+def _im2rec(made: Path, root: Path, count: int) -> None:
     """Has MXNet's im2rec pack the files below `root` that the list beside `made` names."""
     module = "gluon_resnetv2.data.imagenet.im2rec"
     options = ["--pass-through", str(made.with_suffix("")), str(root)]
@@ -171,11 +175,11 @@ def _im2rec(made, root, count):
     )
     last = ""
 
-    def packed():
+    def packed() -> Iterator[int]:
         """An item for each image; im2rec tells of every thousandth."""
         nonlocal last
         done = 0
-        for line in process.stdout:
+        for line in process.stdout or ():
             last = line.strip() or last
             if "count:" in line:
                 now = int(line.split("count:")[1])
@@ -190,7 +194,7 @@ def _im2rec(made, root, count):
         raise UserError(f"im2rec failed: {last}")
 
 
-def _compare(records, folder, checksums):
+def _compare(records: Records, folder: Folder, checksums: dict[int, int]) -> None:
     """Reads all records back: the same images and labels, in the same order."""
     rows = sorted(checksums)
     if len(records) != len(rows):

@@ -49,7 +49,8 @@ def read(file: BinaryIO, offset: int) -> Record:
     Raises:
         Broken: none does, it is cut short, or it is larger than BYTES or PARTS.
     """
-    parts, kind, left = [], FIRST, BYTES
+    parts: list[bytes] = []
+    kind, left = FIRST, BYTES
     while kind in (FIRST, MIDDLE):
         kind, length = _frame(file, offset)
         left -= length
@@ -85,7 +86,7 @@ def offsets(file: BinaryIO) -> Iterator[int]:
         offset += _room(length)
 
 
-def _frame(file, offset):
+def _frame(file: BinaryIO, offset: int) -> tuple[int, int]:
     file.seek(offset)
     data = file.read(FRAME.size)
     if len(data) < FRAME.size or data[:4] != MAGIC:
@@ -96,11 +97,11 @@ def _frame(file, offset):
     return kind, length
 
 
-def _room(length):
+def _room(length: int) -> int:
     return FRAME.size + length + -length % 4
 
 
-def _record(data):
+def _record(data: bytes) -> Record:
     if len(data) < HEADER.size:
         raise Broken
     labels, label, key, _ = HEADER.unpack_from(data)

@@ -6,10 +6,12 @@ import functools
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gluon_resnetv2.data.imagenet import recordio
 from gluon_resnetv2.errors import UserError
@@ -41,7 +43,7 @@ class Records:
         UserError: a file is missing, empty or no such file, or a list is not UTF-8.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         self.index = self.path.with_suffix(".idx")
         self._list = self.path.with_suffix(".lst")
@@ -54,10 +56,11 @@ class Records:
         self.keys, self._offsets = keys[order], offsets[order]
         names = self._names()
         self.named = names is not None
-        if not self.named:
+        if names is None:
             print(f"{self.path}: classes are named by number: no usable .lst", file=sys.stderr)
             names = {label: str(label) for label in self.present()}
-        self.class_labels = tuple(sorted(names, key=names.get if self.named else None))
+        ordered = sorted(names, key=names.__getitem__) if self.named else sorted(names)
+        self.class_labels = tuple(ordered)
         self.classes = tuple(names[label] for label in self.class_labels)
 
     def __len__(self) -> int:
@@ -98,10 +101,10 @@ class Records:
             return {}
         return {key: path for key, _, path in self._lines()}
 
-    def _bytes(self):
+    def _bytes(self) -> int:
         return self.path.stat().st_size
 
-    def _indexed(self):
+    def _indexed(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Keys and offsets as NAME.idx has them."""
         if self.index.stat().st_size > INDEX_BYTES:
             raise UserError(f"{self.index} has more than the {INDEX_BYTES} bytes that are read")
@@ -118,7 +121,7 @@ class Records:
             raise UserError(f"{self.index} does not belong to {self.path}; pack the images again")
         return keys, offsets
 
-    def _found(self):
+    def _found(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Keys and offsets from the file itself."""
         offsets, keys = [], []
         with open(self.path, "rb", buffering=0) as file:
@@ -186,7 +189,9 @@ class Records:
                     f"{self._list} has a line that is not 'key, label, path': {quote(line.strip())}"
                 ) from None
 
-    def _read(self, read, file, row):
+    def _read(
+        self, read: Callable[[BinaryIO, int], recordio.Record], file: BinaryIO, row: int
+    ) -> tuple[bytes, int]:
         try:
             record = read(file, self._offsets[row])
         except recordio.Broken:
