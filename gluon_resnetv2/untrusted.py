@@ -9,7 +9,8 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from gluon_resnetv2.errors import UserError
 
@@ -38,6 +39,29 @@ def told_of(path: str | os.PathLike) -> Iterator[None]:
 def quote(text: str) -> str:
     """`text` as a short part of one line."""
     return ascii(text if len(text) <= 60 else f"{text[:60]}...")
+
+
+def check_fields(
+    values: Any, checks: Mapping[str, Callable[[Any], object]], prefix: str = ""
+) -> None:
+    """Holds what parsed JSON says in each field against what it can say there.
+
+    Args:
+        checks: for each field whether a value could be one; it may raise what it likes.
+        prefix: to the fields' names, where `values` is itself a field.
+
+    Raises:
+        Fault: one can't be, or is missing; or `values` is no JSON object.
+    """
+    if not isinstance(values, dict):
+        raise Fault("is no JSON object")
+    for name, could_be in checks.items():
+        try:
+            good = bool(could_be(values[name]))
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            good = False
+        if not good:
+            raise Fault(f"has no {prefix}{name} that could be one")
 
 
 def read_bytes(path: str | os.PathLike, limit: int, sha256: str | None = None) -> bytes:

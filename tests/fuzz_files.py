@@ -87,7 +87,7 @@ def _other_member(rng, content):
 
 def _other_json(rng, content):
     """One value replaced, or lost, and perhaps one more; the sum of itself is right, or gone."""
-    from gluon_resnetv2.formats.artifact import MANIFEST, _own_sum
+    from gluon_resnetv2.formats.manifest import MANIFEST, own_sum
 
     manifest = json.loads(content)
     for _ in range(rng.choice((1, 1, 2))):
@@ -104,7 +104,7 @@ def _other_json(rng, content):
     if isinstance(sums := manifest.get("sha256"), dict):
         sums.pop(MANIFEST, None)
         if rng.random() < 0.5:
-            sums[MANIFEST] = _own_sum(manifest)
+            sums[MANIFEST] = own_sum(manifest)
     return json.dumps(manifest).encode()
 
 

@@ -241,7 +241,7 @@ def test_what_goes_wrong_is_told_in_one_line(program, digit, tmp_path):
     assert_one_line(run(program, symbol, tmp_path / "missing.params", digit), "missing.params")
     (tmp_path / "cut.params").write_bytes(params.read_bytes()[:1000])
     assert_one_line(run(program, symbol, tmp_path / "cut.params", digit), "MXNet")
-    manifest = load(artifact.folder).manifest
+    manifest = load(artifact.folder).manifest.to_dict()
     path = artifact.folder / "manifest.json"
     for text in ("", "{}", "[]", json.dumps({**manifest, "classes": ["one"]})):
         path.write_text(text)

@@ -65,9 +65,9 @@ NEAR = {"float32": 1e-5, "bfloat16": 0.03, "int8": 0.1}
 def test_a_form_takes_gives_and_computes_what_it_says(net, tmp_path, form):
     artifact = write(net, tmp_path / "export", form)
     for name in ("output", "precision"):
-        assert artifact.manifest[name] == getattr(form, name)
-    assert artifact.manifest["input"]["values"] == form.values
-    assert artifact.manifest["fused"] == (form.fused or form.precision == "int8")
+        assert getattr(artifact.manifest, name) == getattr(form, name)
+    assert artifact.manifest.input.values == form.values
+    assert artifact.manifest.fused == (form.fused or form.precision == "int8")
     logits = expected(net)
     if form.output == "probabilities":
         powers = np.exp(np.float64(logits))
@@ -84,7 +84,7 @@ def test_each_precision_is_verified_by_its_own_measure(net, tmp_path, monkeypatc
     monkeypatch.setattr(verification, "RUNTIMES", [("SymbolBlock", None)])
     artifact = write(net, tmp_path / "export", Form("pixels", precision=precision))
     assert report(artifact)
-    entry = load(artifact.folder).manifest["verification"][-1]
+    entry = load(artifact.folder).manifest.verification[-1]
     least = {"float32": {"difference": 1e-5}}.get(precision, {"agreement": 0.995})
     assert entry["tolerance"] == ({"agreement": 0.99} if precision == "int8" else least)
     assert entry["passed"]
@@ -108,7 +108,7 @@ def test_an_export_that_has_lost_its_classes_is_not_verified(net, tmp_path, monk
 
 def test_every_file_of_an_export_is_checked(net, tmp_path):
     artifact = write(net, tmp_path / "export", Form(precision="int8"), server="mlserver")
-    assert set(artifact.manifest["sha256"]) == {
+    assert set(artifact.manifest.sha256) == {
         "preact8-0000.params",
         "preact8-symbol.json",
         "manifest.json",

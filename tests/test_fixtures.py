@@ -25,7 +25,7 @@ def test_predictor_takes_an_old_export(name):
 
 
 def test_the_manifest_of_an_old_int8_export_is_read():
-    assert load(OLD / "int8").manifest["precision"] == "int8"
+    assert load(OLD / "int8").manifest.precision == "int8"
 
 
 def test_an_old_recipe_means_what_it_meant():

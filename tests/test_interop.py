@@ -445,7 +445,7 @@ def test_weights_without_a_classifier_get_one_to_be_trained(zoo, command, tmp_pa
     assert status == 0
     assert "has no classifier; a new one, still to be trained, is drawn" in out
     assert "preact18 of Gluon's and GluonCV's resnet*_v2, 3 classes" in out
-    source = load(tmp_path / "export").manifest["source"]
+    source = load(tmp_path / "export").manifest.details["source"]
     assert source["remarks"] == ["has no classifier; a new one, still to be trained, is drawn"]
     assert source["difference"] < 1e-5  # with the same classifier in MXNet's own network
     whole = MODEL_ZOO.to_ours(zoo[1])[1]
@@ -484,7 +484,7 @@ def test_a_network_whose_logits_are_zero_is_no_other_network(zoo, tmp_path):
     mx.nd.save(str(tmp_path / "zero.params"), arrays)
     source = convert.read(tmp_path / "zero.params")
     artifact = convert.to_export(source, tmp_path / "export", image_size=32)
-    assert artifact.manifest["source"]["difference"] == 0
+    assert artifact.manifest.details["source"]["difference"] == 0
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,9 @@ from gluon_resnetv2.spec import named
 from tests.common import difference
 
 h5py = pytest.importorskip("h5py")
+
+# Keras' own, of PyTorch's arrays on NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 TOLERANCE = 1e-4  # relative to the largest logit
 slow = pytest.mark.slow
 

@@ -17,6 +17,7 @@ from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.exports import onnx as module
 from gluon_resnetv2.exports.export import export
 from gluon_resnetv2.exports.onnx import export_onnx
+from gluon_resnetv2.formats.manifest import Input, Manifest
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import ORDER, named
 from tests.common import difference, randomise, with_new_sums
@@ -43,13 +44,14 @@ def network(name, **switches):
 
 
 def manifest(classes=10, size=32, output="logits", **more):
-    return {
-        "name": "net",
-        "output": output,
-        "classes": [f"class {index}" for index in range(classes)],
-        "input": {"name": "data", "shape": [3, size, size], "mean": [1.5, 2.5, 3.5]},
-        **more,
-    }
+    return Manifest(
+        name="net",
+        output=output,
+        classes=tuple(f"class {index}" for index in range(classes)),
+        input=Input(shape=(3, size, size), mean=(1.5, 2.5, 3.5), std=(1.0, 1.0, 1.0)),
+        spec=named("preact8", unit="basic"),
+        **{"precision": "float32", "fused": False, **more},
+    )
 
 
 def parameters(net):
@@ -130,8 +132,8 @@ def test_the_model_says_what_it_takes_and_gives(tmp_path):
     metadata = session.get_modelmeta()
     assert metadata.producer_name == "gluon_resnetv2"
     assert metadata.graph_name == "net"
-    assert json.loads(metadata.custom_metadata_map["classes"]) == described["classes"]
-    assert json.loads(metadata.custom_metadata_map["input"]) == described["input"]
+    assert json.loads(metadata.custom_metadata_map["classes"]) == list(described.classes)
+    assert json.loads(metadata.custom_metadata_map["input"])["mean"] == [1.5, 2.5, 3.5]
 
 
 def test_the_opset_is_the_translations_and_not_the_newest(tmp_path):

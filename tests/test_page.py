@@ -19,7 +19,8 @@ from PIL import Image
 from gluon_resnetv2 import data
 from gluon_resnetv2.engines.predictor import Predictor
 from gluon_resnetv2.exports.export import export_run
-from gluon_resnetv2.formats.artifact import load, write_manifest
+from gluon_resnetv2.formats.artifact import load
+from gluon_resnetv2.formats.manifest import write_manifest
 from gluon_resnetv2.training.recipe import Recipe
 from tests.pictures import write_pictures
 from tests.test_training import train

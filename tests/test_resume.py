@@ -892,8 +892,8 @@ def test_best_last_and_numbered_checkpoints_can_be_exported(graded, tmp_path):
     folder = graded(keep=2)
     for which, step in (("best", 8), ("last", 20), ("16", 16), ("0016", 16)):
         artifact = export_run(folder, tmp_path / which, checkpoint=which)
-        assert artifact.manifest["step"] == step
-        assert artifact.manifest["metrics"]["epoch"] == step // STEPS
+        assert artifact.manifest.details["step"] == step
+        assert artifact.manifest.details["metrics"]["epoch"] == step // STEPS
         saved = mx.nd.load(str(folder / "checkpoints" / f"step-{step:08d}" / "net.params"))
         exported = mx.nd.load(str(artifact.params))
         assert np.array_equal(

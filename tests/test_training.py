@@ -368,13 +368,13 @@ def test_a_checkpoint_is_the_network_that_was_evaluated(run):
 def test_an_export_says_how_images_are_prepared(run, tmp_path):
     dataset = data.load("synthetic", image_size=8)
     manifest = export_run(run, tmp_path / "export").manifest
-    assert manifest["input"]["shape"] == [3, 8, 8]
-    assert manifest["input"]["mean"] == list(dataset.mean)
-    assert manifest["input"]["std"] == list(dataset.std)
-    assert manifest["input"]["crop"] == 0.75
-    assert manifest["classes"] == list(dataset.classes)
-    assert manifest["recipe"]["model"] == "preact8"
-    assert manifest["metrics"]["epoch"] == 2
+    assert manifest.input.shape == (3, 8, 8)
+    assert manifest.input.mean == tuple(dataset.mean)
+    assert manifest.input.std == tuple(dataset.std)
+    assert manifest.input.crop == 0.75
+    assert manifest.classes == tuple(dataset.classes)
+    assert manifest.details["recipe"]["model"] == "preact8"
+    assert manifest.details["metrics"]["epoch"] == 2
 
 
 def test_export_wants_a_run(run, tmp_path):

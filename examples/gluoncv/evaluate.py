@@ -40,7 +40,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         artifact = load(options.export) if options.export else untrained(options.model, folder)
-        digits = data.load("digits", image_size=artifact.input_shape[1]).test
+        digits = data.load("digits", image_size=artifact.manifest.input.shape[1]).test
         images, labels = digits.images[: options.images], digits.labels[: options.images]
         probabilities = evaluate(artifact, images, labels, options.batch_size)
         ours = Predictor(artifact).probabilities(images.transpose(0, 3, 1, 2))

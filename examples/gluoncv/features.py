@@ -48,7 +48,7 @@ def untrained(model: str, folder: str) -> Artifact:
 
 
 def show(artifact: Artifact, size: int) -> None:
-    images = mx.nd.random.normal(shape=(1, artifact.input_shape[0], size, size))
+    images = mx.nd.random.normal(shape=(1, artifact.manifest.input.shape[0], size, size))
     layers = feature_layers(artifact)
     inputs = [mx.sym.var("data", dtype="float32")]  # with "data" alone MXNet warns of its type
     extractor = FeatureExtractor(network(artifact), layers, inputs=inputs)

@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> None:
         report=print,
     )
     print(f"exported {artifact.name} to {artifact.folder}")
-    about = artifact.manifest["source"]
+    about = artifact.manifest.details["source"]
     if "difference" in about:
         print(f"{about['package']}'s own network has its logits, to {about['difference']:.1e}")
     elif source.layout.package:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -57,13 +58,13 @@ def read_image(
     return np.asarray(kept, "float32").reshape(height, width, channels).transpose(2, 0, 1)
 
 
-def normalise(pixels: np.ndarray, described: dict) -> np.ndarray:
-    """Images (N, C, H, W) in 0..255 as the network takes them, by a manifest's mean and std."""
-    mean, std = (np.reshape(described[key], (-1, 1, 1)) for key in ("mean", "std"))
+def normalise(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Images (N, C, H, W) in 0..255 as the network takes them, float32 from float64 arithmetic."""
+    mean, std = (np.reshape(numbers, (-1, 1, 1)) for numbers in (mean, std))
     return ((pixels - mean) / std).astype("float32")
 
 
-def denormalise(images: np.ndarray, described: dict) -> np.ndarray:
+def denormalise(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """The images in 0..255, as float32, that `normalise` makes `images` of."""
-    mean, std = (np.reshape(described[key], (-1, 1, 1)) for key in ("mean", "std"))
+    mean, std = (np.reshape(numbers, (-1, 1, 1)) for numbers in (mean, std))
     return (images * std + mean).astype("float32")

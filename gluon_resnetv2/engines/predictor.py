@@ -20,12 +20,12 @@ from gluon_resnetv2.engines.reference import (
     reference_images,
 )
 from gluon_resnetv2.errors import UserError, last_line
-from gluon_resnetv2.formats.artifact import SCALING, Artifact
+from gluon_resnetv2.formats.artifact import Artifact
+from gluon_resnetv2.formats.manifest import Input
 from gluon_resnetv2.formats.pair import Pair
 from gluon_resnetv2.scores import likeliest, log, softmax
 
 FUSED = ("_sg_mkldnn", "_contrib_quantize")  # how operators of fused graphs are called
-WITHOUT_MANIFEST = {"input": None, "precision": "float32", "fused": False}
 SOFTMAX = ("softmax", "SoftmaxOutput")  # operators
 TIMED = 16  # images at once, and
 TRIALS = 3  # times each, to find the fastest form
@@ -79,13 +79,15 @@ class Predictor:
         arguments, statistics = pair.arrays()
         arrays, symbol = {**arguments, **statistics}, pair.symbol()
         plain = _Plain(pair, symbol, arrays, max_batch)
-        manifest = artifact.manifest or {**WITHOUT_MANIFEST, "output": _output(pair)}
+        manifest = artifact.manifest
+        precision = manifest.precision if manifest else "float32"
         if engine == "native":
-            forms = [_Native(pair, symbol, arrays, max_batch, manifest["precision"])]
+            forms = [_Native(pair, symbol, arrays, max_batch, precision)]
         else:
             forms = [plain, _Fused(pair, symbol, arrays, max_batch)]
-        self.output, self._input = manifest["output"], manifest["input"]
-        if artifact.manifest:
+        self.output = manifest.output if manifest else _output(pair)
+        self._input = manifest.input if manifest else None
+        if manifest:
             inputs, outputs, tolerance = recorded(artifact)
             self.classes = artifact.classes
             artifact.warn()
@@ -106,8 +108,8 @@ class Predictor:
                 f"{artifact.folder} does not compute here what was exported: {checks[forms[0]]}"
             )
         self._form = _fastest(right, self.shape)
-        name = "fused" if manifest["fused"] else self._form.name
-        self.form = f"{manifest['precision']}, {name}"
+        name = "fused" if manifest and manifest.fused else self._form.name
+        self.form = f"{precision}, {name}"
         for size in self._form.sizes:  # the first call of each plans its memory
             self._form.run(np.zeros((size, *self.shape), "float32"))
 
@@ -131,9 +133,10 @@ class Predictor:
             ValueError: they are of another shape.
         """
         pixels = self._checked(np.asarray(pixels))
-        if self.preparation()["values"] == "pixels":
+        described = self.preparation()
+        if described.values == "pixels":
             return pixels.astype("float32")
-        return normalise(pixels, self._input)
+        return normalise(pixels, described.mean, described.std)
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """Class probabilities (N, classes) of images (N, C, H, W) with values in 0..255."""
@@ -163,8 +166,9 @@ class Predictor:
             UserError: it can't be read as an image; or as `prepare`.
         """
         described = self.preparation()
-        scaling = {key: described[key] for key in ("crop", *SCALING)}
-        return read_image(file, self.shape, **scaling)
+        return read_image(
+            file, self.shape, described.crop, described.interpolation, described.stretch
+        )
 
     def _checked(self, images):
         if images.shape[1:] != self.shape:
@@ -176,8 +180,8 @@ class Predictor:
         """Whether there is a manifest that says how images are prepared."""
         return self._input is not None
 
-    def preparation(self) -> dict:
-        """How images are prepared, as the manifest's "input" says.
+    def preparation(self) -> Input:
+        """How images are prepared, as the manifest says.
 
         Raises:
             UserError: the pair has no manifest.

@@ -15,10 +15,9 @@ from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.formats.artifact import (
     CALIBRATION,
     CALIBRATION_IMAGES,
-    LARGEST_TOLERANCE,
-    REFERENCES,
     Artifact,
 )
+from gluon_resnetv2.formats.manifest import LARGEST_TOLERANCE, REFERENCES
 from gluon_resnetv2.formats.pair import Pair
 from gluon_resnetv2.formats.params_file import read_arrays
 from gluon_resnetv2.net import ResNetV2
@@ -153,32 +152,31 @@ def recorded(artifact: Artifact) -> tuple[np.ndarray, np.ndarray, dict]:
     Raises:
         UserError: the calibration images are missing or damaged.
     """
-    manifest, described = artifact.manifest, artifact.manifest["input"]
-    tolerance = manifest["tolerance"]
-    if manifest["precision"] == "float32":
-        images = reference_images(artifact.input_shape)
-        logits = np.asarray(manifest["reference"]["logits"], "float32")
+    manifest, described = artifact.manifest, artifact.manifest.input
+    tolerance = manifest.tolerance
+    if manifest.precision == "float32":
+        images = reference_images(described.shape)
+        logits = manifest.logits
         tolerance = {"difference": ELSEWHERE * tolerance["difference"]}
-        pixels = denormalise(images, described)
+        pixels = denormalise(images, described.mean, described.std)
     else:
         path = artifact.folder / CALIBRATION
-        arrays = read_arrays(path, manifest["sha256"][CALIBRATION])
+        arrays = read_arrays(path, manifest.sha256[CALIBRATION])
         pixels, logits = arrays.get("pixels"), arrays.get("logits")
-        _check_calibration(path, pixels, logits, artifact)
-        images = normalise(pixels, described)
-    if described["values"] == "pixels":
+        _check_calibration(path, pixels, logits, manifest)
+        images = normalise(pixels, described.mean, described.std)
+    if described.values == "pixels":
         images = np.asarray(pixels, "float32")
     return images, logits, tolerance
 
 
-def _check_calibration(path, pixels, logits, artifact):
-    classes = len(artifact.manifest["classes"])
+def _check_calibration(path, pixels, logits, manifest):
     if (
         pixels is None
         or logits is None
         or not 1 <= len(pixels) <= CALIBRATION_IMAGES
-        or pixels.shape[1:] != artifact.input_shape
-        or logits.shape != (len(pixels), classes)
+        or pixels.shape[1:] != manifest.input.shape
+        or logits.shape != (len(pixels), len(manifest.classes))
         or (pixels.dtype, logits.dtype) != ("uint8", "float32")
     ):
         raise UserError(f"{path} does not fit the manifest; export again")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mxnet as mx
@@ -33,13 +33,17 @@ from gluon_resnetv2.files import sha256, whole_folder, write_json
 from gluon_resnetv2.formats.artifact import (
     CALIBRATION,
     CALIBRATION_IMAGES,
-    FORMAT,
-    LARGEST_MANIFEST,
     Artifact,
     load,
-    write_manifest,
 )
 from gluon_resnetv2.formats.graph_file import seal
+from gluon_resnetv2.formats.manifest import (
+    LARGEST_MANIFEST,
+    MANIFEST,
+    Input,
+    Manifest,
+    write_manifest,
+)
 from gluon_resnetv2.formats.params_file import save_arrays
 from gluon_resnetv2.formats.precisions import PRECISIONS
 from gluon_resnetv2.layers import is_statistic
@@ -127,28 +131,24 @@ def export_parameters(
     if form.precision != "float32":
         pixels = _real_images(form.precision, calibration, tuple(image_shape))
     _refuse_to_replace(folder)
-    manifest = {
-        "format": FORMAT,
-        "name": name,
-        "output": form.output,
-        "precision": form.precision,
-        "fused": form.fused or PRECISIONS[form.precision].fused,
-        "classes": list(classes),
-        "input": {
-            "name": "data",
-            "shape": tuple(image_shape),
-            "layout": "NCHW",
-            "colour": "RGB",
-            "values": form.values,
-            "mean": mean,
-            "std": std,
-            "crop": crop,
-            "interpolation": interpolation,
-            "stretch": stretch,
-        },
-        **details,
-        "spec": spec.to_dict(),
-    }
+    manifest = Manifest(
+        name=name,
+        output=form.output,
+        precision=form.precision,
+        fused=form.fused or PRECISIONS[form.precision].fused,
+        classes=tuple(classes),
+        input=Input(
+            shape=tuple(image_shape),
+            values=form.values,
+            mean=tuple(mean),
+            std=tuple(std),
+            crop=crop,
+            interpolation=interpolation,
+            stretch=stretch,
+        ),
+        spec=spec,
+        details=details,
+    )
     with whole_folder(folder) as temporary:
         symbol = temporary / f"{name}-symbol.json"
         params = temporary / f"{name}-0000.params"
@@ -156,9 +156,8 @@ def export_parameters(
         trained.collect_params().setattr("grad_req", "null")  # which would take as much again
         set_parameters(trained, parameters, name)
         reference = logits(trained, images)
-        manifest["reference"] = {"logits": reference}
         if pixels is not None:
-            seen = logits(trained, normalise(pixels, manifest["input"]))
+            seen = logits(trained, normalise(pixels, mean, std))
             _save_calibration(temporary / CALIBRATION, pixels, seen)
         graph, arguments, statistics = _graph(trained, manifest, pixels)
         if onnx:
@@ -169,21 +168,26 @@ def export_parameters(
             {f"arg:{name}": array for name, array in arguments.items()}
             | {f"aux:{name}": array for name, array in statistics.items()},
         )
-        manifest["tolerance"] = (
+        tolerance = (
             float32_tolerance(trained, images, reference)
             if form.precision == "float32"
             else {"agreement": PRECISIONS[form.precision].agreement}
         )
         del trained, arguments, statistics  # as much as the file, which is read for its seal
         symbol.write_text(seal(forms.to_json(graph), params), encoding="utf-8")
-        manifest["versions"] = {
-            "gluon_resnetv2": __version__,
-            "mxnet": mx.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        }
-        manifest["sha256"] = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
-        write_manifest(temporary, manifest)
+        manifest = replace(
+            manifest,
+            reference={"logits": reference},
+            tolerance=tolerance,
+            versions={
+                "gluon_resnetv2": __version__,
+                "mxnet": mx.__version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+            sha256={file.name: sha256(file) for file in sorted(temporary.iterdir())},
+        )
+        write_manifest(temporary, manifest.to_dict())
         artifact = load(temporary)
         if pixels is not None:
             _judge(artifact)
@@ -196,7 +200,7 @@ def export_parameters(
 def _judge(artifact):
     """Refuses what loses too much to its precision, before it replaces an export that did not."""
     images, logits, tolerance = recorded(artifact)
-    precision, output = artifact.manifest["precision"], artifact.manifest["output"]
+    precision, output = artifact.manifest.precision, artifact.manifest.output
     try:
         found = symbol_block(str(artifact.symbol), str(artifact.params), images)
     except mx.MXNetError as error:
@@ -229,15 +233,15 @@ def _graph(net, manifest, pixels):
     for name, parameter in net.collect_params().items():
         (statistics if is_statistic(name) else arguments)[name] = parameter.data()
     graph = symbol, arguments, statistics
-    described = manifest["input"]
-    if described["values"] == "pixels":
-        graph = forms.with_preprocessing(*graph, described["mean"], described["std"])
+    values, mean, std = manifest.input.values, manifest.input.mean, manifest.input.std
+    if values == "pixels":
+        graph = forms.with_preprocessing(*graph, mean, std)
     if pixels is not None:
-        taken = pixels if described["values"] == "pixels" else normalise(pixels, described)
-        graph = forms.IN[manifest["precision"]](graph, taken.astype("float32"))
-    if manifest["output"] == "probabilities":
+        taken = pixels if values == "pixels" else normalise(pixels, mean, std)
+        graph = forms.IN[manifest.precision](graph, taken.astype("float32"))
+    if manifest.output == "probabilities":
         graph = forms.with_softmax(*graph)
-    if manifest["fused"] and not PRECISIONS[manifest["precision"]].fused:
+    if manifest.fused and not PRECISIONS[manifest.precision].fused:
         graph = forms.fused(*graph)
     return graph
 
@@ -252,7 +256,7 @@ def _refuse_to_replace(folder: Path) -> None:
     if not folder.exists():
         return
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
-    if names and not names <= _export_files(folder / "manifest.json"):
+    if names and not names <= _export_files(folder / MANIFEST):
         raise UserError(f"{folder} exists and is no export of ours; name a new folder")
 
 

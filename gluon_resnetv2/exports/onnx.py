@@ -20,39 +20,39 @@ import numpy as np
 
 from gluon_resnetv2 import __version__
 from gluon_resnetv2.errors import UserError, install
-from gluon_resnetv2.files import whole_file
+from gluon_resnetv2.files import plain, whole_file
+from gluon_resnetv2.formats.manifest import Manifest
 
 OPSET = 13  # the newest that MXNet 1.9.1 translates to
 IR_VERSION = 7  # of the file format, as of that opset (ONNX 1.8, 2020)
 
 
 def export_onnx(
-    symbol: mx.sym.Symbol, params: Mapping[str, mx.nd.NDArray], manifest: dict, path: str | Path
+    symbol: mx.sym.Symbol, params: Mapping[str, mx.nd.NDArray], manifest: Manifest, path: str | Path
 ) -> None:
     """Writes a network as an ONNX model of any number of images, checked by ONNX's own checker.
 
-    Its input is `data`, float32 (N, C, H, W), as `manifest["input"]` says; its output (N, classes)
-    has the name `manifest["output"]`. Classes and input are in the model's metadata, as JSON.
+    Its input is `data`, float32 (N, C, H, W), as `manifest.input` says; its output (N, classes)
+    has the name `manifest.output`. Classes and input are in the model's metadata, as JSON.
 
     Args:
         symbol: the plain float32 graph; preprocessing and softmax may be part of it.
         params: every parameter and moving statistic by its name.
-        manifest: "name", "output", "classes", "input", and what form the graph has.
+        manifest: its name, output, classes and input, and what form the graph has.
 
     Raises:
         UserError: no `onnx` is installed that MXNet can use, or the graph is of another form.
         OSError: `path` can't be written; it is then as it was.
     """
     exporter = _exporter()  # first: without it nothing else matters
-    precision = manifest.get("precision", "float32")
-    if precision != "float32" or manifest.get("fused"):
-        form = "fused" if precision == "float32" else precision
+    if manifest.precision != "float32" or manifest.fused:
+        form = "fused" if manifest.precision == "float32" else manifest.precision
         raise UserError(f"ONNX is exported from the plain float32 graph, not from a {form} one")
 
     import onnx
 
     ones = {gamma: mx.nd.ones_like(params[gamma]) for gamma in _fixed_gammas(symbol)}
-    image = tuple(manifest["input"]["shape"])
+    image = manifest.input.shape
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of onnx.mapping, before 1.19
         try:
@@ -74,10 +74,11 @@ def export_onnx(
         ir_version=IR_VERSION,
         producer_name="gluon_resnetv2",
         producer_version=__version__,
-        doc_string=f"{manifest['name']}: {manifest['output']} of {len(manifest['classes'])} "
+        doc_string=f"{manifest.name}: {manifest.output} of {len(manifest.classes)} "
         "classes; how images are prepared is in the metadata",
     )
-    metadata = {key: json.dumps(manifest[key], default=list) for key in ("classes", "input")}
+    values = manifest.to_dict()
+    metadata = {key: json.dumps(values[key], default=plain) for key in ("classes", "input")}
     onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model, full_check=True)
     with whole_file(path) as temporary:
@@ -142,11 +143,11 @@ def _mend(graph, manifest) -> None:
     images = [tensor for tensor in graph.input if tensor.name not in constants]
     del graph.input[:]
     graph.input.extend(images)
-    graph.name = manifest["name"]
+    graph.name = manifest.name
     (output,) = graph.output
     for node in graph.node:
         for names in (node.input, node.output):
-            names[:] = [manifest["output"] if name == output.name else name for name in names]
-    output.name = manifest["output"]
+            names[:] = [manifest.output if name == output.name else name for name in names]
+    output.name = manifest.output
     batch, classes = output.type.tensor_type.shape.dim
-    batch.dim_param, classes.dim_value = "N", len(manifest["classes"])
+    batch.dim_param, classes.dim_value = "N", len(manifest.classes)

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -26,10 +27,9 @@ from gluon_resnetv2.engines.reference import (
     training_graph,
 )
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.files import write_json
-from gluon_resnetv2.formats.artifact import MANIFEST, Artifact, load, write_manifest
+from gluon_resnetv2.formats.artifact import Artifact, load
+from gluon_resnetv2.formats.manifest import MANIFEST, write_manifest
 from gluon_resnetv2.formats.old_graph import modern
-from gluon_resnetv2.spec import Spec
 
 PLAIN = "NONE"  # MXNET_SUBGRAPH_BACKEND without fusion
 C_API = "C predict API"
@@ -109,12 +109,12 @@ def _checks(artifact, pair, known, answers):
     checks, manifest = [], artifact.manifest
     output, tolerance = "logits", {"difference": TOLERANCE}
     if manifest:
-        output, (_, expected, tolerance) = manifest["output"], known
-        if manifest["precision"] == "float32":
-            net = training_graph(Spec.from_dict(manifest["spec"]), pair, artifact.params)
-            trained = logits(net, reference_images(artifact.input_shape))
+        output, (_, expected, tolerance) = manifest.output, known
+        if manifest.precision == "float32":
+            net = training_graph(manifest.spec, pair, artifact.params)
+            trained = logits(net, reference_images(manifest.input.shape))
             checks.append(compare(AT_EXPORT, expected, trained, tolerance))
-            expected, tolerance = trained, manifest["tolerance"]
+            expected, tolerance = trained, manifest.tolerance
     else:
         expected, failure = answers["simple_bind", PLAIN]
         if expected is None:
@@ -147,11 +147,9 @@ def record(artifact: Artifact, checks: Sequence[Check]) -> None:
         }
         for check in checks
     ]
-    manifest = {**artifact.manifest, "verification": entries}
-    if artifact.covered:
-        write_manifest(artifact.folder, manifest)
-    else:  # nobody knows that it is as it was written
-        write_json(artifact.folder / MANIFEST, manifest)
+    manifest = replace(artifact.manifest, verification=entries)
+    # Of one that is not covered nobody knows that it is as it was written.
+    write_manifest(artifact.folder, manifest.to_dict(), cover=manifest.covered)
 
 
 def report(artifact: Artifact, shape: tuple | None = None, engine: str = "mxnet") -> bool:
@@ -170,7 +168,7 @@ def report(artifact: Artifact, shape: tuple | None = None, engine: str = "mxnet"
         print(f"  left out: {C_API}, which takes only names that begin with arg: or aux:")
     artifact.warn()
     if artifact.manifest:
-        if not artifact.covered:
+        if not artifact.manifest.covered:
             print(
                 f"  not covered: {MANIFEST}, of an earlier version, has no SHA-256 of itself; its "
                 "class names, mean, std and crop may be damaged; export again"
@@ -201,7 +199,7 @@ def report(artifact: Artifact, shape: tuple | None = None, engine: str = "mxnet"
 def _against(artifact):
     if artifact.manifest is None:
         return "itself without fusion"
-    if artifact.manifest["precision"] == "float32":
+    if artifact.manifest.precision == "float32":
         return "the training graph"
     return "the network in float32, on the calibration images"
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import collections
-import hashlib
-import json
 import re
 import sys
 from dataclasses import dataclass, replace
@@ -14,25 +12,15 @@ import numpy as np
 
 from gluon_resnetv2.cli import printable
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.files import plain, recover_folder, sha256, write_json
+from gluon_resnetv2.files import recover_folder, sha256
+from gluon_resnetv2.formats.manifest import MANIFEST, Manifest, read_manifest
 from gluon_resnetv2.formats.pair import Pair, read_pair
 from gluon_resnetv2.formats.params_file import PARAMS_BYTES
-from gluon_resnetv2.formats.precisions import PRECISIONS
-from gluon_resnetv2.pixels import INTERPOLATIONS
-from gluon_resnetv2.spec import IMAGE_SIZE_MAX, Spec
-from gluon_resnetv2.untrusted import quote, read_bytes, read_json, told_of
+from gluon_resnetv2.untrusted import quote
 
-MANIFEST = "manifest.json"
-FORMAT = 2  # of it
 EPOCH = re.compile(r"(.+)-\d{4}\.params", re.DOTALL)
 CALIBRATION = "calibration.params"  # real images, and what the network gives for them in float32
 CALIBRATION_IMAGES = 4096  # at most
-SCALING = {"interpolation": "bilinear", "stretch": False}  # where a manifest of 0.1 says nothing
-LARGEST_MANIFEST = 8 << 20  # bytes
-LARGEST_PIXEL = 1e6  # of a mean, a deviation or its inverse
-MOST_UNITS = 10_000  # of a network
-REFERENCES = 4  # images whose logits a manifest holds
-LARGEST_TOLERANCE = 1e-3  # of float32, as `reference.float32_tolerance` gives it
 
 
 @dataclass(frozen=True)
@@ -41,7 +29,7 @@ class Artifact:
 
     symbol: Path
     params: Path
-    manifest: dict | None
+    manifest: Manifest | None
 
     @property
     def name(self) -> str:
@@ -55,24 +43,19 @@ class Artifact:
     def onnx(self) -> Path | None:
         """The same network for other runtimes, if it was exported too."""
         path = self.folder / f"{self.name}.onnx"
-        return path if self.manifest and path.name in self.manifest["sha256"] else None
+        return path if self.manifest and path.name in self.manifest.sha256 else None
 
     @property
     def classes(self) -> list[str]:
         """A name for each logit, with its number where several have it. Only with a manifest."""
-        names = self.manifest["classes"]
+        names = self.manifest.classes
         several = set(self._shared_names)
         return [f"{n} ({index})" if n in several else n for index, n in enumerate(names)]
 
     @property
     def _shared_names(self):
-        counts = collections.Counter(self.manifest["classes"])
+        counts = collections.Counter(self.manifest.classes)
         return [name for name, count in counts.items() if count > 1]
-
-    @property
-    def covered(self) -> bool:
-        """Whether the manifest has a SHA-256 of itself, which exports of 0.1 lack."""
-        return MANIFEST in self.manifest["sha256"]
 
     def warn(self) -> None:
         """Says on stderr, in a line each, what is allowed in a manifest and may be a mistake."""
@@ -82,11 +65,6 @@ class Artifact:
                 "with the classes' numbers",
                 file=sys.stderr,
             )
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one image. Only with a manifest."""
-        return tuple(self.manifest["input"]["shape"])
 
     def does_not_run(self, reason: str) -> UserError:
         """To be raised where MXNet can't compute a pair here, in float16 for one."""
@@ -107,7 +85,7 @@ class Artifact:
         """
         sums = None
         if self.manifest:
-            shape, sums = self.input_shape, self.manifest["sha256"]
+            shape, sums = self.manifest.input.shape, self.manifest.sha256
         pair = read_pair(self.symbol, self.params, shape, sums)
         (answers,) = pair.types(pair.symbol())
         if answers not in (None, np.float32):  # which none of MXNet's ways out takes alike
@@ -144,7 +122,9 @@ def load(path: str | Path) -> Artifact:
         artifact = Artifact(symbol, _last_params(symbol), None)
     if not (artifact.folder / MANIFEST).exists():
         return artifact
-    return replace(artifact, manifest=_checked_manifest(artifact))
+    manifest = read_manifest(artifact.folder)
+    _check_files(artifact, manifest)
+    return replace(artifact, manifest=manifest)
 
 
 def _symbol(path):
@@ -169,99 +149,23 @@ def _last_params(symbol):
     return params[-1]
 
 
-def _checked_manifest(artifact: Artifact) -> dict:
-    path = artifact.folder / MANIFEST
-    with told_of(path):
-        manifest = read_json(read_bytes(path, LARGEST_MANIFEST))
-    try:
-        known = manifest["format"] == FORMAT
-        sums = manifest["sha256"]
-        if known:
-            manifest["input"] = {**SCALING, **manifest["input"]}
-            _check_values(manifest)
-            _check_names(sums, artifact, manifest)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
-        raise UserError(f"{path} is damaged or describes other files; export again") from None
-    if not known:
-        raise UserError(f"{path} has a format that this version does not know; export again")
-    for name, expected in sums.items():
+def _check_files(artifact, manifest):
+    needed = {artifact.symbol.name, artifact.params.name}
+    if manifest.precision != "float32":
+        needed.add(CALIBRATION)
+    known = needed | {CALIBRATION, f"{artifact.name}.onnx", MANIFEST}
+    if not needed <= set(manifest.sha256) <= known:
+        raise UserError(f"{artifact.folder / MANIFEST} describes other files; export again")
+    for name, expected in manifest.sha256.items():
+        if name == MANIFEST:
+            continue
         file = artifact.folder / name
         if not file.is_file():
             raise UserError(f"{file} is missing; export again")
         if file.stat().st_size > PARAMS_BYTES:  # before it is read for its sum
             raise UserError(f"{file} has more than {PARAMS_BYTES} bytes, which are the most")
-        if (_own_sum(manifest) if name == MANIFEST else sha256(file)) != expected:
+        if sha256(file) != expected:
             raise UserError(
                 f"{file} is not the file that was exported (its SHA-256 differs from the "
                 "manifest's); export again"
             )
-    return manifest
-
-
-def _check_names(sums, artifact, manifest):
-    if type(sums) is not dict:
-        raise TypeError
-    needed = {artifact.symbol.name, artifact.params.name}
-    if manifest["precision"] != "float32":
-        needed.add(CALIBRATION)
-    if not needed <= set(sums) <= needed | {CALIBRATION, f"{artifact.name}.onnx", MANIFEST}:
-        raise ValueError
-
-
-def _check_values(manifest: dict) -> None:
-    """Raises one of many errors where the manifest can't be what `export` wrote."""
-    spec, described = Spec.from_dict(manifest["spec"]), manifest["input"]
-    channels, height, width = described["shape"]
-    logits = np.asarray(manifest["reference"]["logits"], "float32")
-    numbers = [described["mean"], described["std"]]
-    if not all(type(number) in (int, float) for row in numbers for number in row):
-        raise TypeError
-    numbers = np.asarray(numbers, "float64")
-    ((criterion, tolerance),) = manifest["tolerance"].items()
-    agreement = PRECISIONS[manifest["precision"]].agreement
-    sane = (
-        channels == spec.in_channels
-        and all(type(size) is int and 1 <= size <= IMAGE_SIZE_MAX for size in (height, width))
-        and numbers.shape == (2, channels)
-        and (np.abs(numbers) <= LARGEST_PIXEL).all()
-        and (numbers[1] >= 1 / LARGEST_PIXEL).all()
-        and 0.1 <= described["crop"] <= 1
-        and described["interpolation"] in INTERPOLATIONS
-        and type(described["stretch"]) is bool
-        and (described["name"], described["layout"]) == ("data", "NCHW")
-        and described["colour"] == "RGB"
-        and described["values"] in ("normalised", "pixels")
-        and manifest["output"] in ("logits", "probabilities")
-        and type(manifest["fused"]) is bool
-        and manifest["name"] == spec.name
-        and len(manifest["classes"]) == spec.classes
-        and all(type(name) is str for name in manifest["classes"])
-        and all(name.encode() for name in manifest["classes"])
-        and sum(spec.stages) <= MOST_UNITS
-        and logits.shape == (REFERENCES, spec.classes)
-        and (
-            (criterion == "difference" and 0 < tolerance <= LARGEST_TOLERANCE)
-            if agreement is None
-            else (criterion, tolerance) == ("agreement", agreement)
-        )
-    )
-    if not sane:
-        raise ValueError
-
-
-def write_manifest(folder: Path, manifest: dict) -> None:
-    """Writes manifest.json, with a SHA-256 of it among those of the other files.
-
-    Raises:
-        OSError: it can't be written; it is then as it was.
-    """
-    manifest = json.loads(json.dumps(manifest, default=plain))
-    sums = {**manifest["sha256"], MANIFEST: _own_sum(manifest)}
-    write_json(folder / MANIFEST, {**manifest, "sha256": sums})
-
-
-def _own_sum(manifest) -> str:
-    """The SHA-256 of what a manifest says, however it is written, but for this sum."""
-    sums = {name: sum for name, sum in manifest["sha256"].items() if name != MANIFEST}
-    text = json.dumps({**manifest, "sha256": sums}, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()

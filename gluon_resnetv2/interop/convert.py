@@ -156,11 +156,10 @@ def _read_export(folder):
         raise UserError(
             f"{folder} has no manifest.json, so is no export of ours; convert {artifact.params}"
         )
-    if manifest["precision"] != "float32" or manifest["fused"]:
+    if manifest.precision != "float32" or manifest.fused:
         raise UserError(f"{folder} is no plain float32 export, which alone can be converted")
-    sums = manifest["sha256"]
-    arrays = read_arrays(artifact.params, sums[artifact.params.name])
-    spec = Spec.from_dict(manifest["spec"])
+    arrays = read_arrays(artifact.params, manifest.sha256[artifact.params.name])
+    spec = manifest.spec
     # What a graph that prepares images has beside the network's own is left out.
     ours = {name: arrays[name] for name in shapes(spec) if name in arrays}
     if {name: array.shape for name, array in ours.items()} != shapes(spec):

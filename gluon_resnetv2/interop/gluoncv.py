@@ -140,7 +140,7 @@ def feature_layers(source: Spec | Artifact) -> list[str]:
     """
     if isinstance(source, Artifact):
         spec = exported_spec(source)
-        if source.manifest["fused"] or source.manifest["precision"] != "float32":
+        if source.manifest.fused or source.manifest.precision != "float32":
             raise UserError(f"{source.folder} is fused or not float32: export it plain")
         source = spec
     units, layers = source.units(), []
@@ -176,19 +176,19 @@ def transform_options(artifact: Artifact) -> dict:
             shape.
     """
     exported_spec(artifact)
-    described = artifact.manifest["input"]
-    channels, height, width = artifact.input_shape
-    if channels != 3 or height != width or described["stretch"]:
-        stretched = "stretched " if described["stretch"] else ""
+    described = artifact.manifest.input
+    channels, height, width = described.shape
+    if channels != 3 or height != width or described.stretch:
+        stretched = "stretched " if described.stretch else ""
         raise UserError(
             f"{artifact.folder} is for {stretched}images of {channels}x{height}x{width}; GluonCV "
             "prepares square RGB images that keep their shape"
         )
-    mean, std = described["mean"], described["std"]
-    if described["values"] == "pixels":  # the graph itself normalises
+    mean, std = described.mean, described.std
+    if described.values == "pixels":  # the graph itself normalises
         mean, std = (0.0,) * 3, (1.0,) * 3
     return {
-        "resize_short": round(width / described["crop"]),
+        "resize_short": round(width / described.crop),
         "crop_size": width,
         "mean": tuple(value / 255 for value in mean),  # GluonCV's images are in 0..1
         "std": tuple(value / 255 for value in std),
@@ -203,7 +203,7 @@ def exported_spec(artifact: Artifact) -> Spec:
     """
     if artifact.manifest is None:
         raise UserError(f"{artifact.folder} has no manifest.json, so is no export of ours")
-    return Spec.from_dict(artifact.manifest["spec"])
+    return artifact.manifest.spec
 
 
 # By the end of a parameter's name; any other is a weight.

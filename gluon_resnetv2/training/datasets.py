@@ -51,5 +51,5 @@ def training_images(recipe: Recipe, count: int) -> np.ndarray:
     dataset = load_data(recipe)
     count = min(count, dataset.train_count)
     images, _ = next(iter(dataset.batches(count, train=True, seed=recipe.seed)))
-    pixels = denormalise(images, {"mean": dataset.mean, "std": dataset.std})
+    pixels = denormalise(images, dataset.mean, dataset.std)
     return pixels.round().clip(0, 255).astype("uint8")

@@ -72,9 +72,9 @@ def evaluate_source(
             raise UserError(f"{source} has no manifest.json; evaluate needs a run or an export")
         if recalibrate or checkpoint != "last":
             raise UserError("--recalibrate and --checkpoint need a run's folder, not an export")
-        if not artifact.manifest.get("recipe"):
+        if not artifact.manifest.details.get("recipe"):
             raise UserError(f"{source} does not say what it was trained on")
-        about = artifact.manifest
+        about = {**artifact.manifest.details, "classes": artifact.manifest.classes}
         net = _exported(artifact, devices)
     recipe = Recipe.from_dict(about["recipe"])
     others = {"dataset": dataset, "data_dir": data_dir, "test_size": size, "threads": threads}
@@ -111,13 +111,15 @@ def _exported(artifact: Artifact, devices: Sequence[mx.Context]) -> Callable:
     arguments, statistics = pair.arrays()
     block = as_block(pair.symbol(), {**arguments, **statistics}, [pair.data], devices)
     block.hybridize(static_alloc=True)
-    described = artifact.manifest["input"]
-    mean, std = (mx.nd.array(described[key]).reshape((1, -1, 1, 1)) for key in ("mean", "std"))
+    described = artifact.manifest.input
+    mean, std = (
+        mx.nd.array(numbers).reshape((1, -1, 1, 1)) for numbers in (described.mean, described.std)
+    )
 
     def net(images):
-        if described["values"] == "pixels":
+        if described.values == "pixels":
             images = images * std.as_in_context(images.ctx) + mean.as_in_context(images.ctx)
         outputs = block(images)
-        return outputs.log() if artifact.manifest["output"] == "probabilities" else outputs
+        return outputs.log() if artifact.manifest.output == "probabilities" else outputs
 
     return net
