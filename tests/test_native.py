@@ -337,11 +337,15 @@ def test_convolutions_take_normalisations_in():
     net = get_model("preact8", unit="basic")
     lines = Program(net(mx.sym.var("data")), 3, training=False).text.split(";")
     assert lines[:3] == [
-        "conv 1 0 1 -1 16 3 1 1 -1 1 2 3 4 5 1e-05 0",  # with the BN and the ReLU after the stem
-        "conv 2 1 6 -1 16 3 1 1 -1 1 7 8 9 10 1e-05 0",
-        "conv 3 2 11 -1 16 3 1 1 1 0",  # and the shortcut
+        # With the BN and the ReLU after the stem.
+        "conv out=1 in=0 weight=1 channels=16 kernel=3 stride=1 pad=1 "
+        "gamma=2 beta=3 mean=4 var=5 eps=1e-05 relu",
+        "conv out=2 in=1 weight=6 channels=16 kernel=3 stride=1 pad=1 "
+        "gamma=7 beta=8 mean=9 var=10 eps=1e-05 relu",
+        "conv out=3 in=2 weight=11 channels=16 kernel=3 stride=1 pad=1 add=1",  # and the shortcut
     ]
-    assert lines[3] == "bn 4 3 12 13 14 15 1e-05 0.9 0 1"  # of a sum, which others read too
+    # Of a sum, which others read, too.
+    assert lines[3] == "bn out=4 in=3 gamma=12 beta=13 mean=14 var=15 eps=1e-05 momentum=0.9 relu"
 
 
 # -- Dropout ---------------------------------------------------------------------------------------
@@ -356,7 +360,8 @@ def masked(seed, ratio=0.5, side=64):
         features = mx.nd.resnetv2_trunk(
             mx.nd.ones((1, 1, side, side)),
             weight,
-            program=f"conv 1 0 1 -1 2 1 1 0 -1 0;dropout 2 1 {ratio};mean 3 2",
+            program="conv out=1 in=0 weight=1 channels=2 kernel=1 stride=1 pad=0;"
+            f"dropout out=2 in=1 ratio={ratio};mean out=3 in=2",
             dtype="float32",
             training=1,
             inputs=2,
@@ -386,7 +391,7 @@ def test_two_dropouts_of_a_step_drop_differently():
     mx.random.seed(0)
     features = mx.nd.resnetv2_trunk(
         mx.nd.ones((1, 1, 64, 64)),
-        program="dropout 1 0 0.5;dropout 2 1 0.5;mean 3 2",
+        program="dropout out=1 in=0 ratio=0.5;dropout out=2 in=1 ratio=0.5;mean out=3 in=2",
         dtype="float32",
         training=1,
         inputs=1,
@@ -404,15 +409,16 @@ def test_the_program_of_a_unit_is_as_written_by_hand():
     net = get_model("preact8", unit="basic")
     lines = Program(net(mx.sym.var("data")), 3).text.split(";")
     assert lines[:6] == [
-        "conv 1 0 1 -1 16 3 1 1 -1 0",
-        "bn 2 1 2 3 4 5 1e-05 0.9 0 1",  # with the ReLU, which the first unit shares
-        "conv 3 2 6 -1 16 3 1 1 -1 0",
-        "bn 4 3 7 8 9 10 1e-05 0.9 0 1",
-        "conv 5 4 11 -1 16 3 1 1 2 0",  # and the shortcut
-        "bn 6 5 12 13 14 15 1e-05 0.9 0 1",
+        "conv out=1 in=0 weight=1 channels=16 kernel=3 stride=1 pad=1",
+        # With the ReLU, which the first unit shares.
+        "bn out=2 in=1 gamma=2 beta=3 mean=4 var=5 eps=1e-05 momentum=0.9 relu",
+        "conv out=3 in=2 weight=6 channels=16 kernel=3 stride=1 pad=1",
+        "bn out=4 in=3 gamma=7 beta=8 mean=9 var=10 eps=1e-05 momentum=0.9 relu",
+        "conv out=5 in=4 weight=11 channels=16 kernel=3 stride=1 pad=1 add=2",  # and the shortcut
+        "bn out=6 in=5 gamma=12 beta=13 mean=14 var=15 eps=1e-05 momentum=0.9 relu",
     ]
-    assert "widen 10 5 32 2" in lines
-    assert lines[-1] == f"mean {len(lines)} {len(lines) - 1}"
+    assert "widen out=10 in=5 channels=32 stride=2" in lines
+    assert lines[-1] == f"mean out={len(lines)} in={len(lines) - 1}"
 
 
 @pytest.mark.parametrize(
@@ -515,10 +521,10 @@ def test_attributes_that_a_graph_leaves_out_are_mxnets_own():
     conv = mx.sym.Convolution(DATA, kernel=(3, 3), num_filter=4, no_bias=True)
     pooled = mx.sym.Pooling(mx.sym.BatchNorm(conv), kernel=(2, 2))
     assert Program(mx.sym.mean(pooled, axis=(2, 3)), 3).text.split(";") == [
-        "conv 1 0 1 -1 4 3 1 0 -1 0",
-        "bn 2 1 2 3 4 5 0.001 0.9 1 0",
-        "maxpool 3 2 2 1 0",
-        "mean 4 3",
+        "conv out=1 in=0 weight=1 channels=4 kernel=3 stride=1 pad=0",
+        "bn out=2 in=1 gamma=2 beta=3 mean=4 var=5 eps=0.001 momentum=0.9 fixed",
+        "maxpool out=3 in=2 kernel=2 stride=1 pad=0",
+        "mean out=4 in=3",
     ]
 
 
@@ -528,10 +534,10 @@ def test_sums_with_gated_activations_are_rounded_once():
     gate = mx.sym.sigmoid(DATA)
     graph = x * gate + DATA * (1 - gate)
     assert Program(mx.sym.mean(graph, axis=(2, 3)), 3).text.split(";") == [
-        "relu 1 0",
-        "gate 2 1 0 1 -1",
-        "gate 3 0 0 -1 2",
-        "mean 4 3",
+        "relu out=1 in=0",
+        "gate out=2 in=1 gate=0 sign=1",
+        "gate out=3 in=0 gate=0 sign=-1 add=2",
+        "mean out=4 in=3",
     ]
 
 
@@ -540,7 +546,8 @@ def test_strides_multiply():
     twice = DATA
     for stride in (2, 3):
         twice = mx.sym.slice(twice, begin=whole, end=whole, step=(1, 1, stride, stride))
-    assert Program(mx.sym.mean(twice, axis=(2, 3)), 3).text == "widen 1 0 3 6;mean 2 1"
+    program = Program(mx.sym.mean(twice, axis=(2, 3)), 3).text
+    assert program == "widen out=1 in=0 channels=3 stride=6;mean out=2 in=1"
 
 
 @pytest.mark.parametrize("between", [False, True])
@@ -550,10 +557,10 @@ def test_a_convolution_that_others_read_takes_no_addition_in(between):
     total = mx.sym.elemwise_add(residual, DATA)
     graph = mx.sym.mean(mx.sym.elemwise_add(total, conv), axis=(2, 3))
     assert Program(graph, 3, training=False).text.split(";") == [
-        "conv 1 0 1 -1 3 1 1 0 -1 0",
-        "add 2 1 0",
-        "add 3 2 1",
-        "mean 4 3",
+        "conv out=1 in=0 weight=1 channels=3 kernel=1 stride=1 pad=0",
+        "add out=2 in=1 with=0",
+        "add out=3 in=2 with=1",
+        "mean out=4 in=3",
     ]
 
 

@@ -71,7 +71,7 @@ CHANGES = (
     ),
     Change(
         "an addition is fused into a convolution that others read",
-        "engines/native/program.py", " < 0 and self._has_one_reader(residual):", " < 0:",
+        "engines/native/program.py", " or not self._has_one_reader(residual):", ":",
         "test_native.py", "takes_no_addition_in",
     ),
     Change(

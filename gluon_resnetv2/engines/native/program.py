@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ast
 import json
+from itertools import starmap
 from typing import NamedTuple
 
 import mxnet as mx
 
 from gluon_resnetv2.errors import UserError
 
-# Words of a convolution's line: what is added, and whether a ReLU follows.
-MORE, RELU = 9, 10
+Words = dict[str, float | bool]  # of an instruction; True: the word alone
 
 
 def _anything(_value) -> bool:
@@ -182,7 +182,7 @@ class Program:
         for index, node in enumerate(self._nodes):
             for source, *_ in node["inputs"]:
                 self._readers[source].append(index)
-        self._lines: list[list] = []  # the words of each
+        self._lines: list[tuple[str, Words]] = []
         self._computed: dict[int, Value] = {}  # by the node's index
         self.inputs: list[str] = []
         self.folded: list[str] = []
@@ -195,7 +195,7 @@ class Program:
                 self._input(first)
                 self._computed[first] = Activation(0, in_channels)
             self._add(index, node)
-        self.text = ";".join(" ".join(map(str, line)) for line in self._lines)
+        self.text = ";".join(starmap(_line, self._lines))
 
     def head(self, features: mx.sym.Symbol) -> mx.sym.Symbol:
         """What the network makes of its features, by MXNet's own operators."""
@@ -229,24 +229,24 @@ class Program:
             self._computed[index] = self._widened(op, attrs, given, node)
         elif op == "elemwise_add" and (gated := self._first_gated(reversed(given))):
             (other,) = (one for one in given if one != gated)
-            self._computed[index] = self._gate(self._found(gated), self._operand(other).number)
+            self._computed[index] = self._gate(self._found(gated), add=self._operand(other).number)
         elif op == "elemwise_add" and self._adds_while_it_convolves(*given):
             self._computed[index] = self._computed[given[0]]
         elif index not in self._computed:  # a ReLU may be part of the instruction before it
-            words, channels = self._instruction(op, attrs, given, index)
+            name, words, channels = self._instruction(op, attrs, given, index)
             if op in ("BatchNorm", "Activation") and self._convolves_alone(given[0]):
                 activation = self._computed[given[0]]
-                line = self._lines[activation.number - 1]
-                line[RELU] = words[-1] if op == "BatchNorm" else 1
+                _, convolution = self._lines[activation.number - 1]
                 if op == "BatchNorm":
                     self.folded.append(node["name"])
-                    *_, gamma, beta, mean, variance, eps, _momentum, fixed, _relu = words
-                    line += [gamma, beta, mean, variance, eps, fixed]
+                    kept = ("gamma", "beta", "mean", "var", "eps", "fixed", "relu")
+                    convolution.update((word, words[word]) for word in kept)
+                else:
+                    convolution["relu"] = True
             else:
-                name, *numbers = words
-                activation = self._line(name, channels, *numbers)
+                activation = self._instruct(name, words, channels)
             self._computed[index] = activation
-            if op == "BatchNorm" and words[-1]:
+            if op == "BatchNorm" and words["relu"]:
                 (relu,) = self._readers[index]
                 self._computed[relu] = activation
             if op == "mean":
@@ -270,32 +270,33 @@ class Program:
         return node["op"] == "amp_cast" or (node["op"] == "Dropout" and not self._training)
 
     def _instruction(self, op, attrs, given, index):
-        """Its name and all its numbers but `out`, and how many channels it computes."""
+        """Its name, its words but `out`, and how many channels it computes."""
         x = self._operand(given[0])
+        words: Words = {"in": x.number}
+        if op in ("Convolution", "Pooling"):
+            square = {word: attrs[word][0] for word in ("kernel", "stride", "pad")}
         if op == "Convolution":
-            weight, *bias = map(self._input, given[1:])
+            inputs = dict(zip(("weight", "bias"), map(self._input, given[1:])))
             channels = attrs["num_filter"]
-            square = attrs["kernel"][0], attrs["stride"][0], attrs["pad"][0]
-            return ("conv", x.number, weight, *(bias or [-1]), channels, *square, -1, 0), channels
+            return "conv", {**words, **inputs, "channels": channels, **square}, channels
         if op == "BatchNorm":
             readers = [self._nodes[reader] for reader in self._readers[index]]
             relu = [one.get("attrs", {}).get("act_type") for one in readers] == ["relu"]
-            statistics = map(self._input, given[1:])
-            numbers = attrs["eps"], attrs["momentum"], int(attrs["fix_gamma"]), int(relu)
-            return ("bn", x.number, *statistics, *numbers), x.channels
+            words.update(zip(("gamma", "beta", "mean", "var"), map(self._input, given[1:])))
+            words.update(eps=attrs["eps"], momentum=attrs["momentum"])
+            return "bn", {**words, "fixed": bool(attrs["fix_gamma"]), "relu": relu}, x.channels
         if op == "Activation":
-            return ("relu", x.number), x.channels
+            return "relu", words, x.channels
         if op == "elemwise_add":
-            return ("add", x.number, self._operand(given[1]).number), x.channels
+            return "add", {**words, "with": self._operand(given[1]).number}, x.channels
         if op == "_mul_scalar":
-            return ("scale", x.number, attrs["scalar"]), x.channels
+            return "scale", {**words, "factor": attrs["scalar"]}, x.channels
         if op == "Dropout":
-            return ("dropout", x.number, attrs["p"]), x.channels
+            return "dropout", {**words, "ratio": attrs["p"]}, x.channels
         if op == "Pooling":
-            square = attrs["kernel"][0], attrs["stride"][0], attrs["pad"][0]
-            return ("maxpool", x.number, *square), x.channels
+            return "maxpool", {**words, **square}, x.channels
         assert op == "mean", op
-        return ("mean", x.number), x.channels
+        return "mean", words, x.channels
 
     def _less_than_1(self, index: int, node) -> Gate:
         """What a gate leaves of 1."""
@@ -316,15 +317,16 @@ class Program:
         found = (one for one in given if isinstance(self._found(one), Gated))
         return next(filter(self._has_one_reader, found), None)
 
-    def _gate(self, gated: Gated, more: int = -1) -> Activation:
+    def _gate(self, gated: Gated, **more: int) -> Activation:
         """Computes a product with a gate, and adds an activation to it."""
         x, gate = gated
-        return self._line("gate", x.channels, x.number, gate.source.number, gate.sign, more)
+        words = {"in": x.number, "gate": gate.source.number, "sign": gate.sign, **more}
+        return self._instruct("gate", words, x.channels)
 
-    def _line(self, name: str, channels: int, *numbers) -> Activation:
-        """Appends an instruction."""
+    def _instruct(self, name: str, words: Words, channels: int) -> Activation:
+        """Appends an instruction that computes so many channels."""
         activation = Activation(len(self._lines) + 1, channels)
-        self._lines.append([name, activation.number, *numbers])
+        self._lines.append((name, {"out": activation.number, **words}))
         return activation
 
     def _widened(self, op, attrs, given, node) -> Widened:
@@ -346,11 +348,13 @@ class Program:
     def _adds_while_it_convolves(self, residual: int, shortcut: int) -> bool:
         """Has a convolution that nothing else reads add what is there already, if it is one."""
         number, more = self._operand(residual).number, self._operand(shortcut).number
-        convolves = number > more and self._lines[number - 1][0] == "conv"
-        if convolves and self._lines[number - 1][MORE] < 0 and self._has_one_reader(residual):
-            self._lines[number - 1][MORE] = more
-            return True
-        return False
+        if number <= more or not self._has_one_reader(residual):
+            return False
+        name, words = self._lines[number - 1]
+        adds = name == "conv" and "add" not in words
+        if adds:
+            words["add"] = more
+        return adds
 
     def _has_one_reader(self, index: int) -> bool:
         """Whether one node alone reads what this one computes, here or before nodes between."""
@@ -370,7 +374,8 @@ class Program:
             raise _unsupported(self._nodes[index])
         if isinstance(found, Widened):
             source, stride, channels = found
-            found = self._line("widen", channels, source.number, channels, stride)
+            words = {"in": source.number, "channels": channels, "stride": stride}
+            found = self._instruct("widen", words, channels)
         if isinstance(found, Gated):
             found = self._gate(found)
         self._computed[index] = found
@@ -388,6 +393,12 @@ class Program:
             raise _unsupported(self._nodes[index])
         self.inputs.append(self._nodes[index]["name"])
         return len(self.inputs) - 1
+
+
+def _line(name: str, words: Words) -> str:
+    """An instruction as the operator reads it: numbers as WORD=NUMBER, what is True as its word."""
+    said = ((word, value) for word, value in words.items() if value is not False)
+    return " ".join([name, *(word if value is True else f"{word}={value}" for word, value in said)])
 
 
 def _value(text: str):

@@ -4,19 +4,20 @@
 // MXNet 1.9.1 computes on a oneDNN of 2021. This operator computes on the current one, keeps every
 // activation channels-last and in one type, float32 or bfloat16, from the images to the features,
 // and plans once, for the first batch, what each later batch repeats. What it computes is a
-// program, which `program.py` writes; an instruction is a line of numbers:
+// program, which `program.py` writes; an instruction is a line of words such as `pad=1`:
 //
-//   conv    out in weight bias channels kernel stride pad more relu
-//           (bias -1: none; more: an activation that is added to the rest, or -1); and in
-//           inference gamma beta mean var eps fixed of a normalisation that the weights take in
-//   bn      out in gamma beta mean var eps momentum fixed relu
+//   conv    out in weight channels kernel stride pad, and where it has them: bias; add, an
+//           activation that is added to the rest; relu; and in inference gamma beta mean var eps
+//           [fixed] of a normalisation that the weights take in
+//   bn      out in gamma beta mean var eps momentum [fixed] [relu]
 //   relu    out in
-//   add     out in in          scale out in factor
-//   gate    out in gate sign more           (in times the sigmoid of sign * gate, and more as above)
-//   widen   out in channels stride          (every stride-th pixel, zeros as further channels)
-//   dropout out in ratio                    (what stays is divided by 1 - ratio)
+//   add     out in with
+//   scale   out in factor
+//   gate    out in gate sign [add]     (in times the sigmoid of sign * gate, and add as above)
+//   widen   out in channels stride     (every stride-th pixel, zeros as further channels)
+//   dropout out in ratio               (what stays is divided by 1 - ratio)
 //   maxpool out in kernel stride pad
-//   mean    out in                                           (over the pixels; the last one)
+//   mean    out in                     (over the pixels; the last one)
 //
 // `in` and `out` number the activations, the images being 0; weights and the like are numbers of
 // the operator's inputs, the images again being 0.
@@ -152,19 +153,22 @@ class Pool {
 
 struct Instruction {
   std::string name;
-  std::vector<double> numbers;
+  std::map<std::string, double> words;
 
-  int operator[](size_t i) const { return int(numbers.at(i)); }
+  bool has(const char* word) const { return words.count(word); }
+  double number(const char* word) const { return words.at(word); }
+  int operator[](const char* word) const { return int(number(word)); }
 
   // The activations that it reads.
   std::vector<int> reads() const {
-    if (name == "gate" && (*this)[4] >= 0) return {(*this)[1], (*this)[2], (*this)[4]};
-    if (name == "add" || name == "gate") return {(*this)[1], (*this)[2]};
-    if (name == "conv" && (*this)[8] >= 0) return {(*this)[1], (*this)[8]};
-    return {(*this)[1]};
+    std::vector<int> found;
+    for (auto word : {"in", "with", "gate", "add"})
+      if (has(word)) found.push_back((*this)[word]);
+    return found;
   }
 };
 
+// A line has an instruction's name, then WORD=NUMBER, or a WORD alone for what is or is not.
 std::vector<Instruction> parse(const std::string& text) {
   std::vector<Instruction> program;
   std::istringstream lines(text);
@@ -172,7 +176,11 @@ std::vector<Instruction> parse(const std::string& text) {
     std::istringstream words(line);
     Instruction instruction;
     words >> instruction.name;
-    for (double number; words >> number;) instruction.numbers.push_back(number);
+    for (std::string word; words >> word;) {
+      auto at = word.find('=');
+      instruction.words[word.substr(0, at)] =
+          at == std::string::npos ? 1 : std::stod(word.substr(at + 1));
+    }
     program.push_back(instruction);
   }
   return program;
@@ -265,56 +273,60 @@ class Trunk {
   }
 
   std::function<void()> conv(const Instruction& i) {
-    auto x = *values_[i[1]];
+    auto x = *values_[i["in"]];
     auto shape = x.get_desc().get_dims();
-    memory::dims kernel = {i[4], shape[1], i[5], i[5]}, strides = {i[6], i[6]}, pad = {i[7], i[7]};
-    memory::dims out = {shape[0], i[4], size(shape[2], i), size(shape[3], i)}, wide = {i[4]};
+    memory::dims kernel = {i["channels"], shape[1], i["kernel"], i["kernel"]};
+    memory::dims strides = {i["stride"], i["stride"]}, pad = {i["pad"], i["pad"]};
+    memory::dims wide = {i["channels"]};
+    memory::dims out = {shape[0], i["channels"], size(shape[2], i), size(shape[3], i)};
     memory::desc weights(kernel, type_, Tag::any), diff_weights(kernel, Type::f32, Tag::any);
-    const bool folds = i.numbers.size() > 10;
-    memory::desc bias = i[3] < 0 && !folds ? memory::desc() : memory::desc(wide, Type::f32, Tag::a);
+    const bool folds = i.has("gamma");
+    memory::desc bias = memory::desc();
+    if (i.has("bias") || folds) bias = memory::desc(wide, Type::f32, Tag::a);
     const auto direct = algorithm::convolution_direct;
     primitive_attr attributes;
     post_ops after;
-    if (i[9]) after.append_eltwise(algorithm::eltwise_relu, 0, 0);
-    if (i[8] >= 0) after.append_binary(algorithm::binary_add, activation(out));
+    if (i.has("relu")) after.append_eltwise(algorithm::eltwise_relu, 0, 0);
+    if (i.has("add")) after.append_binary(algorithm::binary_add, activation(out));
     attributes.set_post_ops(after);
     convolution_forward::primitive_desc pd(engine_, kind(), direct, x.get_desc(), weights, bias,
                                            activation(out), strides, pad, pad, attributes);
-    auto y = compute(i[0], out);
-    auto given = folds ? pool_.keep({kernel, Type::f32, Tag::oihw}) : input(i[2], Tag::oihw);
+    auto y = compute(i["out"], out);
+    auto given = folds ? pool_.keep({kernel, Type::f32, Tag::oihw}) : input(i["weight"], Tag::oihw);
     Arguments arguments = {{DNNL_ARG_SRC, x}, {DNNL_ARG_DST, y}};
     if (folds)
       arguments[DNNL_ARG_BIAS] = folded(i, given);
-    else if (i[3] >= 0)
-      arguments[DNNL_ARG_BIAS] = input(i[3], Tag::a);
+    else if (i.has("bias"))
+      arguments[DNNL_ARG_BIAS] = input(i["bias"], Tag::a);
     auto w = converted(training_ ? forward_ : once_, given, pd.weights_desc());
     arguments[DNNL_ARG_WEIGHTS] = w;
-    if (i[8] >= 0)
-      arguments[DNNL_ARG_ATTR_MULTIPLE_POST_OP(after.len() - 1) | DNNL_ARG_SRC_1] = *values_[i[8]];
+    if (i.has("add"))
+      arguments[DNNL_ARG_ATTR_MULTIPLE_POST_OP(after.len() - 1) | DNNL_ARG_SRC_1] =
+          *values_[i["add"]];
     run(forward_, convolution_forward(pd), arguments);
 
     return [=] {
-      auto dy = take(i[0]);
-      if (i[8] >= 0) pass_on(i[8], dy);
+      auto dy = take(i["out"]);
+      if (i.has("add")) pass_on(i["add"], dy);
       convolution_backward_weights::primitive_desc weights_pd(
           engine_, direct, x.get_desc(), diff_weights, bias, activation(out), strides, pad, pad, pd);
-      auto target = output(i[2], Tag::oihw);
+      auto target = output(i["weight"], Tag::oihw);
       auto dw = weights_pd.diff_weights_desc() == target.get_desc()
                     ? target
                     : pool_.keep(weights_pd.diff_weights_desc());
       Arguments arguments = {
           {DNNL_ARG_SRC, x}, {DNNL_ARG_DIFF_DST, *dy}, {DNNL_ARG_DIFF_WEIGHTS, dw}};
-      if (i[3] >= 0) arguments[DNNL_ARG_DIFF_BIAS] = output(i[3], Tag::a);
+      if (i.has("bias")) arguments[DNNL_ARG_DIFF_BIAS] = output(i["bias"], Tag::a);
       run(backward_, convolution_backward_weights(weights_pd), arguments);
       if (dw.get() != target.get())
         run(backward_, reorder(dw, target), {{DNNL_ARG_FROM, dw}, {DNNL_ARG_TO, target}});
-      if (i[1] == 0 && !images_) return;
+      if (i["in"] == 0 && !images_) return;
       convolution_backward_data::primitive_desc data_pd(engine_, direct, x.get_desc(), weights,
                                                         activation(out), strides, pad, pad, pd);
       auto w_back = data_pd.weights_desc() == w.get_desc()
                         ? w
                         : converted(backward_, given, data_pd.weights_desc());
-      give(i[1], [&](const memory& dx) {
+      give(i["in"], [&](const memory& dx) {
         run(backward_, convolution_backward_data(data_pd),
             {{DNNL_ARG_DIFF_DST, *dy}, {DNNL_ARG_WEIGHTS, w_back}, {DNNL_ARG_DIFF_SRC, dx}});
       });
@@ -324,13 +336,14 @@ class Trunk {
   // Fills the weights that do a convolution and the normalisation of what it computes in one;
   // returns the bias that goes with them.
   memory folded(const Instruction& i, const memory& weights) {
-    auto own = input(i[2], Tag::oihw), gamma = input(i[10], Tag::a), beta = input(i[11], Tag::a);
-    auto mean = input(i[12], Tag::a), variance = input(i[13], Tag::a);
-    auto before = i[3] < 0 ? memory() : input(i[3], Tag::a);
+    auto own = input(i["weight"], Tag::oihw);
+    auto gamma = input(i["gamma"], Tag::a), beta = input(i["beta"], Tag::a);
+    auto mean = input(i["mean"], Tag::a), variance = input(i["var"], Tag::a);
+    auto before = !i.has("bias") ? memory() : input(i["bias"], Tag::a);
     auto bias = pool_.keep(mean.get_desc());
-    const float eps = i.numbers[14];
-    const bool fixed = i[15], has_bias = i[3] >= 0;
-    const size_t channels = i[4], size = elements(weights) / channels;
+    const float eps = i.number("eps");
+    const bool fixed = i.has("fixed"), has_bias = i.has("bias");
+    const size_t channels = i["channels"], size = elements(weights) / channels;
     once_.push_back([=] {
       for (size_t c = 0; c < channels; ++c) {
         const float scale = (fixed ? 1 : data(gamma)[c]) / std::sqrt(data(variance)[c] + eps);
@@ -342,28 +355,28 @@ class Trunk {
   }
 
   std::function<void()> bn(const Instruction& i) {
-    auto x = *values_[i[1]], y = compute(i[0], x.get_desc().get_dims());
-    const bool fixed = i[8];
-    const float eps = i.numbers[6], momentum = i.numbers[7];
+    auto x = *values_[i["in"]], y = compute(i["out"], x.get_desc().get_dims());
+    const bool fixed = i.has("fixed");
+    const float eps = i.number("eps"), momentum = i.number("momentum");
     auto flags = normalization_flags::use_scale | normalization_flags::use_shift;
-    if (i[9]) flags |= normalization_flags::fuse_norm_relu;
+    if (i.has("relu")) flags |= normalization_flags::fuse_norm_relu;
     if (!training_) flags |= normalization_flags::use_global_stats;
     batch_normalization_forward::primitive_desc pd(engine_, kind(), x.get_desc(), y.get_desc(), eps,
                                                    flags);
-    auto mean = training_ ? pool_.keep(pd.mean_desc()) : input(i[4], Tag::a);
-    auto variance = training_ ? pool_.keep(pd.variance_desc()) : input(i[5], Tag::a);
-    memory gamma = fixed ? pool_.keep(pd.mean_desc()) : input(i[2], Tag::a);
+    auto mean = training_ ? pool_.keep(pd.mean_desc()) : input(i["mean"], Tag::a);
+    auto variance = training_ ? pool_.keep(pd.variance_desc()) : input(i["var"], Tag::a);
+    memory gamma = fixed ? pool_.keep(pd.mean_desc()) : input(i["gamma"], Tag::a);
     const int channels = x.get_desc().get_dims()[1];
     if (fixed) std::fill_n(data(gamma), channels, 1.f);
     memory marks;  // where the ReLU was open
     Arguments arguments = {{DNNL_ARG_SRC, x},           {DNNL_ARG_DST, y},
                            {DNNL_ARG_MEAN, mean},       {DNNL_ARG_VARIANCE, variance},
-                           {DNNL_ARG_SCALE, gamma},     {DNNL_ARG_SHIFT, input(i[3], Tag::a)}};
-    if (i[9] && training_)
+                           {DNNL_ARG_SCALE, gamma},     {DNNL_ARG_SHIFT, input(i["beta"], Tag::a)}};
+    if (i.has("relu") && training_)
       marks = arguments[DNNL_ARG_WORKSPACE] = pool_.keep(pd.workspace_desc());
     run(forward_, batch_normalization_forward(pd), arguments);
     if (!training_) return {};
-    for (auto& [index, batch] : {std::pair{i[4], mean}, std::pair{i[5], variance}}) {
+    for (auto& [index, batch] : {std::pair{i["mean"], mean}, std::pair{i["var"], variance}}) {
       auto moving = std::make_shared<float*>();
       statistics_.emplace_back(moving, index);
       auto* now = static_cast<float*>(batch.get_data_handle());
@@ -374,36 +387,36 @@ class Trunk {
     }
 
     return [=] {
-      auto dy = take(i[0]);
+      auto dy = take(i["out"]);
       batch_normalization_backward::primitive_desc back_pd(
           engine_, prop_kind::backward, x.get_desc(), x.get_desc(), x.get_desc(), eps, flags, pd);
-      auto dgamma = fixed ? pool_.keep(pd.mean_desc()) : output(i[2], Tag::a);
+      auto dgamma = fixed ? pool_.keep(pd.mean_desc()) : output(i["gamma"], Tag::a);
       if (fixed) {  // of what is fixed, the gradient is zero
-        auto asked = output(i[2], Tag::a);
+        auto asked = output(i["gamma"], Tag::a);
         backward_.push_back([=] { std::fill_n(data(asked), channels, 0.f); });
       }
       Arguments arguments = {{DNNL_ARG_SRC, x},           {DNNL_ARG_DIFF_DST, *dy},
                              {DNNL_ARG_MEAN, mean},       {DNNL_ARG_VARIANCE, variance},
                              {DNNL_ARG_SCALE, gamma},     {DNNL_ARG_DIFF_SCALE, dgamma},
-                             {DNNL_ARG_DIFF_SHIFT, output(i[3], Tag::a)}};
-      if (i[9]) arguments[DNNL_ARG_WORKSPACE] = marks;
+                             {DNNL_ARG_DIFF_SHIFT, output(i["beta"], Tag::a)}};
+      if (i.has("relu")) arguments[DNNL_ARG_WORKSPACE] = marks;
       auto write = [&](const memory& dx) {
         arguments[DNNL_ARG_DIFF_SRC] = dx;
         run(backward_, batch_normalization_backward(back_pd), arguments);
       };
-      if (i[1] == 0 && !images_)  // nobody asks for it, but the primitive writes it
+      if (i["in"] == 0 && !images_)  // nobody asks for it, but the primitive writes it
         write(*pool_.lend(x.get_desc()));
       else
-        give(i[1], write);
+        give(i["in"], write);
     };
   }
 
   std::function<void()> relu(const Instruction& i) {
-    auto x = *values_[i[1]], y = compute(i[0], x.get_desc().get_dims());
+    auto x = *values_[i["in"]], y = compute(i["out"], x.get_desc().get_dims());
     forward_.push_back([=] { map([](float a) { return a > 0 ? a : 0; }, y, x); });
     return [=] {
-      auto dy = take(i[0]);
-      give(i[1], [&](const memory& dx) {
+      auto dy = take(i["out"]);
+      give(i["in"], [&](const memory& dx) {
         backward_.push_back(
             [=, dy = *dy] { map([](float g, float a) { return a > 0 ? g : 0; }, dx, dy, y); });
       });
@@ -411,33 +424,35 @@ class Trunk {
   }
 
   std::function<void()> add(const Instruction& i) {
-    auto a = *values_[i[1]], b = *values_[i[2]], y = compute(i[0], a.get_desc().get_dims());
+    auto a = *values_[i["in"]], b = *values_[i["with"]];
+    auto y = compute(i["out"], a.get_desc().get_dims());
     forward_.push_back([=] { map([](float s, float t) { return s + t; }, y, a, b); });
     return [=] {
-      auto dy = take(i[0]);
-      for (int operand : {i[1], i[2]}) pass_on(operand, dy);
+      auto dy = take(i["out"]);
+      for (int operand : {i["in"], i["with"]}) pass_on(operand, dy);
     };
   }
 
   // The sigmoid is computed anew wherever it is needed, so that it is never rounded to the type.
   std::function<void()> gate(const Instruction& i) {
-    auto x = *values_[i[1]], z = *values_[i[2]], y = compute(i[0], x.get_desc().get_dims());
-    const float sign = i[3];
+    auto x = *values_[i["in"]], z = *values_[i["gate"]];
+    auto y = compute(i["out"], x.get_desc().get_dims());
+    const float sign = i["sign"];
     auto gated = [=](float a, float b) { return a * sigmoid(sign * b); };
-    if (i[4] < 0) {
+    if (!i.has("add")) {
       forward_.push_back([=] { map(gated, y, x, z); });
     } else {
-      forward_.push_back([=, more = *values_[i[4]]] {
+      forward_.push_back([=, more = *values_[i["add"]]] {
         map([=](float a, float b, float c) { return gated(a, b) + c; }, y, x, z, more);
       });
     }
     return [=] {
-      auto dy = take(i[0]);
-      if (i[4] >= 0) pass_on(i[4], dy);
-      give(i[1], [&](const memory& dx) {
+      auto dy = take(i["out"]);
+      if (i.has("add")) pass_on(i["add"], dy);
+      give(i["in"], [&](const memory& dx) {
         backward_.push_back([=, dy = *dy] { map(gated, dx, dy, z); });
       });
-      give(i[2], [&](const memory& dz) {
+      give(i["gate"], [&](const memory& dz) {
         backward_.push_back([=, dy = *dy] {
           map([=](float g, float a, float b) { return sign * g * a * sigmoid(b) * sigmoid(-b); },
               dz, dy, x, z);
@@ -447,24 +462,24 @@ class Trunk {
   }
 
   std::function<void()> scale(const Instruction& i) {
-    auto x = *values_[i[1]], y = compute(i[0], x.get_desc().get_dims());
-    const float factor = i.numbers[2];
+    auto x = *values_[i["in"]], y = compute(i["out"], x.get_desc().get_dims());
+    const float factor = i.number("factor");
     forward_.push_back([=] { map([=](float a) { return factor * a; }, y, x); });
     return [=] {
-      auto dy = take(i[0]);
-      give(i[1], [&](const memory& dx) {
+      auto dy = take(i["out"]);
+      give(i["in"], [&](const memory& dx) {
         backward_.push_back([=, dy = *dy] { map([=](float g) { return factor * g; }, dx, dy); });
       });
     };
   }
 
   std::function<void()> widen(const Instruction& i) {
-    auto x = *values_[i[1]];
+    auto x = *values_[i["in"]];
     auto from = x.get_desc().get_dims();
-    const int channels = i[2], stride = i[3];
+    const int channels = i["channels"], stride = i["stride"];
     memory::dims to = {from[0], channels, (from[2] + stride - 1) / stride,
                        (from[3] + stride - 1) / stride};
-    auto y = compute(i[0], to);
+    auto y = compute(i["out"], to);
     forward_.push_back([=] {
       typed(
           [=](auto* narrow, auto* wide) {
@@ -476,8 +491,8 @@ class Trunk {
           x, y);
     });
     return [=] {
-      auto dy = take(i[0]);
-      give(i[1], [&](const memory& dx) {
+      auto dy = take(i["out"]);
+      give(i["in"], [&](const memory& dx) {
         backward_.push_back([=, dy = *dy] {
           typed(
               [=](auto* narrow, auto* wide) {
@@ -493,10 +508,10 @@ class Trunk {
   }
 
   std::function<void()> dropout(const Instruction& i) {
-    auto x = *values_[i[1]], y = compute(i[0], x.get_desc().get_dims());
-    const float ratio = i.numbers[2], rescale = ratio < 1 ? 1 / (1 - ratio) : 0;
+    auto x = *values_[i["in"]], y = compute(i["out"], x.get_desc().get_dims());
+    const float ratio = i.number("ratio"), rescale = ratio < 1 ? 1 / (1 - ratio) : 0;
     const auto threshold = uint64_t(ratio * 4294967296.0);
-    const uint64_t place = i[0];
+    const uint64_t place = i["out"];
     auto stays = std::make_shared<std::vector<uint8_t>>(elements(x));
     auto apply = [=](const memory& from, const memory& to) {
       typed(
@@ -516,8 +531,8 @@ class Trunk {
       apply(x, y);
     });
     return [=] {
-      auto dy = take(i[0]);
-      give(i[1], [&](const memory& dx) {
+      auto dy = take(i["out"]);
+      give(i["in"], [&](const memory& dx) {
         backward_.push_back([=, dy = *dy] { apply(dy, dx); });
       });
     };
@@ -532,24 +547,24 @@ class Trunk {
   }
 
   std::function<void()> maxpool(const Instruction& i) {
-    auto x = *values_[i[1]];
+    auto x = *values_[i["in"]];
     auto shape = x.get_desc().get_dims();
-    auto pooled = [&](int n) { return (n + 2 * i[4] - i[2]) / i[3] + 1; };
-    memory::dims out = {shape[0], shape[1], pooled(shape[2]), pooled(shape[3])};
-    memory::dims strides = {i[3], i[3]}, kernel = {i[2], i[2]}, pad = {i[4], i[4]}, dense = {0, 0};
+    memory::dims out = {shape[0], shape[1], size(shape[2], i), size(shape[3], i)};
+    memory::dims strides = {i["stride"], i["stride"]}, kernel = {i["kernel"], i["kernel"]};
+    memory::dims pad = {i["pad"], i["pad"]}, dense = {0, 0};
     const auto max = algorithm::pooling_max;
     pooling_forward::primitive_desc pd(engine_, kind(), max, x.get_desc(), activation(out), strides,
                                        kernel, dense, pad, pad);
-    auto y = compute(i[0], out);
+    auto y = compute(i["out"], out);
     Arguments arguments = {{DNNL_ARG_SRC, x}, {DNNL_ARG_DST, y}};
     memory winners;
     if (training_) winners = arguments[DNNL_ARG_WORKSPACE] = pool_.keep(pd.workspace_desc());
     run(forward_, pooling_forward(pd), arguments);
     return [=] {
-      auto dy = take(i[0]);
+      auto dy = take(i["out"]);
       pooling_backward::primitive_desc back_pd(engine_, max, x.get_desc(), activation(out), strides,
                                                kernel, dense, pad, pad, pd);
-      give(i[1], [&](const memory& dx) {
+      give(i["in"], [&](const memory& dx) {
         run(backward_, pooling_backward(back_pd),
             {{DNNL_ARG_DIFF_DST, *dy}, {DNNL_ARG_DIFF_SRC, dx}, {DNNL_ARG_WORKSPACE, winners}});
       });
@@ -557,7 +572,7 @@ class Trunk {
   }
 
   std::function<void()> mean(const Instruction& i) {
-    auto x = *values_[i[1]];
+    auto x = *values_[i["in"]];
     auto shape = x.get_desc().get_dims();
     const ptrdiff_t n = shape[0], channels = shape[1], area = shape[2] * shape[3];
     forward_.push_back([=] {
@@ -576,7 +591,7 @@ class Trunk {
           x);
     });
     return [=] {
-      give(i[1], [&](const memory& dx) {
+      give(i["in"], [&](const memory& dx) {
         backward_.push_back([=] {
           typed(
               [=](auto* a) {
@@ -608,8 +623,9 @@ class Trunk {
     return training_ ? prop_kind::forward_training : prop_kind::forward_inference;
   }
 
-  static int64_t size(int64_t before, const Instruction& conv) {
-    return (before + 2 * conv[7] - conv[5]) / conv[6] + 1;
+  // Height or width of what a window gives.
+  static int64_t size(int64_t before, const Instruction& i) {
+    return (before + 2 * i["pad"] - i["kernel"]) / i["stride"] + 1;
   }
 
   memory::desc activation(const memory::dims& shape) const { return {shape, type_, Tag::nhwc}; }
@@ -758,7 +774,8 @@ mxnet::ext::MXReturnValue infer_shape(const Attributes& attributes,
 
 mxnet::ext::MXReturnValue mutate_inputs(const Attributes& attributes, std::vector<int>* indices) {
   for (auto& i : parse(attributes.at("program")))
-    if (i.name == "bn" && attributes.at("training") == "1") indices->insert(indices->end(), {i[4], i[5]});
+    if (i.name == "bn" && attributes.at("training") == "1")
+      indices->insert(indices->end(), {i["mean"], i["var"]});
   return mxnet::ext::MX_SUCCESS;
 }
 
