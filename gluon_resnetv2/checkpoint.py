@@ -14,8 +14,10 @@ import re
 import shutil
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import mxnet as mx
 import numpy as np
@@ -26,18 +28,78 @@ from gluon_resnetv2.formats.params_file import save_arrays
 from gluon_resnetv2.layers import is_statistic
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import Spec
-from gluon_resnetv2.untrusted import Fault, read_bytes, read_json, told_of
+from gluon_resnetv2.untrusted import Fault, check_fields, read_bytes, read_json, told_of
 
 FORMAT = 2
 REMAINS = r"\.step-\d{8}\.(old|\w{8}\.(new|before))"
 STATE_BYTES = 1 << 24  # and of a manifest
-STATE = {  # what everybody reads of it
-    **dict.fromkeys(("step", "epoch", "steps_per_epoch"), int),
-    **dict.fromkeys(("recipe", "spec", "input"), dict),
-    **dict.fromkeys(("best", "metrics"), (dict, type(None))),
-    "classes": list,
-}
 FILES = ("net.params", "training.params", "state.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """Every number of a training that is no array; state.json has it.
+
+    Attributes:
+        step, epoch: how many are done.
+        updates: of the parameters so far.
+        loss_scale: float16's, and for how many steps it has held.
+        meter: sums of the epoch under way, of each device.
+        seconds: of training.
+        best: {"step", "epoch", "test_error"} of the best checkpoint so far.
+        metrics: the last epoch's.
+        recipe: `Recipe.to_dict`.
+        classes: a name for each logit.
+        input: {"shape", "mean", "std", "crop"} of the images.
+    """
+
+    step: int
+    epoch: int
+    steps_per_epoch: int
+    updates: int
+    loss_scale: dict[str, float] | None
+    meter: list
+    seconds: float
+    best: dict[str, float] | None
+    metrics: dict[str, Any] | None
+    devices: int
+    workers: int
+    recipe: dict[str, Any]
+    spec: Spec
+    classes: Sequence[str]
+    input: dict[str, Any]
+
+    @classmethod
+    def from_dict(cls, values: Any) -> State:
+        """What `to_dict` wrote, in any version of this package.
+
+        Raises:
+            Fault: it has a field that can't be one, which the message names.
+        """
+        check_fields(values, {name: partial(_is, kind) for name, kind in KINDS.items()})
+        try:
+            spec = Spec.from_dict(values["spec"])
+        except UserError as error:
+            raise Fault(f"has no spec that could be one: {error}") from None
+        return cls(**{**{name: values[name] for name in KINDS}, "spec": spec})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of state.json."""
+        return {**vars(self), "spec": self.spec.to_dict()}
+
+
+NUMBER, OPTIONAL = (int, float), (dict, type(None))
+KINDS = {  # of what JSON says, for each field
+    **dict.fromkeys(("step", "epoch", "steps_per_epoch", "updates", "devices", "workers"), int),
+    **dict.fromkeys(("recipe", "spec", "input"), dict),
+    **dict.fromkeys(("loss_scale", "best", "metrics"), OPTIONAL),
+    **dict.fromkeys(("meter", "classes"), list),
+    "seconds": NUMBER,
+}
+
+
+def _is(kinds, value) -> bool:
+    return isinstance(value, kinds)
 
 
 def save_parameters(net: ResNetV2, path: str | Path, dtype: str | None = None) -> None:
@@ -113,22 +175,22 @@ def set_parameters(
 
 
 def write_checkpoint(
-    run: str | Path, net: ResNetV2, arrays: dict[str, mx.nd.NDArray], state: dict
+    run: str | Path, net: ResNetV2, arrays: dict[str, mx.nd.NDArray], state: State
 ) -> Path:
     """Writes RUN/checkpoints/step-NNNNNNNN, whole or not at all; returns its path.
 
     Args:
         arrays: what training needs besides the network's parameters.
-        state: every number; its "step" names the checkpoint.
+        state: every number; its step names the checkpoint.
 
     Raises:
         OSError: the folder can't be written to; the checkpoints before are still there.
     """
-    path = Path(run) / "checkpoints" / f"step-{state['step']:08d}"
+    path = Path(run) / "checkpoints" / f"step-{state.step:08d}"
     with whole_folder(path) as temporary:
         save_parameters(net, temporary / "net.params")
         save_arrays(temporary / "training.params", arrays)
-        write_json(temporary / "state.json", state)
+        write_json(temporary / "state.json", state.to_dict())
         sums = {name: sha256(temporary / name) for name in FILES}
         write_json(temporary / "manifest.json", {"format": FORMAT, "sha256": sums})
     return path
@@ -173,7 +235,7 @@ def _remains(run) -> list[Path]:
     return [path for path in found if re.fullmatch(REMAINS, path.name)]
 
 
-def read_checkpoint(path: Path) -> dict:
+def read_checkpoint(path: Path) -> State:
     """The state of a checkpoint, all of whose files are what was written.
 
     Raises:
@@ -196,18 +258,14 @@ def read_checkpoint(path: Path) -> dict:
         if found != expected:
             raise UserError(f"{path / name} is damaged: its SHA-256 differs from the manifest's")
     with told_of(path / "state.json"):
-        state = read_json(read_bytes(path / "state.json", STATE_BYTES), finite=False)
-        if not isinstance(state, dict):
-            raise Fault("is no JSON object")
-        for name, kind in STATE.items():
-            if not isinstance(state.get(name), kind):
-                raise Fault(f"has no {name} that could be one")
-    if path.name != f"step-{state['step']:08d}":
-        raise UserError(f"{path} holds step {state['step']}")
+        values = read_json(read_bytes(path / "state.json", STATE_BYTES), finite=False)
+        state = State.from_dict(values)
+    if path.name != f"step-{state.step:08d}":
+        raise UserError(f"{path} holds step {state.step}")
     return state
 
 
-def valid_checkpoints(run: str | Path, warn=print) -> Iterator[tuple[Path, dict]]:
+def valid_checkpoints(run: str | Path, warn=print) -> Iterator[tuple[Path, State]]:
     """Path and state of each checkpoint that is as it was written, newest first.
 
     Args:
@@ -222,7 +280,7 @@ def valid_checkpoints(run: str | Path, warn=print) -> Iterator[tuple[Path, dict]
         yield path, state
 
 
-def choose_checkpoint(run: str | Path, which: str = "last", *, warn=print) -> tuple[Path, dict]:
+def choose_checkpoint(run: str | Path, which: str = "last", *, warn=print) -> tuple[Path, State]:
     """Path and state of a run's "last" valid checkpoint, its "best", or that of a step's number.
 
     Raises:
@@ -231,23 +289,23 @@ def choose_checkpoint(run: str | Path, which: str = "last", *, warn=print) -> tu
     if not checkpoints(run):
         raise UserError(f"{run} holds no checkpoint; name the folder of a run, such as runs/NAME")
     for path, state in valid_checkpoints(run, warn):
-        best = (state.get("best") or {}).get("step")
-        if which == "last" or (which == "best" and state["step"] == best):
+        best = (state.best or {}).get("step")
+        if which == "last" or (which == "best" and state.step == best):
             return path, state
-        if which.isdecimal() and state["step"] == int(which):
+        if which.isdecimal() and state.step == int(which):
             return path, state
     raise UserError(f"{run} holds no valid checkpoint '{which}'; choose last, best or a step")
 
 
 def load_run(
     run: str | Path, checkpoint: str = "last", devices: Sequence[mx.Context] | None = None
-) -> tuple[ResNetV2, dict]:
+) -> tuple[ResNetV2, State]:
     """The network of a run's checkpoint, on `devices`, and its state.
 
     Raises:
         UserError: `run` holds no such checkpoint.
     """
     path, state = choose_checkpoint(run, checkpoint, warn=partial(print, file=sys.stderr))
-    net = ResNetV2(Spec.from_dict(state["spec"]))
+    net = ResNetV2(state.spec)
     load_parameters(net, path / "net.params", devices)
     return net, state

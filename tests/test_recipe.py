@@ -22,6 +22,7 @@ from gluon_resnetv2.training.run import Run
 from gluon_resnetv2.training.schedule import Cosine, Steps, WarmUp
 
 ROOT = Path(__file__).resolve().parents[1]
+OLD = ROOT / "tests" / "fixtures" / "v0.1"
 
 # -- Schedules -------------------------------------------------------------------------------------
 
@@ -412,6 +413,20 @@ def test_options_override_a_recipe():
     assert (again.warmup_steps, again.warmup_epochs) == (None, 0.5)
     assert (again.lr_steps, again.lr_step_epochs) == ((3,), None)
     assert again.model == "preact20"
+
+
+def test_options_override_a_recipe_of_before():
+    """It has `update_on_kvstore`, which is gone, and no format."""
+    fields = json.loads((OLD / "run" / "recipe.json").read_text())
+    assert not fields["update_on_kvstore"]
+    assert "format" not in fields
+    recipe, _ = parse("--recipe", str(OLD / "run"), "--lr", "0.03")
+    assert (recipe.model, recipe.lr) == (fields["model"], 0.03)
+
+
+def test_a_recipe_of_a_later_format_is_refused():
+    with pytest.raises(UserError, match="format 3 is of a later version"):
+        Recipe.from_dict({**Recipe().to_dict(), "format": 3})
 
 
 def test_what_follows_from_an_option_follows_from_a_new_one():

@@ -164,6 +164,7 @@ def _same_everywhere(parameter):
 def outcome(folder) -> dict:
     """All that a run has computed, but not how long it took and where it is."""
     path, state = choose_checkpoint(folder)
+    state = state.to_dict()
     for record in (state, state["metrics"], state["recipe"]):
         for name in (*TIMES, "output", "keep", "checkpoint_every"):
             record.pop(name, None)
@@ -386,7 +387,7 @@ def test_a_kill_while_writing_loses_no_older_checkpoint(tmp_path, in_peace, kill
     train(broken, recipe, before_update(5, kill))
     assert train(broken, recipe, KILLED[killed]) is None
     _, state = choose_checkpoint(broken, warn=None)  # nothing to be warned of
-    assert state["step"] == (8 if killed == "old ones" else 4)
+    assert state.step == (8 if killed == "old ones" else 4)
     with (broken / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lr"')  # it may have been writing this, too
     train(broken, recipe)
@@ -494,7 +495,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_line_that_names_it(finished, fil
     DAMAGES[damage](finished.newest / file, finished.older / file)
     lines = []
     path, state = choose_checkpoint(finished.folder, warn=lines.append)
-    assert (path, state["step"]) == (finished.older, STEPS)
+    assert (path, state.step) == (finished.older, STEPS)
     (line,) = lines
     assert str(finished.newest) in line
     assert "\n" not in line
@@ -581,11 +582,11 @@ def test_damaged_checkpoints_do_not_push_out_good_ones(tmp_path, keep):
     train(folder, recipe, before_update(7, kill))
     for path in checkpoints(folder)[-keep - 1 :]:
         DAMAGES["cut short"](path / "net.params", None)
-    last_good = choose_checkpoint(folder, warn=lambda line: None)[1]["step"]
+    last_good = choose_checkpoint(folder, warn=lambda line: None)[1].step
     assert last_good == 6 - keep
     train(folder, dataclasses.replace(recipe, keep=keep), before_update(last_good + 1, kill))
     _, state = choose_checkpoint(folder, warn=lambda line: None)
-    assert state["step"] == last_good + 1
+    assert state.step == last_good + 1
 
 
 def test_damaged_checkpoints_do_not_count_as_kept(tmp_path):
@@ -596,7 +597,7 @@ def test_damaged_checkpoints_do_not_count_as_kept(tmp_path):
         DAMAGES["cut short"](path / "net.params", None)
     train(folder, variant(keep=2))
     valid = checkpoint.valid_checkpoints(folder, lambda line: None)
-    assert [state["step"] for _, state in valid][:2] == [8, 5]
+    assert [state.step for _, state in valid][:2] == [8, 5]
 
 
 def test_what_is_no_checkpoint_is_left_alone(finished):
@@ -643,7 +644,7 @@ def test_a_full_disk_loses_nothing_older(small_disk, in_peace, capfd, room):
                     free = shutil.disk_usage(small_disk).free
                     (small_disk / "filler").write_bytes(bytes(free - int(room * size)))
                 if step == STEPS + 2:
-                    seen["last"] = choose_checkpoint(folder, warn=None)[1]["step"]
+                    seen["last"] = choose_checkpoint(folder, warn=None)[1].step
                     seen["others"] = len(list(folder.glob("checkpoints/*"))) - 1
                     (small_disk / "filler").unlink()
                 return super().__call__(images, labels, step, *args)
@@ -678,7 +679,7 @@ def test_a_checkpoint_that_can_not_be_written_is_tried_again(tmp_path, in_peace,
 
     def trouble(patch):
         def limited(run, net, arrays, state):
-            with file_size_limit(100_000) if state["step"] in (2, 5) else contextlib.nullcontext():
+            with file_size_limit(100_000) if state.step in (2, 5) else contextlib.nullcontext():
                 return write(run, net, arrays, state)
 
         patch.setattr(Run, "checkpoint", limited)
@@ -716,7 +717,7 @@ def test_the_last_checkpoint_has_to_be_written(tmp_path):
 
     def trouble(patch):
         def limited(run, net, arrays, state):
-            with file_size_limit(100_000) if state["step"] == 8 else contextlib.nullcontext():
+            with file_size_limit(100_000) if state.step == 8 else contextlib.nullcontext():
                 return write(run, net, arrays, state)
 
         patch.setattr(Run, "checkpoint", limited)
@@ -724,7 +725,7 @@ def test_the_last_checkpoint_has_to_be_written(tmp_path):
     write = Run.checkpoint
     with pytest.raises(OSError, match="step-00000008"):
         train(folder, trouble=trouble)
-    assert choose_checkpoint(folder, warn=None)[1]["step"] == STEPS
+    assert choose_checkpoint(folder, warn=None)[1].step == STEPS
     assert not list(folder.glob("checkpoints/.*"))
 
 
@@ -819,7 +820,7 @@ def test_a_second_signal_acts_as_usual(tmp_path, in_peace):
         train(tmp_path / "run", variant(checkpoint_every="2"), before_update(3, interrupt))
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
     signal.signal(signal.SIGINT, before)
-    assert choose_checkpoint(tmp_path / "run")[1]["step"] == 2
+    assert choose_checkpoint(tmp_path / "run")[1].step == 2
     train(tmp_path / "run")
     assert differences(outcome(tmp_path / "run"), outcome(in_peace)) == []
 

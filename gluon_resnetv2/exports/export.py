@@ -291,7 +291,7 @@ def export_run(
         OSError: as `export`.
     """
     net, state = load_run(run, checkpoint)
-    details = {key: state[key] for key in ("classes", "recipe", "metrics", "step")}
-    details.update((key, state["input"][key]) for key in ("mean", "std", "crop"))
+    details = {key: getattr(state, key) for key in ("classes", "recipe", "metrics", "step")}
+    details.update((key, state.input[key]) for key in ("mean", "std", "crop"))
     folder = folder or Path(run) / "export"
-    return export(net, folder, state["input"]["shape"], **options, **details)
+    return export(net, folder, state.input["shape"], **options, **details)

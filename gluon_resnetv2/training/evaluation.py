@@ -64,7 +64,8 @@ def evaluate_source(
         if not 1 <= side <= IMAGE_SIZE_MAX:
             raise UserError(f"--scales must be 1 to {IMAGE_SIZE_MAX}, as in 224,256: {side}")
     if checkpoints(source):
-        net, about = load_run(source, checkpoint, devices)
+        net, state = load_run(source, checkpoint, devices)
+        told, classes = state.recipe, state.classes
         net.hybridize(static_alloc=True)
     else:
         artifact = load(source)
@@ -74,9 +75,9 @@ def evaluate_source(
             raise UserError("--recalibrate and --checkpoint need a run's folder, not an export")
         if not artifact.manifest.details.get("recipe"):
             raise UserError(f"{source} does not say what it was trained on")
-        about = {**artifact.manifest.details, "classes": artifact.manifest.classes}
+        told, classes = artifact.manifest.details["recipe"], artifact.manifest.classes
         net = _exported(artifact, devices)
-    recipe = Recipe.from_dict(about["recipe"])
+    recipe = Recipe.from_dict(told)
     others = {"dataset": dataset, "data_dir": data_dir, "test_size": size, "threads": threads}
     given = {name: value for name, value in others.items() if value is not None}
     if leave_out:
@@ -90,7 +91,7 @@ def evaluate_source(
             f"--size, --threads, --leave-out, --crops and --scales are for ImageNet, not {name}"
         )
     images = load_data(recipe)
-    if list(images.classes) != list(about["classes"]):
+    if list(images.classes) != list(classes):
         raise UserError(f"the network has other classes than the data set {name}")
     if recalibrate:
         batches = images.batches(batch_size, train=True, devices=len(devices))

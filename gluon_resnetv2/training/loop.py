@@ -9,12 +9,13 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
 
 import mxnet as mx
 import numpy as np
 from tqdm import tqdm
 
-from gluon_resnetv2.checkpoint import load_parameters
+from gluon_resnetv2.checkpoint import State, load_parameters
 from gluon_resnetv2.data import batch_images, num_batches, prefetch
 from gluon_resnetv2.distributed.workers import Workers
 from gluon_resnetv2.errors import UserError
@@ -319,28 +320,28 @@ class Training:
         if self.workers.count > 1:
             total = np.sum([np.zeros(3), *meter], axis=0)
             meter = [total.tolist() for total in self.workers.sum([total])]
-        state = {
-            "step": self.step,
-            "epoch": self.epoch,
-            "steps_per_epoch": self.steps,
-            "updates": updates,
-            "loss_scale": self.update.scaler and self.update.scaler.state(),
-            "meter": meter,
-            "seconds": self._clock(),
-            "best": self.best,
-            "metrics": self.record,
-            "devices": len(self.devices),
-            "workers": self.workers.count,
-            "recipe": self.recipe.to_dict(),
-            "spec": self.net.spec.to_dict(),
-            "classes": self.dataset.classes,
-            "input": {
+        state = State(
+            step=self.step,
+            epoch=self.epoch,
+            steps_per_epoch=self.steps,
+            updates=updates,
+            loss_scale=self.update.scaler and self.update.scaler.state(),
+            meter=meter,
+            seconds=self._clock(),
+            best=self.best,
+            metrics=self.record,
+            devices=len(self.devices),
+            workers=self.workers.count,
+            recipe=self.recipe.to_dict(),
+            spec=self.net.spec,
+            classes=self.dataset.classes,
+            input={
                 "shape": self.dataset.image_shape,
                 "mean": self.dataset.mean,
                 "std": self.dataset.std,
                 "crop": self.dataset.crop,
             },
-        }
+        )
         if not self.run.writes:
             return
         if not all_finite([p.list_data()[0] for p in self.net.collect_params().values()]):
@@ -361,13 +362,16 @@ class Training:
         """Begins where the newest valid checkpoint ends, or at the beginning."""
         path, state = self.run.last_checkpoint(self._warn) or (None, None)
         changes = self._check(path, state) if path else {}
+        # Where the run ended within an epoch, that epoch goes on.
+        if state and state.epoch * self.steps > state.step < self.steps_in_all:
+            state = replace(state, epoch=state.epoch - 1)
         if path:
             load_parameters(self.net, path / "net.params", self.devices)
         self.run.rewind(state)
         self.run.keep_schedule()
         self.news = self._news(state, changes)
         recipe, workers = self.recipe, self.workers
-        step = state["step"] if state else 0
+        step = state.step if state else 0
         self.trainer = make_trainer(self.net, recipe, workers, self.lr_at, step)
         mixed = recipe.mixed_steps(self.steps)
         self.update = Step(self.net, self.trainer, recipe, self.devices, workers.rank, mixed)
@@ -376,21 +380,19 @@ class Training:
 
     def _check(self, path, state) -> dict[str, tuple]:
         """Lets a run go on from a checkpoint; returns what its schedule has that is new."""
-        if state["steps_per_epoch"] != self.steps:
+        if state.steps_per_epoch != self.steps:
             raise UserError(
-                f"{path} has {state['steps_per_epoch']} steps in an epoch, not {self.steps}: "
+                f"{path} has {state.steps_per_epoch} steps in an epoch, not {self.steps}: "
                 "another data set, or so many devices or workers that the last batch changes"
             )
-        step, end = state["step"], self.steps_in_all
-        evaluated = state["epoch"] * self.steps >= step
-        changes = Recipe.from_dict(state["recipe"]).differences(self.recipe, machine=False)
+        step, end = state.step, self.steps_in_all
+        evaluated = state.epoch * self.steps >= step
+        changes = Recipe.from_dict(state.recipe).differences(self.recipe, machine=False)
         if changes and (step > end or (step == end and evaluated)):
             raise UserError(
                 f"{self.run.folder} has done {step} steps and would end after {end}: to go on with "
                 "another schedule, name more --num-epochs or --num-steps"
             )
-        if state["epoch"] * self.steps > step < end:  # the run ended there, within an epoch
-            state["epoch"] -= 1
         return changes
 
     def _news(self, state, changes) -> list[str]:
@@ -400,27 +402,27 @@ class Training:
         lines = [self.recipe.beyond_the_end(self.steps)]
         if changes:
             before, now = (words(zip(changes, values)) for values in zip(*changes.values()))
-            lines.insert(0, f"from step {state['step']} on: {now}, instead of {before}")
+            lines.insert(0, f"from step {state.step} on: {now}, instead of {before}")
         return [line for line in lines if line]
 
     def _restore(self, path, state):
-        self.step, self.epoch, self.seconds = (state[k] for k in ("step", "epoch", "seconds"))
-        self.best, self.record, self.saved = state["best"], state["metrics"], {self.step: path}
-        if self.update.scaler and state["loss_scale"]:
-            self.update.scaler.load(state["loss_scale"])
+        self.step, self.epoch, self.seconds = state.step, state.epoch, state.seconds
+        self.best, self.record, self.saved = state.best, state.metrics, {self.step: path}
+        if self.update.scaler and state.loss_scale:
+            self.update.scaler.load(state.loss_scale)
         if self.step:
-            started = Recipe.from_dict(state["recipe"]).schedule(self.steps)
+            started = Recipe.from_dict(state.recipe).schedule(self.steps)
             self.trainer.set_learning_rate(started(self.step - 1))
         arrays = {"optimizer": {}}
         for name, array in mx.nd.load(str(path / "training.params")).items():
             kind, _, name = name.partition(":")
             arrays.setdefault(kind, {})[name] = array
-        restore_optimizer(self.trainer, arrays.pop("optimizer"), state["updates"])
-        if self.workers.count == 1 == state["workers"] and state["devices"] == len(self.devices):
+        restore_optimizer(self.trainer, arrays.pop("optimizer"), state.updates)
+        if self.workers.count == 1 == state.workers and state.devices == len(self.devices):
             own = [arrays[f"device{i}"] for i in range(len(self.devices))]
             statistics.restore(self.net, {name: [one[name] for one in own] for name in own[0]})
         if self.workers.rank == 0:
-            self.meter = Meter(state["meter"], self.devices, self.recipe.array_dtype)
+            self.meter = Meter(state.meter, self.devices, self.recipe.array_dtype)
 
     def _warn(self, text):
         if self.workers.rank == 0:

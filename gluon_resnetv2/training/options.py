@@ -75,13 +75,13 @@ def read_recipe(name: str | Path) -> dict:
     if not Path(name).is_file():
         raise UserError(f"no recipe '{name}'; choose {', '.join(RECIPES)}, or name a recipe.json")
     try:
-        fields = json.loads(Path(name).read_text(encoding="utf-8-sig"))
-        Recipe.from_dict(fields)
+        fields = Recipe.fields_of(json.loads(Path(name).read_text(encoding="utf-8-sig")))
+        Recipe(**fields)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
     except (OSError, ValueError, OverflowError, RecursionError):
         raise UserError(f"{name} can't be read as JSON; is it a recipe.json?") from None
-    return {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+    return fields
 
 
 # Fields of which one is meant where the other was: to give one takes the other back.

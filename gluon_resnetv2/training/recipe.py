@@ -45,6 +45,7 @@ SCHEDULE = (
     *("lr_end", "warmup", "warmup_lr", "warmup_steps", "warmup_epochs"),
 )
 
+FORMAT = 2  # of recipe.json, where 0.1 wrote none
 FLOAT32_MAX = 3.4e38  # MXNet's optimisers take no larger number
 
 
@@ -465,29 +466,40 @@ class Recipe:
         return f"a run of {end} steps {what}; {flag(name)} changes that"
 
     def to_dict(self) -> dict:
-        """The fields as JSON can hold them."""
-        return dataclasses.asdict(self)
+        """The fields as JSON can hold them, with the number of their format."""
+        return {"format": FORMAT, **dataclasses.asdict(self)}
 
     @classmethod
     def from_dict(cls, values: dict) -> Recipe:
         """The recipe that `to_dict` described, or one that is written by hand.
 
         Raises:
-            UserError: a name that is no option, or a value that it can't take.
+            UserError: as `fields_of`, or a field has a value that it can't take.
         """
-        fields = {field.name for field in dataclasses.fields(cls)}
+        return cls(**cls.fields_of(values))
+
+    @classmethod
+    def fields_of(cls, values: dict) -> dict:
+        """The fields that a recipe names in JSON, of this or an earlier version.
+
+        Raises:
+            UserError: it names what is no option, or an option that is gone, or it is of a later
+                format.
+        """
         if not isinstance(values, dict):
             raise UserError("a recipe is a JSON object of options and their values")
-        for name, value in values.items():
+        fields = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        if (number := fields.pop("format", FORMAT)) not in range(1, FORMAT + 1):
+            raise UserError(f"a recipe of format {number} is of a later version than this one")
+        for name, value in fields.items():
             if value != GONE.get(name, value) or value == GONE_CHOICES.get(name, ...):
                 raise UserError(
                     f"gluon_resnetv2 0.1 was the last to know {flag(name)} {value}; leave it out"
                 )
-        values = {name: value for name, value in values.items() if name not in GONE}
-        for name in values:
-            if name not in fields:
-                raise UserError(f"a recipe has no '{name}'")
-        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
+        fields = {name: value for name, value in fields.items() if name not in GONE}
+        for name in set(fields) - {field.name for field in dataclasses.fields(cls)}:
+            raise UserError(f"a recipe has no '{name}'")
+        return fields
 
     def differences(
         self, other: Recipe, machine: bool = True, schedule: bool = True

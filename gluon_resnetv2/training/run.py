@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from gluon_resnetv2.checkpoint import (
+    State,
     checkpoints,
     recover_checkpoints,
     remove_checkpoints,
@@ -107,14 +108,14 @@ class Run:
         """Lets another process go on here."""
         self._alone.close()
 
-    def last_checkpoint(self, warn=print) -> tuple[Path, dict] | None:
+    def last_checkpoint(self, warn=print) -> tuple[Path, State] | None:
         """Path and state of the newest valid checkpoint; `warn` is told of those skipped.
 
         Raises:
             UserError: there are some, and none is valid; or it is of another recipe.
         """
         for path, state in valid_checkpoints(self.folder, warn):
-            Recipe.from_dict(state["recipe"]).check_goes_on(self.recipe, path)
+            Recipe.from_dict(state.recipe).check_goes_on(self.recipe, path)
             self._damaged = {one for one in checkpoints(self.folder) if one.name > path.name}
             return path, state
         if checkpoints(self.folder):
@@ -144,12 +145,12 @@ class Run:
         if Recipe.from_dict(after) != Recipe.from_dict(before):
             write_json(path, after)
 
-    def rewind(self, state: dict | None) -> None:
+    def rewind(self, state: State | None) -> None:
         """Removes from metrics.jsonl what came after a checkpoint, or everything."""
         path = self.folder / "metrics.jsonl"
         if not self.writes or not path.is_file():
             return
-        step, epoch = (state["step"], state["epoch"]) if state else (0, 0)
+        step, epoch = (state.step, state.epoch) if state else (0, 0)
         kept = [
             record
             for record in read_metrics(self.folder)
@@ -179,7 +180,7 @@ class Run:
             raise
         self._unwritten = ""
 
-    def checkpoint(self, net: ResNetV2, arrays: dict, state: dict) -> Path:
+    def checkpoint(self, net: ResNetV2, arrays: dict, state: State) -> Path:
         """Writes a checkpoint, then removes those that `recipe.keep` does not spare.
 
         Raises:
@@ -189,7 +190,7 @@ class Run:
             self._write_lines()
         path = write_checkpoint(self.folder, net, arrays, state)
         self._damaged.discard(path)
-        best = (state["best"] or {}).get("step")
+        best = (state.best or {}).get("step")
         remove_checkpoints(self.folder, self.recipe.keep, best, self._damaged)
         return path
 
