@@ -66,7 +66,7 @@ def test_what_a_process_of_ours_says_in_another_encoding_is_read(garbled, tmp_pa
         profiling.run({})
     with pytest.raises(UserError, match=r"machine: no caf\\xe9$"):
         estimate._measured(False, Slot(None, 1))
-    ((_, failure),) = verify._run(("block", None), tmp_path / "verify", [{}], [])
+    (((_, failure),),) = verify._run([("block", None)], tmp_path, [{}], []).values()
     assert failure == f"the process ended with status 1: {told}"
 
 

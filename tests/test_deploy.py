@@ -178,10 +178,12 @@ def test_other_parameters_than_those_exported_are_found_out(small, one_runtime, 
 
 
 def test_a_runtime_that_gives_no_answer_fails(small, monkeypatch):
-    monkeypatch.setattr(verification, "RUNTIMES", [("no such way", None)])
+    """And those that should follow it in its process have their answers."""
+    runtimes = [(way, PLAIN) for way in ("simple_bind", "no such way", "Module")]
+    monkeypatch.setattr(verification, "RUNTIMES", runtimes)
     (found,) = verify([small])
-    assert [check.passed for check in found] == [True, False]
-    assert "FAILED" in str(found[1])
+    assert [check.passed for check in found] == [True, True, False, True]
+    assert str(found[2]).startswith("FAILED  no such way, no fusion")
 
 
 def test_the_verdict_is_in_the_manifest(small, one_runtime):

@@ -1,9 +1,10 @@
-"""Every way in which MXNet runs an exported pair. `verify` calls each in a process of its own:
+"""Every way in which MXNet runs an exported pair. `verify` calls them in processes of their own:
 
-python -m gluon_resnetv2.engines.runtimes WAY < JOBS
+python -m gluon_resnetv2.engines.runtimes FOLDER WAY... < JOBS
 
-where JOBS is a JSON list of {"symbol", "params", "images", "outputs"}: paths, the last one written.
-What went wrong with each is printed as a JSON list, null for nothing.
+where JOBS is a JSON list of {"symbol", "params", "images"}: paths. The outputs of job N become
+"WAY N.npy" in FOLDER. For each way it prints what went wrong with each job as a line, a JSON list,
+null for nothing.
 """
 
 from __future__ import annotations
@@ -208,12 +209,20 @@ WAYS = {
     "ONNX Runtime": onnx_runtime,
 }
 
-if __name__ == "__main__":
-    run, failures = WAYS[sys.argv[1]], []
-    for job in json.load(sys.stdin):
+
+def _answer(folder: Path, way: str, jobs: list[dict[str, str]]) -> None:
+    run, failures = WAYS[way], []
+    for index, job in enumerate(jobs):
         try:
-            np.save(job["outputs"], run(job["symbol"], job["params"], np.load(job["images"])))
+            outputs = run(job["symbol"], job["params"], np.load(job["images"]))
+            np.save(folder / f"{way} {index}.npy", outputs)
             failures.append(None)
         except Exception as error:  # whatever it is, the other pairs want their answer
             failures.append(last_line(error))
-    print(json.dumps(failures))
+    print(json.dumps(failures), flush=True)
+
+
+if __name__ == "__main__":
+    given = json.load(sys.stdin)
+    for name in sys.argv[2:]:
+        _answer(Path(sys.argv[1]), name, given)

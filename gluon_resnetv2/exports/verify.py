@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import ChainMap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -49,7 +50,7 @@ NATIVE = ("native engine", None)  # where it is asked for
 ONNX = ("ONNX Runtime", None)  # where there is a NAME.onnx
 FUSING = {"Module", "simple_bind", C_API}
 AT_EXPORT = "logits recorded at export"  # compared beside the runtimes
-PATIENCE = 900  # seconds for one runtime
+PATIENCE = 900  # seconds for the runtimes of one process
 
 
 def verify(
@@ -86,13 +87,15 @@ def verify(
             paths = {"symbol": artifact.symbol, "params": artifact.params, "images": images}
             jobs.append({name: str(path) for name, path in paths.items()})
         native = [NATIVE] if engine == "native" else []
-        runtimes = [*RUNTIMES, *native, *([ONNX] if any(a.onnx for a in artifacts) else [])]
-        folders = [Path(folder) / str(index) for index in range(len(runtimes))]
-        with ThreadPoolExecutor(max_workers=2) as pool:  # starting up takes them most of the time
+        onnx = [ONNX] if any(a.onnx for a in artifacts) else []
+        # Starting up takes most of the time, and is done once for each setting of MXNet's.
+        together = [[one for one in RUNTIMES if one[1] == backend] for backend in (None, PLAIN)]
+        with ThreadPoolExecutor(max_workers=2) as pool:
             processes = []
             try:
-                run = partial(_run, jobs=jobs, processes=processes)
-                answers = dict(zip(runtimes, pool.map(run, runtimes, folders)))
+                run = partial(_run, folder=Path(folder), jobs=jobs, processes=processes)
+                found = ChainMap(*pool.map(run, filter(None, (*together, native, onnx))))
+                answers = {runtime: found[runtime] for runtime in (*RUNTIMES, *native, *onnx)}
             except BaseException:  # such as Ctrl-C: the pool would wait for all of them
                 pool.shutdown(wait=False, cancel_futures=True)
                 for process in processes:
@@ -219,18 +222,19 @@ def explain(artifact: Artifact) -> str:
     return ""
 
 
-def _run(runtime, folder, jobs, processes):
-    """[(outputs, None) or (None, failure)] of each job, from a new one of `processes`."""
-    way, backend = runtime
+def _run(runtimes, folder, jobs, processes):
+    """{runtime: [(outputs, None) or (None, failure) of each job]}, from a new one of `processes`.
+
+    Where that ends in a runtime, those after it get another.
+    """
+    ways, backend = [way for way, _ in runtimes], runtimes[0][1]
     environment = {k: v for k, v in os.environ.items() if k != "MXNET_SUBGRAPH_BACKEND"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)  # this package, installed or not
     if backend:
         environment["MXNET_SUBGRAPH_BACKEND"] = backend
-    folder.mkdir()
-    paths = [folder / f"{index}.npy" for index in range(len(jobs))]
-    jobs = [{**job, "outputs": str(path)} for job, path in zip(jobs, paths)]
+    outputs = Path(tempfile.mkdtemp(dir=folder))
     with subprocess.Popen(
-        [sys.executable, "-m", "gluon_resnetv2.engines.runtimes", way],
+        [sys.executable, "-m", "gluon_resnetv2.engines.runtimes", outputs, *ways],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -241,15 +245,23 @@ def _run(runtime, folder, jobs, processes):
         processes.append(process)
         try:
             answer, complaints = process.communicate(json.dumps(jobs), PATIENCE)
-        except subprocess.TimeoutExpired:
+        except subprocess.TimeoutExpired as error:
             process.kill()
-            return [(None, f"no answer within {PATIENCE} seconds")] * len(jobs)
-    try:
-        failures = json.loads(answer.splitlines()[-1])
-    except (IndexError, ValueError):  # it ended before it could say
-        last = (complaints.strip().splitlines() or ["no message"])[-1]
-        failures = [f"the process ended with status {process.returncode}: {last}"] * len(jobs)
-    return [
-        (None, failure) if failure else (np.load(path), None)
-        for failure, path in zip(failures, paths)
-    ]
+            answer, complaints = (error.stdout or b"").decode(), None
+    answers = [line for line in answer.splitlines() if line.startswith("[")]
+    found = {
+        runtime: [
+            (None, failure) if failure else (np.load(outputs / f"{way} {index}.npy"), None)
+            for index, failure in enumerate(json.loads(line))
+        ]
+        for way, runtime, line in zip(ways, runtimes, answers)
+    }
+    if len(found) < len(runtimes):  # it ended before it could say
+        failure = f"no answer within {PATIENCE} seconds"
+        if complaints is not None:
+            last = (complaints.strip().splitlines() or ["no message"])[-1]
+            failure = f"the process ended with status {process.returncode}: {last}"
+        ended, *others = runtimes[len(found) :]
+        found[ended] = [(None, failure)] * len(jobs)
+        found.update(_run(others, folder, jobs, processes) if others else {})
+    return found
