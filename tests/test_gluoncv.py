@@ -381,6 +381,7 @@ def test_ssd_detects_on_our_features(tmp_path):
     assert all(p.data().min() > 0 for p in variances)
 
 
+@pytest.mark.slow  # half a minute
 def test_an_epoch_of_ssd_trains_the_backbone(tmp_path):
     mx.random.seed(0)
     np.random.seed(0)
@@ -396,6 +397,7 @@ def test_an_epoch_of_ssd_trains_the_backbone(tmp_path):
     assert all((p.data().asnumpy() != was).any() for p, was in zip(weights, before))
 
 
+@pytest.mark.slow  # ten seconds
 def test_ssd_is_a_script(run):
     printed = run("ssd", "--images", 4, "--batch-size", 4)
     assert re.search(r"step 1: loss \d+\.\d+, of classes", printed)

@@ -476,26 +476,30 @@ def test_the_committed_report_is_what_the_committed_records_give(digits_study, c
     assert {path.name for path in (digits_study / "figures").iterdir()} == figures
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_a_study_that_was_stopped_goes_on_to_the_same_report(how, finished, tmp_path):
+@pytest.mark.slow  # a minute and a half
+def test_a_study_that_was_stopped_goes_on_to_the_same_report(finished, tmp_path):
+    """Once it is told to end, once it is killed, each time in the middle of a run."""
     folder = tmp_path / "stopped"
     command = [sys.executable, "-m", "gluon_resnetv2", *TINY, "--output", str(folder)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not any((folder / "runs").glob("*/checkpoints/step-*")):  # in the middle of a run
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(how)
-    printed, _ = process.communicate(timeout=120)
-    if how != signal.SIGKILL:
-        assert process.returncode == 3
-        assert printed.endswith("stopped; the same command goes on\n")
-    assert not (folder / "report.md").exists()
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        before = set((folder / "runs").glob("*/checkpoints/step-*"))
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 120
+        while not set((folder / "runs").glob("*/checkpoints/step-*")) - before:
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(how)
+        printed, _ = process.communicate(timeout=120)
+        if how != signal.SIGKILL:
+            assert process.returncode == 3
+            assert printed.endswith("stopped; the same command goes on\n")
+        assert not (folder / "report.md").exists()
     study(*TINY, folder=folder)
     assert reported(folder) == reported(finished[0])
 
 
+@pytest.mark.slow  # a quarter of a minute
 def test_a_study_can_be_stopped_at_its_start(tmp_path):
     command = [sys.executable, "-m", "gluon_resnetv2", *TINY, "--output", str(tmp_path)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -510,6 +514,7 @@ def test_a_study_can_be_stopped_at_its_start(tmp_path):
     )
 
 
+@pytest.mark.slow  # half a minute
 def test_a_run_that_diverges_is_an_outcome(tmp_path):
     words = (
         "study",
@@ -530,6 +535,7 @@ def test_a_run_that_diverges_is_an_outcome(tmp_path):
     assert "| diverged |" in reported(tmp_path)
 
 
+@pytest.mark.slow  # half a minute
 def test_a_run_that_fails_is_named(tmp_path):
     words = ("study", "table1", "--rows", "plain", "--depth", "8", "--budget", "1", "--seeds", "1")
     printed = study(*words, "--dry-run", folder=tmp_path)

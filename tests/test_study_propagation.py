@@ -177,6 +177,7 @@ def test_measuring_draws_no_random_numbers():
     assert np.array_equal(*draws)
 
 
+@pytest.mark.slow  # half a minute
 def test_gradients_may_leave_the_range_of_float32():
     # 1.2^(2 * 399) is about 1e63, in wide channels.
     net = ResNetV2(Spec("deep", "cifar", (400,), (4,), order="original", shortcut="plain"))
