@@ -60,7 +60,7 @@ class State:
     loss_scale: dict[str, float] | None
     meter: list
     seconds: float
-    best: dict[str, float] | None
+    best: dict[str, Any] | None
     metrics: dict[str, Any] | None
     devices: int
     workers: int

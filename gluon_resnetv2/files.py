@@ -50,8 +50,8 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         recover_folder(path)
-        temporary = tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".new", dir=path.parent)
-        temporary = Path(temporary)
+        name = tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".new", dir=path.parent)
+        temporary = Path(name)
         with contextlib.ExitStack() as alone:
             with contextlib.suppress(OSError):  # a file system without locks
                 alone.enter_context(locked(temporary))

@@ -20,6 +20,7 @@ import types
 import warnings
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec, PathFinder
+from typing import Any
 
 from gluon_resnetv2 import machine
 from gluon_resnetv2.errors import install
@@ -70,7 +71,8 @@ class _Finder:
         around = _AROUND.get(name)
         spec = around and PathFinder.find_spec(name, path, target)
         if spec and spec.loader:
-            spec.loader.exec_module = functools.partial(_execute, spec.loader, around)
+            load = functools.partial(_execute, spec.loader, around)
+            spec.loader.exec_module = load  # type: ignore[method-assign]  # of this loader alone
         return spec or None
 
 
@@ -122,7 +124,7 @@ def _around_mxnet(mxnet: types.ModuleType) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _around_gluoncv_check(check: types.ModuleType) -> Iterator[None]:
+def _around_gluoncv_check(check: Any) -> Iterator[None]:
     """GluonCV looks for PyTorch below 2.0; a newer one beside it must not stop its MXNet half."""
     yield
     require_pytorch = check._require_pytorch_version
@@ -163,7 +165,7 @@ def _without(hidden: str, alias: str | None = None):
         return __import__(name, globals, locals, fromlist, level)
 
     @contextlib.contextmanager
-    def around(module: types.ModuleType) -> Iterator[None]:
+    def around(module: Any) -> Iterator[None]:
         module.__builtins__ = {**vars(builtins), "__import__": import_}
         yield
         if alias:
@@ -209,12 +211,14 @@ def _provide_numpy_names() -> None:
     """MXNet and GluonCV name what numpy has dropped, in 1.24 or in 2.0 and later."""
     import numpy
 
-    names = {python_type.__name__: python_type for python_type in (bool, float, int)}
+    names: dict[str, Any] = {
+        python_type.__name__: python_type for python_type in (bool, float, int)
+    }
     if _numpy_2():
         names |= {"NAN": numpy.nan, "NaN": numpy.nan, "Inf": numpy.inf, "PINF": numpy.inf}
         names |= {"NINF": -numpy.inf, "PZERO": 0.0, "NZERO": -0.0}
         names |= {"alltrue": numpy.all, "sometrue": numpy.any, "product": numpy.prod}
-        names |= {"round_": numpy.round, "in1d": numpy.isin, "trapz": numpy.trapezoid}
+        names |= {"round_": numpy.round, "in1d": numpy.isin, "trapz": vars(numpy)["trapezoid"]}
         names["msort"] = functools.partial(numpy.sort, axis=0)
         names |= dict.fromkeys(("mirr", "npv", "pmt", "ppmt", "pv", "rate"), _moved)
     for name, value in names.items():
@@ -237,6 +241,8 @@ def _provide_distutils() -> None:
     with contextlib.suppress(ModuleNotFoundError):
         importlib.import_module("distutils.version")  # Python's, or the one of setuptools
         return
+    package: Any
+    version: Any
     package, version = (
         importlib.util.module_from_spec(ModuleSpec(name, None, is_package=True))
         for name in ("distutils", "distutils.version")
@@ -335,7 +341,8 @@ class _Text(str, metaclass=_IsText):
             return str(value)
         import numpy
 
-        with numpy.printoptions(legacy="1.25"):
+        # NumPy 1 knows no such name, to its stubs.
+        with numpy.printoptions(legacy="1.25"):  # type: ignore[arg-type, unused-ignore]
             return str(value)
 
 
@@ -345,7 +352,7 @@ def _mend_text(mxnet: types.ModuleType) -> None:
         module.str = _Text
 
 
-def _mend_records(recordio: types.ModuleType) -> None:
+def _mend_records(recordio: Any) -> None:
     """`pack` and `pack_img` use ndarray.tostring, which numpy 2.3 dropped."""
     import numpy
 

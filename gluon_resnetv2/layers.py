@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from typing import Any
 
 import mxnet as mx
 import numpy as np
@@ -11,10 +12,10 @@ from mxnet import initializer
 from mxnet.gluon import HybridBlock, nn
 
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.spec import Conv, Spec
+from gluon_resnetv2.spec import Conv, Gate, Spec
 
 # What a network computes in, and MXNet's word for it.
-DTYPES = {
+DTYPES: dict[str, Any] = {
     "float32": "float32",
     "float16": "float16",
     "bfloat16": np.dtype([("bfloat16", np.uint16)]),
@@ -164,7 +165,8 @@ def batch_norm(
 
 def convolution(conv: Conv, spec: Spec, numerics: Numerics) -> Convolution:
     """The convolution that `conv` describes; a gate's bias starts where the shortcut says."""
-    bias = spec.shortcut.bias if conv.name == "gate" else 0.0
+    gate = spec.shortcut
+    bias = gate.bias if conv.name == "gate" and isinstance(gate, Gate) else 0.0
     return Convolution(
         conv.out_channels,
         conv.kernel,

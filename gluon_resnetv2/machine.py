@@ -163,7 +163,7 @@ CUDA_LIBRARIES = {
 def cuda_libraries() -> list[Path]:
     """Those of CUDA_LIBRARIES that NVIDIA's wheels have brought."""
     nvidia = importlib.util.find_spec("nvidia")
-    roots = nvidia.submodule_search_locations if nvidia else []
+    roots = (nvidia and nvidia.submodule_search_locations) or []
     paths = (
         Path(root, folder, "lib", file) for folder, file in CUDA_LIBRARIES.items() for root in roots
     )
@@ -215,7 +215,8 @@ def gpus() -> list[Gpu]:
         for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
             cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
             capability.append(value.value)
-        found.append(Gpu(name.value.decode(), tuple(capability)))
+        major, minor = capability
+        found.append(Gpu(name.value.decode(), (major, minor)))
     return found
 
 

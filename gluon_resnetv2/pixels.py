@@ -146,8 +146,8 @@ def centre(
     box = round(width / crop), round(height / crop)
     if not stretch:
         ratio = max(box[0] / image.width, box[1] / image.height)
-        most = [min(image.width, LONG * width / ratio), min(image.height, LONG * height / ratio)]
-        image = middle(image, *map(math.ceil, most))
+        most = min(image.width, LONG * width / ratio), min(image.height, LONG * height / ratio)
+        image = middle(image, math.ceil(most[0]), math.ceil(most[1]))
         box = cover(image.size, *box)
     return middle(_scaled(image, box, interpolation), width, height, interpolation)
 

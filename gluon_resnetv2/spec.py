@@ -481,7 +481,7 @@ IMAGE_SIZES = {"cifar": 32, "imagenet": 224}  # height and width of the images i
 IMAGE_SIZES_HELP = " or ".join(map(str, IMAGE_SIZES.values()))
 
 # [v1] Table 1, [v2] section 5; 269 is later work by others. Unit, then units in each stage.
-IMAGENET = {
+IMAGENET: dict[int, tuple[str, tuple[int, ...]]] = {
     18: ("basic", (2, 2, 2, 2)),
     34: ("basic", (3, 4, 6, 3)),
     50: ("bottleneck", (3, 4, 6, 3)),

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -91,7 +92,7 @@ def read_bytes(path: str | os.PathLike, limit: int, sha256: str | None = None) -
     return data
 
 
-def read_json(data: bytes, finite: bool = True) -> object:
+def read_json(data: bytes, finite: bool = True) -> Any:
     """What JSON in UTF-8 says, where it says it once and in finite numbers.
 
     Takes memory in proportion to `data`, whatever that is.
@@ -109,7 +110,7 @@ def read_json(data: bytes, finite: bool = True) -> object:
 
 def parse_json(
     data: bytes, *, finite: bool = True, overflow: bool = False, digits: int = DIGITS
-) -> object:
+) -> Any:
     """`read_json` of what is known to have few enough values.
 
     Args:
@@ -124,8 +125,7 @@ def parse_json(
     def once(pairs):
         parsed = dict(pairs)
         if len(parsed) < len(pairs):
-            seen = set()
-            twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+            ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
             raise Fault(f"has {quote(twice)} twice in one object")
         return parsed
 

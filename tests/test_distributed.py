@@ -561,7 +561,7 @@ def test_what_a_process_said_counts_though_its_end_is_known_first(monkeypatch):
     class Job:
         _events = queue.Queue()
 
-    waiting = threading.Thread(target=launch.Job._wait, args=(Job, role))
+    waiting = threading.Thread(target=launch.Job._wait, args=(Job, role, role.process))
     waiting.start()
     Job._events.put((role, "hello", None))
     waiting.join(PATIENCE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import sys
 
 import mxnet as mx
 import numpy as np
@@ -129,6 +130,12 @@ def test_each_gpu_is_named_with_what_the_wheel_has_for_it(monkeypatch, capabilit
 @pytest.mark.usefixtures("gpu_machine")
 def test_a_driver_without_gpus_is_told_of():
     assert text(doctor._gpus(), "driver") == "installed, and shows no GPU"
+
+
+def test_a_module_called_nvidia_brings_no_libraries(monkeypatch, tmp_path):
+    (tmp_path / "nvidia.py").touch()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert machine.cuda_libraries() == []
 
 
 def test_a_missing_driver_is_told_of(monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import re
 import shlex
 import signal
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.paper import FAIL, RESULTS
 from gluon_resnetv2.spec import named
-from gluon_resnetv2.study import report
+from gluon_resnetv2.study import main, report, runner
 from gluon_resnetv2.study.estimate import Speed, seconds
 from gluon_resnetv2.study.plan import Outcome, Planned, Settings, plan
 from gluon_resnetv2.study.rows import Row, contradictions, errors_table, rank_correlations
@@ -497,6 +499,21 @@ def test_a_study_that_was_stopped_goes_on_to_the_same_report(finished, tmp_path)
         assert not (folder / "report.md").exists()
     study(*TINY, folder=folder)
     assert reported(folder) == reported(finished[0])
+
+
+def test_a_run_that_ends_well_and_has_no_outcome_has_failed(monkeypatch, tmp_path):
+    ((_, runs),) = plan(STUDIES["table1"].results[:1], Settings(seeds=1, output=str(tmp_path)))
+    runs[0].folder.parent.mkdir()
+    runs[0].folder.with_name(f"{runs[0].folder.name}.log").write_text("done\n")
+    monkeypatch.setattr(runner, "_start", lambda *_: subprocess.Popen([sys.executable, "-c", ""]))
+    with pytest.raises(UserError, match=r"/.*\.log\)$"):
+        runner.execute(runs, [Slot(None, 1)], dict.fromkeys(runs, 1.0))
+
+
+def test_the_report_names_a_machine_of_which_proc_has_no_model(monkeypatch):
+    arm = SimpleNamespace(read_text=lambda: "processor\t: 0\nCPU implementer\t: 0x41\n")
+    monkeypatch.setattr(main, "Path", lambda path: arm)
+    assert f"({platform.processor() or platform.machine()})" in main._machine()
 
 
 @pytest.mark.slow  # a quarter of a minute

@@ -83,10 +83,10 @@ def run(options: argparse.Namespace) -> None:
         report=print,
     )
     print(f"exported {artifact.name} to {artifact.folder}")
-    about = artifact.manifest.details["source"]
+    about = artifact.own_manifest().details["source"]
     if "difference" in about:
         print(f"{about['package']}'s own network has its logits, to {about['difference']:.1e}")
-    elif source.layout.package:
+    elif source.layout and source.layout.package:
         print(f"{source.layout.package} can't be imported here, so its logits were not compared")
 
 

@@ -81,9 +81,9 @@ def _check(options) -> None:
         raise UserError("--hosts goes with --launcher ssh or mpi")
     here = options.launcher == "local"
     program = {"ssh": "ssh", **STARTERS}.get(options.launcher)
-    for name in (program, options.command[0] if here else None):
-        if name and not shutil.which(name):
-            raise UserError(f"there is no command {name} on this machine")
+    for command in (program, options.command[0] if here else None):
+        if command and not shutil.which(command):
+            raise UserError(f"there is no command {command} on this machine")
 
 
 def _resume(options) -> str:

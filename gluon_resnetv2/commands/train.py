@@ -14,7 +14,7 @@ from gluon_resnetv2 import cli
 from gluon_resnetv2.distributed import watch
 from gluon_resnetv2.errors import python
 from gluon_resnetv2.training.options import read_options
-from gluon_resnetv2.training.recipe import GROUPS, Recipe, flag
+from gluon_resnetv2.training.recipe import GROUPS, Recipe, flag, kind_of
 from gluon_resnetv2.training.recipes import RECIPES
 
 # Fields, and choices of "dataset", that only one of the scripts in train/ has; `train` has all.
@@ -66,7 +66,7 @@ def _add(group, field, default, without):
         return
     if details["choices"]:
         details["choices"] = [one for one in details["choices"] if one not in without]
-    kind, letter = {"int": (int, "N"), "float": (float, "X")}.get(field.type, (str, None))
+    kind, letter = {"int": (int, "N"), "float": (float, "X")}.get(kind_of(field), (str, None))
     details["type"] = details["type"] or kind
     details["metavar"] = None if details["choices"] else letter
     group.add_argument(flag(field.name), default=argparse.SUPPRESS, **details)

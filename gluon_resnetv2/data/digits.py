@@ -52,7 +52,8 @@ def _enlarge(images: NDArray[np.integer[Any]], size: int) -> NDArray[np.uint8]:
     """Grey images (N, 8, 8) of 0 to 16 as uint8 (N, size, size, 3)."""
     grey = np.empty((len(images), size, size), np.float32)
     for i, image in enumerate(images.astype(np.float32) * (255 / 16)):
-        grey[i] = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
+        large = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
+        grey[i] = np.asarray(large)
     # Bicubic interpolation overshoots at edges.
     grey = np.rint(grey.clip(0, 255)).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=-1)

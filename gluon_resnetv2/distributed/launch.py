@@ -85,7 +85,7 @@ class Role:
         self.is_worker = kind == "worker"
         self.environment = {**environment, "DMLC_ROLE": kind, watch.ROLE: name}
         self.who = name  # with process id and machine, once they are known
-        self.process: subprocess.Popen | None = None  # where it was started from here
+        self.process: subprocess.Popen[str] | None = None  # where it was started from here
         self.connection: socket.socket | None = None
         # What has happened: it has found the others; its training is done, or a signal has ended it
         # before; its process has ended.
@@ -107,27 +107,28 @@ class Role:
         """Passes a signal on, once, where the process can be reached by now."""
         if not self.signalled:
             self.signalled = self.send(signal=number)
-        if not self.signalled and self.running:
-            self.process.send_signal(number)
+        if not self.signalled and (process := self.running):
+            process.send_signal(number)
             self.signalled = True
 
     def end(self, why: str | None) -> None:
         """Tells the process to end: with a line that says why, or silently."""
-        if not self.send(end=why) and self.running:
-            self.process.terminate()
+        if not self.send(end=why) and (process := self.running):
+            process.terminate()
 
     @property
-    def running(self) -> bool:
-        """Whether a process that was started from here runs."""
-        return self.process is not None and self.process.poll() is None
+    def running(self) -> subprocess.Popen[str] | None:
+        """The process that was started from here, while it runs."""
+        return self.process if self.process and self.process.poll() is None else None
 
     def suspended_for(self, now: float) -> float:
         """For how many seconds a process that was started from here has been seen suspended."""
         found = None
         with contextlib.suppress(ChildProcessError):  # it has just ended
-            if self.running:  # which says nothing of it, and takes nothing from `Popen.wait`
+            if process := self.running:
+                # This says nothing of that, and takes nothing from `Popen.wait`.
                 options = os.WSTOPPED | os.WNOHANG | os.WNOWAIT
-                found = os.waitid(os.P_PID, self.process.pid, options)
+                found = os.waitid(os.P_PID, process.pid, options)
         self._suspended = min(self._suspended, now) if found else math.inf
         return now - self._suspended
 
@@ -153,8 +154,9 @@ class Job:
         self.options = options
         self.up = False  # a worker has said that it trains
         self.stopping: int | None = None  # the signal that has asked for the end
-        self._events: queue.SimpleQueue = queue.SimpleQueue()  # which signal handlers may use, too
-        self._free: queue.SimpleQueue = queue.SimpleQueue()  # roles that no process has yet
+        # A role's event with an exit status, or a signal's number. Signal handlers may use it, too.
+        self._events: queue.SimpleQueue[tuple[Role, str, int | None] | int] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[Role] = queue.SimpleQueue()  # that no process has yet
         self._copies: list[threading.Thread] = []
         self._token = os.environ.get(watch.TOKEN) or secrets.token_hex(16)
         self._hosts = read_hosts(options.hosts) if options.hosts else []
@@ -164,7 +166,7 @@ class Job:
         except OSError as error:
             if not port:
                 raise
-            reason = os.strerror(error.errno)
+            reason = os.strerror(error.errno or 0)
             raise UserError(f"--address {address}:{port}: {reason}; name another port") from None
         self._contact = {
             watch.ADDRESS: f"{address}:{self._listener.getsockname()[1]}",
@@ -246,8 +248,9 @@ class Job:
         ]
         role.who = f"{role.name} on {host}"
         command = ["ssh", "-o", "BatchMode=yes", *(["-p", port] if port else []), "--", host, "sh"]
-        self._popen(role, command, stdin=subprocess.PIPE)
-        with contextlib.suppress(BrokenPipeError), role.process.stdin as stdin:
+        process = self._popen(role, command, stdin=subprocess.PIPE)
+        assert process.stdin, "it is a pipe"
+        with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
             stdin.write("\n".join(script))
 
     def _invite(self, count: int) -> None:
@@ -265,10 +268,12 @@ class Job:
         self._starter = Role(command[0], [*command, *join], self._contact)
         self._spawn(self._starter)
 
-    def _popen(self, role: Role, command, stdin=subprocess.DEVNULL, **kwargs) -> None:
+    def _popen(
+        self, role: Role, command: list[str], stdin: int = subprocess.DEVNULL, **kwargs
+    ) -> subprocess.Popen[str]:
         # Worker 0 has the terminal, for its progress bar; what the others say goes through here.
         pipe = None if role in (self.workers[0], self._starter) else subprocess.PIPE
-        role.process = subprocess.Popen(
+        process = role.process = subprocess.Popen(
             command,
             stdin=stdin,
             stdout=pipe,
@@ -279,19 +284,19 @@ class Job:
             **kwargs,
         )
         if pipe:
-            for source, stream in ((role.process.stdout, sys.stdout), (role.process.stderr, None)):
+            for source, stream in ((process.stdout, sys.stdout), (process.stderr, None)):
                 self._copies.append(_thread(_copy, source, stream, role.name))
-        _thread(self._wait, role)
+        _thread(self._wait, role, process)
+        return process
 
     # What happens, as events
 
     def _signalled(self, number: int, _) -> None:
         # Workers know no SIGHUP: to them the end of a terminal is as any other.
-        number = signal.SIGTERM if number == signal.SIGHUP else number
-        self._events.put((None, "signal", number))
+        self._events.put(signal.SIGTERM if number == signal.SIGHUP else number)
 
-    def _wait(self, role: Role) -> None:
-        status = role.process.wait()
+    def _wait(self, role: Role, process: subprocess.Popen[str]) -> None:
+        status = process.wait()
         if not role.connection:
             time.sleep(LAST_WORD)  # it may have connected, and not been heard yet
         self._events.put((role, "status", status))
@@ -361,17 +366,22 @@ class Job:
     def _supervise(self) -> None:
         while not all(role.ended for role in (*self.workers, self._starter) if role):
             with contextlib.suppress(queue.Empty):
-                self._handle(*self._events.get(timeout=1))
+                event = self._events.get(timeout=1)
+                if isinstance(event, int):
+                    self._stop(event)
+                else:
+                    self._handle(*event)
             self._check_clock(time.monotonic())
 
-    def _handle(self, role: Role | None, event: str, detail: int | None) -> None:
-        if event == "signal":
-            if self.stopping:
-                raise Failure("interrupted", 128 + detail)
-            self.stopping, self._stop_by = detail, time.monotonic() + self.options.grace
-            for worker in self.workers:
-                worker.signal(detail)
-        elif event in ("joined", "hello", "connected"):
+    def _stop(self, number: int) -> None:
+        if self.stopping:
+            raise Failure("interrupted", 128 + number)
+        self.stopping, self._stop_by = number, time.monotonic() + self.options.grace
+        for worker in self.workers:
+            worker.signal(number)
+
+    def _handle(self, role: Role, event: str, status: int | None) -> None:
+        if event in ("joined", "hello", "connected"):
             role.connected |= event == "connected"
             self._progress = time.monotonic()
             if self.stopping and role.is_worker:  # which could not be reached before
@@ -385,7 +395,7 @@ class Job:
         elif event == "silent":
             raise Failure(f"{role.who} was not heard of for {watch.SILENCE} s")
         elif event in ("status", "lost"):
-            role.status = detail if event == "status" else role.status
+            role.status = status if event == "status" else role.status
             role.signs.add(event)
             role.first_sign = min(role.first_sign, time.monotonic())
             # The connection's last word may come after the end of the process.
@@ -422,8 +432,8 @@ class Job:
                 f"{self.options.start_timeout:g} s; does the command have --kv-store dist_sync?",
                 at_start=all(role.connection for role in self.roles),
             )
-        for role in (*self.roles, self._starter):
-            if role and role.suspended_for(now) > watch.SILENCE:
+        for role in filter(None, (*self.roles, self._starter)):
+            if role.suspended_for(now) > watch.SILENCE:
                 raise Failure(f"{role.who} was suspended for {watch.SILENCE} s")
         for role in self.roles:
             if not role.ended and now - role.first_sign > LOST_SECONDS:

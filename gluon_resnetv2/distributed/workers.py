@@ -180,9 +180,9 @@ class AsyncParameterServer(ParameterServer):
         rows = [mx.nd.zeros(own.size) for _ in keys]
         for key, row in zip(keys, rows):
             self.store.pull(key, out=row)
-        rows = np.stack([row.asnumpy() for row in rows])
+        gathered = np.stack([row.asnumpy() for row in rows])
         self.store._barrier()  # nobody overwrites what another one has yet to read
-        return _join(rows)
+        return _join(gathered)
 
 
 def connect(kv_store: str) -> Workers:

@@ -9,7 +9,7 @@ statistics that go with it, both by name. Every form loads and runs in SymbolBlo
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 
 import mxnet as mx
@@ -56,10 +56,10 @@ def with_preprocessing(
     data = mx.sym.BatchNorm(
         mx.sym.var("data"), name=PREPROCESS, eps=EPS, fix_gamma=False, use_global_stats=True
     )
-    mean, std = np.float64(mean), np.float64(std)
-    gamma = np.sqrt(std**2 + EPS) / std
-    learned = {f"{PREPROCESS}_gamma": gamma, f"{PREPROCESS}_beta": np.zeros_like(mean)}
-    fixed = {f"{PREPROCESS}_moving_mean": mean, f"{PREPROCESS}_moving_var": std**2}
+    means, variances = np.asarray(mean, np.float64), np.asarray(std, np.float64) ** 2
+    gamma = np.sqrt(variances + EPS) / std
+    learned = {f"{PREPROCESS}_gamma": gamma, f"{PREPROCESS}_beta": np.zeros_like(means)}
+    fixed = {f"{PREPROCESS}_moving_mean": means, f"{PREPROCESS}_moving_var": variances}
     return symbol(data=data), {**arguments, **_arrays(learned)}, {**statistics, **_arrays(fixed)}
 
 
@@ -130,7 +130,7 @@ def int8(symbol: mx.sym.Symbol, arguments: Arrays, statistics: Arrays, images: n
 
 
 # What has a graph compute in each precision (`PRECISIONS`), given images as the graph takes them.
-IN = {
+IN: dict[str, Callable[[Graph, np.ndarray], Graph]] = {
     "bfloat16": lambda graph, images: bfloat16(*graph),
     "int8": lambda graph, images: int8(*graph, images),
 }
@@ -155,7 +155,7 @@ def fused(symbol: mx.sym.Symbol, arguments: Arrays, statistics: Arrays) -> Graph
 
 def _readers(graph: dict) -> list[list[dict]]:
     """Of each node, what reads it: nodes, and the graph's output."""
-    readers = [[] for _ in graph["nodes"]]
+    readers: list[list[dict]] = [[] for _ in graph["nodes"]]
     for node in (*graph["nodes"], {"op": "output", "inputs": graph["heads"]}):
         for source, *_ in node["inputs"]:
             readers[source].append(node)
@@ -204,7 +204,9 @@ def _folded(symbol: mx.sym.Symbol, arguments: Arrays, statistics: Arrays) -> Gra
         if conv["op"] != "Convolution" or len(conv["inputs"]) > 2 or len(readers[source]) > 1:
             continue
         names = [nodes[i]["name"] for i, *_ in (conv["inputs"][1], *learned)]
-        weight, gamma, beta, mean, var = (np.float64(values[name].asnumpy()) for name in names)
+        weight, gamma, beta, mean, var = (
+            values[name].asnumpy().astype(np.float64) for name in names
+        )
         attrs = norm["attrs"]
         if attrs.get("fix_gamma", "True") in TRUE:
             gamma = np.ones_like(gamma)
@@ -247,8 +249,8 @@ def _ranges(
         given = {**arrays, "data": mx.nd.array(images[start : start + CALIBRATED])}
         outputs = run(*[given[name] for name in group.list_inputs()])
         extremes.append([(out.min().asscalar(), out.max().asscalar()) for out in outputs])
-    extremes = np.array(extremes)
-    least, largest = extremes[..., 0].min(axis=0), extremes[..., 1].max(axis=0)
+    ends = np.array(extremes)
+    least, largest = ends[..., 0].min(axis=0), ends[..., 1].max(axis=0)
     return dict(zip(names, zip(least.tolist(), largest.tolist())))
 
 

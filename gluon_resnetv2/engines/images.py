@@ -39,10 +39,9 @@ def read_image(
     channels, height, width = shape
     if channels not in (1, 3):
         raise UserError(f"images have 1 or 3 channels, not {channels}")
-    named = isinstance(file, (str, Path))
-    name = file if named else "the image"
+    name = file if isinstance(file, (str, Path)) else "the image"
     try:
-        if named:
+        if isinstance(file, (str, Path)):
             image = decode(Path(file).read_bytes(), None, PIXELS)
         else:
             image = decode(file.read(), SENT_FORMATS, SENT_PIXELS)
@@ -60,11 +59,13 @@ def read_image(
 
 def normalise(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """Images (N, C, H, W) in 0..255 as the network takes them, float32 from float64 arithmetic."""
-    mean, std = (np.reshape(numbers, (-1, 1, 1)) for numbers in (mean, std))
-    return ((pixels - mean) / std).astype("float32")
+    return ((pixels - _by_channel(mean)) / _by_channel(std)).astype("float32")
 
 
 def denormalise(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """The images in 0..255, as float32, that `normalise` makes `images` of."""
-    mean, std = (np.reshape(numbers, (-1, 1, 1)) for numbers in (mean, std))
-    return (images * std + mean).astype("float32")
+    return (images * _by_channel(std) + _by_channel(mean)).astype("float32")
+
+
+def _by_channel(numbers: Sequence[float]) -> np.ndarray:
+    return np.reshape(numbers, (-1, 1, 1))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import mxnet as mx
 import numpy as np
@@ -82,7 +84,7 @@ class Predictor:
         manifest = artifact.manifest
         precision = manifest.precision if manifest else "float32"
         if engine == "native":
-            forms = [_Native(pair, symbol, arrays, max_batch, precision)]
+            forms: list[_Form] = [_Native(pair, symbol, arrays, max_batch, precision)]
         else:
             forms = [plain, _Fused(pair, symbol, arrays, max_batch)]
         self.output = manifest.output if manifest else _output(pair)
@@ -186,7 +188,7 @@ class Predictor:
         Raises:
             UserError: the pair has no manifest.
         """
-        if not self.prepares:
+        if self._input is None:
             raise UserError(
                 f"{self.name} has no manifest.json, which says how images are prepared; give it "
                 "arrays as the graph takes them, or make an export of it with `convert`"
@@ -197,11 +199,13 @@ class Predictor:
 class _Form:
     """One graph, compiled for each size of batch: nothing is planned anew for a request."""
 
+    name: str
+
     def __init__(self, pair: Pair, symbol: mx.sym.Symbol, arrays: dict, max_batch: int):
         self.sizes = sorted({min(2**n, max_batch) for n in range(max_batch.bit_length() + 1)})
         self._symbol, self._arrays = symbol, arrays
         self._data, self._labels = pair.data, pair.labels
-        self._compiled = {}
+        self._compiled: dict[int, tuple[mx.nd.NDArray, Callable[[], mx.nd.NDArray]]] = {}
 
     def run(self, inputs: np.ndarray) -> np.ndarray:
         most = self.sizes[-1]
@@ -223,6 +227,9 @@ class _Form:
         given = {**self._arrays, **labels, self._data: images}
         return images, self._computation(given)
 
+    def _computation(self, given: dict) -> Callable[[], mx.nd.NDArray]:
+        raise NotImplementedError
+
 
 class _Plain(_Form):
     name = "plain"
@@ -231,7 +238,7 @@ class _Plain(_Form):
         names = self._symbol.list_inputs()
         changing = [index for index, name in enumerate(names) if name not in self._arrays]
         kept = [index for index in range(len(names)) if index not in changing]
-        flags = {"static_alloc": True, "static_shape": True}
+        flags: dict[str, Any] = {"static_alloc": True, "static_shape": True}
         flags.update(data_indices=changing, param_indices=kept)
         graph, arrays = mx.nd.CachedOp(self._symbol, flags.items()), [given[n] for n in names]
         return lambda: graph(*arrays)
@@ -286,7 +293,7 @@ def _check(form, inputs, logits, tolerance, output):
 def _fastest(forms, shape):
     """The form that took the least time for some images."""
     images = np.zeros((min(TIMED, forms[0].sizes[-1]), *shape), "float32")
-    seconds = {form: [] for form in forms}
+    seconds: dict[_Form, list[float]] = {form: [] for form in forms}
     for _ in range(1 + TRIALS if len(forms) > 1 else 0):
         for form in forms:
             start = time.perf_counter()

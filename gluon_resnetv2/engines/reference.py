@@ -17,7 +17,7 @@ from gluon_resnetv2.formats.artifact import (
     CALIBRATION_IMAGES,
     Artifact,
 )
-from gluon_resnetv2.formats.manifest import LARGEST_TOLERANCE, REFERENCES
+from gluon_resnetv2.formats.manifest import LARGEST_TOLERANCE, REFERENCES, Manifest
 from gluon_resnetv2.formats.pair import Pair
 from gluon_resnetv2.formats.params_file import read_arrays
 from gluon_resnetv2.net import ResNetV2
@@ -51,14 +51,14 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        if self.difference is None:
+        if self.difference is None or self.agreement is None:
             return False
         if "agreement" in self.tolerance:
             return self.agreement >= self.tolerance["agreement"]
         return self.difference <= self.tolerance["difference"]
 
     def __str__(self):
-        if self.difference is None:
+        if self.difference is None or self.agreement is None:
             return f"FAILED  {self.runtime:<34} {self.failure}"
         text = f"largest relative difference {self.difference:.1e}"
         if "agreement" in self.tolerance:
@@ -152,31 +152,32 @@ def recorded(artifact: Artifact) -> tuple[np.ndarray, np.ndarray, dict]:
     Raises:
         UserError: the calibration images are missing or damaged.
     """
-    manifest, described = artifact.manifest, artifact.manifest.input
-    tolerance = manifest.tolerance
+    manifest = artifact.own_manifest()
+    described, tolerance = manifest.input, manifest.tolerance
     if manifest.precision == "float32":
         images = reference_images(described.shape)
         logits = manifest.logits
         tolerance = {"difference": ELSEWHERE * tolerance["difference"]}
         pixels = denormalise(images, described.mean, described.std)
     else:
-        path = artifact.folder / CALIBRATION
-        arrays = read_arrays(path, manifest.sha256[CALIBRATION])
-        pixels, logits = arrays.get("pixels"), arrays.get("logits")
-        _check_calibration(path, pixels, logits, manifest)
+        pixels, logits = _calibration(artifact.folder / CALIBRATION, manifest)
         images = normalise(pixels, described.mean, described.std)
     if described.values == "pixels":
         images = np.asarray(pixels, "float32")
     return images, logits, tolerance
 
 
-def _check_calibration(path, pixels, logits, manifest):
+def _calibration(path: Path, manifest: Manifest) -> tuple[np.ndarray, np.ndarray]:
+    """The real images, uint8 (N, C, H, W), and the logits that the network gave for them."""
+    arrays = read_arrays(path, manifest.sha256[CALIBRATION])
+    pixels, logits = arrays.get("pixels"), arrays.get("logits")
     if (
         pixels is None
         or logits is None
         or not 1 <= len(pixels) <= CALIBRATION_IMAGES
         or pixels.shape[1:] != manifest.input.shape
         or logits.shape != (len(pixels), len(manifest.classes))
-        or (pixels.dtype, logits.dtype) != ("uint8", "float32")
+        or (pixels.dtype.name, logits.dtype.name) != ("uint8", "float32")
     ):
         raise UserError(f"{path} does not fit the manifest; export again")
+    return pixels, logits

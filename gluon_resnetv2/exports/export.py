@@ -168,10 +168,11 @@ def export_parameters(
             {f"arg:{name}": array for name, array in arguments.items()}
             | {f"aux:{name}": array for name, array in statistics.items()},
         )
+        agreement = PRECISIONS[form.precision].agreement
         tolerance = (
             float32_tolerance(trained, images, reference)
-            if form.precision == "float32"
-            else {"agreement": PRECISIONS[form.precision].agreement}
+            if agreement is None
+            else {"agreement": agreement}
         )
         del trained, arguments, statistics  # as much as the file, which is read for its seal
         symbol.write_text(seal(forms.to_json(graph), params), encoding="utf-8")
@@ -200,7 +201,8 @@ def export_parameters(
 def _judge(artifact):
     """Refuses what loses too much to its precision, before it replaces an export that did not."""
     images, logits, tolerance = recorded(artifact)
-    precision, output = artifact.manifest.precision, artifact.manifest.output
+    manifest = artifact.own_manifest()
+    precision, output = manifest.precision, manifest.output
     try:
         found = symbol_block(str(artifact.symbol), str(artifact.params), images)
     except mx.MXNetError as error:
@@ -217,7 +219,7 @@ def _judge(artifact):
 
 
 def _real_images(precision, calibration, image_shape):
-    images = calibration() if calibration else ()
+    images = calibration() if calibration else np.empty(0)
     if not 1 <= len(images) <= CALIBRATION_IMAGES:
         raise UserError(
             f"{precision} needs 1 to {CALIBRATION_IMAGES} real images, to be held against float32"
@@ -229,10 +231,11 @@ def _real_images(precision, calibration, image_shape):
 
 def _graph(net, manifest, pixels):
     """The symbol of a network in the form that its manifest says, its parameters and statistics."""
-    symbol, arguments, statistics = net(mx.sym.var("data")), {}, {}
+    arguments: dict[str, mx.nd.NDArray] = {}
+    statistics: dict[str, mx.nd.NDArray] = {}
     for name, parameter in net.collect_params().items():
         (statistics if is_statistic(name) else arguments)[name] = parameter.data()
-    graph = symbol, arguments, statistics
+    graph: forms.Graph = net(mx.sym.var("data")), arguments, statistics
     values, mean, std = manifest.input.values, manifest.input.mean, manifest.input.std
     if values == "pixels":
         graph = forms.with_preprocessing(*graph, mean, std)

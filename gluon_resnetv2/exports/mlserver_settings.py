@@ -15,7 +15,7 @@ def settings_for(artifact: Artifact) -> dict[str, dict]:
     MLServer's own batching has to be off: it joins requests before anyone has checked them, so that
     one that is wrong changes its neighbours' numbers. `mlserver.Runtime` joins checked ones.
     """
-    images = 4 * MAX_BATCH * math.prod(artifact.manifest.input.shape)  # bytes
+    images = 4 * MAX_BATCH * math.prod(artifact.own_manifest().input.shape)  # bytes
     return {
         "model-settings.json": {
             "name": artifact.name,

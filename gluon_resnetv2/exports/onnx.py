@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import mxnet as mx
 import numpy as np
@@ -117,6 +118,7 @@ def _exporter():
 
 def _give_mapping_back(onnx):
     """`onnx.mapping`, which MXNet's exporter reads, and which onnx 1.19 dropped."""
+    mapping: Any
     try:
         from onnx import mapping
     except ImportError:

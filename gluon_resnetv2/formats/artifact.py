@@ -45,16 +45,27 @@ class Artifact:
         path = self.folder / f"{self.name}.onnx"
         return path if self.manifest and path.name in self.manifest.sha256 else None
 
+    def own_manifest(self) -> Manifest:
+        """The manifest, where only an export of ours will do.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self.manifest is None:
+            what = f"{self.folder} has no manifest.json, so is no export of ours"
+            raise UserError(f"{what}; convert {self.params}")
+        return self.manifest
+
     @property
     def classes(self) -> list[str]:
         """A name for each logit, with its number where several have it. Only with a manifest."""
-        names = self.manifest.classes
+        names = self.own_manifest().classes
         several = set(self._shared_names)
         return [f"{n} ({index})" if n in several else n for index, n in enumerate(names)]
 
     @property
     def _shared_names(self):
-        counts = collections.Counter(self.manifest.classes)
+        counts = collections.Counter(self.own_manifest().classes)
         return [name for name, count in counts.items() if count > 1]
 
     def warn(self) -> None:
@@ -73,7 +84,7 @@ class Artifact:
             f"`convert {self.params} -o FOLDER` may make a float32 export of it"
         )
 
-    def read(self, shape: tuple[int, int, int] | None = None) -> Pair:
+    def read(self, shape: tuple[int, ...] | None = None) -> Pair:
         """The pair, checked.
 
         Args:

@@ -75,7 +75,8 @@ def check_graph(graph, integers: Container[str] = (), inner: bool = False) -> li
         raise Fault("is no MXNet graph: it needs nodes, arg_nodes and heads, and nothing else")
     if len(graph["nodes"]) > NODES:
         raise Fault(f"has {len(graph['nodes'])} nodes; {NODES} are the most that is read")
-    nodes, names = [], set()
+    nodes: list[Node] = []
+    names = set()
     for index, node in enumerate(graph["nodes"]):
         try:
             checked = _check_node(index, node, nodes, integers, inner)
@@ -281,7 +282,7 @@ def _check_node(index, node, before, integers, inner) -> Node:
         raise Fault(f"{op} has parameters that are computed")
     if not reads and any(before[source].integers and not output for source, output, _ in inputs):
         raise Fault(f"{op} does not read integers")
-    return Node(index, op, name, inputs, node, values, outputs, gives)
+    return Node(index, op, name, inputs, node, values, outputs, bool(gives))
 
 
 def _check_chain(subgraphs) -> list[Node]:
@@ -292,7 +293,8 @@ def _check_chain(subgraphs) -> list[Node]:
         nodes = check_graph(subgraphs[0], inner=True)
     except Fault as fault:
         raise Fault(f"its graph {fault}") from None
-    chain, fresh = [], []
+    chain: list[Node] = []
+    fresh: list[int] = []
     for node in nodes:
         if node.op == "null":
             fresh.append(node.index)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gluon_resnetv2.untrusted import Fault, quote
 
@@ -18,7 +19,7 @@ IMAGE = "the image"
 NAMES = {"GlobalAveragePooling2D": "avg_pool", "Dense": "predictions"}
 # What a setting may be, beside those in `network`. One that is not given is Keras' default, or of
 # a later version.
-SETTINGS = {
+SETTINGS: dict[str, dict[str, list[Any]]] = {
     "Conv2D": {
         "activation": ["linear"],
         "padding": ["valid"],
@@ -88,7 +89,7 @@ def _pooled(name):
 
 def stages_of(layers: Container[str]) -> list[int]:
     """How many units each stage has, by the layers' names."""
-    stages = []
+    stages: list[int] = []
     while f"conv{len(stages) + 2}_block1_1_conv" in layers:
         unit = 1
         while f"conv{len(stages) + 2}_block{unit + 1}_1_conv" in layers:
@@ -103,7 +104,7 @@ def layers_of(config: object) -> dict[str, Layer]:
     Raises:
         Fault: it describes another network than a ResNetV2 of Keras.
     """
-    found = {}
+    found: dict[str, Layer] = {}
     try:
         last = _walk(config, IMAGE, found)
     except Fault:
@@ -140,7 +141,8 @@ def _walk(model, taken, found):
     """Adds the layers of a model that takes `taken` to `found`; returns what the model gives."""
     if model["class_name"] not in MODELS:
         raise Fault(f"describes a model of class {quote(str(model['class_name']))}, not of layers")
-    gives, last = {}, taken
+    gives: dict[str, str] = {}
+    last = taken
     for entry in model["config"]["layers"]:
         kind, settings = entry["class_name"], entry["config"]
         name = settings["name"] + ""

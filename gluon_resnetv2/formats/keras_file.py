@@ -20,6 +20,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -191,10 +192,10 @@ def _datasets(file) -> Iterator[tuple[tuple[str, ...], object]]:
 
 def _of_named(found: Mapping) -> dict:
     """The datasets of the first arrangement by layer and weight."""
-    inner = {}
+    inner: dict[str, set[str]] = {}
     for top, *path in found:
         inner.setdefault(top, set()).update(path[:-1][:1])
-    weights = {}
+    weights: dict[str, Any] = {}
     for path, dataset in found.items():
         if path[0] == "layers":
             continue
@@ -215,7 +216,7 @@ def _with_classifier(weights):
 
 def _innermost(found: Mapping) -> dict:
     """The datasets of the second arrangement by the path below the innermost `layers`."""
-    inside = {}
+    inside: dict[tuple[str, ...], Any] = {}
     for path, dataset in found.items():
         if path[0] == "layers":  # others are of the optimiser
             start = max(at for at, name in enumerate(path) if name == "layers")
@@ -319,7 +320,7 @@ def write(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
         OSError: the file can't be written.
     """
     h5py = _h5py()
-    weights = {}
+    weights: dict[str, dict[str, np.ndarray]] = {}
     for name, array in arrays.items():
         layer, _, weight = name.partition("/")
         weights.setdefault(layer, {})[weight] = array

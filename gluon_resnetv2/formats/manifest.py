@@ -83,8 +83,12 @@ class Input:
         }
         later = {name: getattr(cls, name) for name in ("interpolation", "stretch")}
         check_fields({**later, **values}, checks, "input.")
-        known = {name: values[name] for name in checks if name in values}
-        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in known.items()})
+        known: dict[str, Any] = {
+            name: tuple(values[name]) if isinstance(values[name], list) else values[name]
+            for name in checks
+            if name in values
+        }
+        return cls(**known)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ what is made here.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from gluon_resnetv2.untrusted import Fault
 
@@ -38,7 +39,8 @@ def modern(graph):
     if not _is_old(graph):
         return graph
     try:
-        nodes, places = [], []
+        nodes: list[dict[str, Any]] = []
+        places: list[int] = []
         for node in graph["nodes"]:
             inputs = [_entry(entry, places) for entry in node["inputs"]]
             op = NAMES.get(node["op"], node["op"])

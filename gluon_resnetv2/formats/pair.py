@@ -68,7 +68,7 @@ class Pair:
     kinds: bool
     data: str
     labels: list[str]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
 
     def symbol(self) -> mx.sym.Symbol:
         """The graph, as MXNet has it."""
@@ -126,7 +126,7 @@ class Pair:
 def read_pair(
     symbol: str | Path,
     params: str | Path,
-    shape: tuple[int, int, int] | None = None,
+    shape: tuple[int, ...] | None = None,
     sums: Mapping[str, str] | None = None,
 ) -> Pair:
     """Reads and checks both files.
@@ -197,7 +197,7 @@ def _check_given(pair: Pair, shape: tuple) -> None:
         raise Fault(f"takes images of shape {other}, not {shape}") from None
 
 
-def _usual_shape(pair: Pair) -> tuple[int, int, int]:
+def _usual_shape(pair: Pair) -> tuple[int, ...]:
     """The first usual shape of images that the graph takes, channels first or last."""
     channels, faults = _channels(pair), []
     for size in SIZES:
@@ -229,7 +229,9 @@ def _check_shapes(pair: Pair, shape: tuple) -> int:
     internals = pair.symbol().get_internals()
     names = [output.name for output in internals]
     two, three = (_shapes(pair, internals, (images, *shape)) for images in (2, 3))
-    found = {node.name: [] for node in pair.nodes}  # shapes of outputs, for two images and three
+    found: dict[str, list] = {
+        node.name: [] for node in pair.nodes
+    }  # shapes of outputs, for two images and three
     for name, *shapes in zip(names, two, three):
         found[name].append(shapes)
     _check_memory(pair, found, math.prod(shape) // min(shape))
@@ -294,7 +296,7 @@ def _check_rows(pair, found) -> None:
 
     Operators that keep the rows and look beyond one are `operators`' to refuse.
     """
-    of_images = set()
+    of_images: set[int] = set()
     for node in pair.nodes:
         if node.name in (pair.data, *pair.labels) or of_images & {i for i, *_ in node.inputs}:
             of_images.add(node.index)

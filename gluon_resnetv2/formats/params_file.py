@@ -36,7 +36,7 @@ LIST = 0x112
 V1, V2, V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 DENSE = 0
 MOST_DIMENSIONS = 8
-TYPES = {
+TYPES: dict[int, np.dtype] = {
     0: np.dtype("float32"),
     1: np.dtype("float64"),
     2: np.dtype("float16"),
@@ -87,7 +87,7 @@ def parse_arrays(data: bytes) -> dict[str, np.ndarray]:
             "holds no parameters (MXNet writes such a file where a quantised network is exported "
             "before it has run)"
         )
-    arrays = []
+    arrays: list[np.ndarray] = []
     while len(arrays) < count:
         try:
             arrays.append(_array(cursor))

@@ -21,7 +21,7 @@ from gluon_resnetv2.formats.bounds import MOST_DESCRIPTION, MOST_DIMENSIONS, MOS
 from gluon_resnetv2.formats.torch_file import widened, without_prefixes
 from gluon_resnetv2.untrusted import Fault, parse_json
 
-DTYPES = {
+DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -122,7 +122,8 @@ def write(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
         OSError: the file can't be written.
     """
     kinds = {dtype: kind for kind, dtype in DTYPES.items()}
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, dict[str, object]] = {"__metadata__": {"format": "pt"}}
+    end = 0
     ordered = sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0]))
     for name, array in ordered:
         if array.dtype not in kinds:

@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -42,7 +42,7 @@ WRAPPERS = (
 # what becomes of wrappers in a format without them.
 PREFIXES = ("module.", "_orig_mod.", *(f"{name}." for name in WRAPPERS))
 
-STORAGES = {
+STORAGES: dict[str, np.dtype] = {
     "FloatStorage": np.dtype("<f4"),
     "DoubleStorage": np.dtype("<f8"),
     "HalfStorage": np.dtype("<f2"),
@@ -190,14 +190,14 @@ class _Reader:
         # Views may overlap, but a few bytes must not ask for gigabytes.
         if sum(tensor.nbytes for tensor in tensors.values()) > 2 * self.size:
             raise UserError(f"{self.path} has tensors larger than itself")
-        views = {}
+        views: dict[_Storage, list[str]] = {}
         for name, tensor in tensors.items():
             views.setdefault(tensor.storage, []).append(name)
-        arrays = dict.fromkeys(tensors)
+        arrays: dict[str, np.ndarray] = {}
         for storage, names in views.items():
             numbers = np.frombuffer(self._numbers(storage), storage.dtype)
             arrays.update({name: widened(tensors[name].of(numbers)) for name in names})
-        return arrays
+        return {name: arrays[name] for name in tensors}
 
     def _check_entries(self):
         entries = self.archive.infolist()
@@ -309,7 +309,8 @@ class _Legacy(_Reader):
 
     def __init__(self, path: Path):
         self.path, self.size = path, path.stat().st_size
-        self.storages, self.starts = {}, {}
+        self.storages: dict[str, _Storage] = {}
+        self.starts: dict[str, int] = {}
 
     def _description(self):
         with self.path.open("rb") as file:
@@ -361,6 +362,13 @@ class _Interpreter(pickle._Unpickler):
         *("BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET"),
         *("GLOBAL", "STACK_GLOBAL", "BINPERSID"),
     )
+    # What that Unpickler has, and its stubs lack.
+    stack: list[Any]
+    append: Callable[[object], None]
+    pop_mark: Callable[[], list[Any]]
+    read: Callable[[int], bytes]
+    readline: Callable[[], bytes]
+
     dispatch: ClassVar[dict] = {
         code: pickle._Unpickler.dispatch[code]
         for code in (getattr(pickle, name)[0] for name in OPERATIONS)
@@ -527,7 +535,7 @@ def _size(_reader, shape):
 ORDERED_DICT = _Name("collections", "OrderedDict")
 REBUILD_TENSOR = _Name("torch._utils", "_rebuild_tensor_v2")
 
-CALLS = {
+CALLS: dict[_Name, Callable] = {
     ORDERED_DICT: _ordered_dict,
     REBUILD_TENSOR: _tensor,
     _Name("torch._utils", "_rebuild_tensor"): _tensor,  # before PyTorch 0.4

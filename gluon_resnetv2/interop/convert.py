@@ -151,11 +151,7 @@ def read(
 
 def _read_export(folder):
     artifact = load(folder)
-    manifest = artifact.manifest
-    if not manifest:
-        raise UserError(
-            f"{folder} has no manifest.json, so is no export of ours; convert {artifact.params}"
-        )
+    manifest = artifact.own_manifest()
     if manifest.precision != "float32" or manifest.fused:
         raise UserError(f"{folder} is no plain float32 export, which alone can be converted")
     arrays = read_arrays(artifact.params, manifest.sha256[artifact.params.name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def _build(name, pretrained=False, ctx=None, root=None, **switches) -> ResNetV2:
             "an export, as in pretrained='runs/imagenet'"
         )
     artifact = load(pretrained)
-    held = exported_spec(artifact)
+    held = artifact.own_manifest().spec
     for field in ("name", *(key for key, value in switches.items() if value is not None)):
         if getattr(held, field) != getattr(spec, field):
             raise UserError(
@@ -139,10 +140,11 @@ def feature_layers(source: Spec | Artifact) -> list[str]:
             layers otherwise.
     """
     if isinstance(source, Artifact):
-        spec = exported_spec(source)
-        if source.manifest.fused or source.manifest.precision != "float32":
+        manifest = source.own_manifest()
+        if manifest.fused or manifest.precision != "float32":
             raise UserError(f"{source.folder} is fused or not float32: export it plain")
-        source = spec
+        source = manifest.spec
+    pre: Sequence[str]
     units, layers = source.units(), []
     for unit, following in zip(units, [*units[1:], None]):
         if following is None:
@@ -175,8 +177,7 @@ def transform_options(artifact: Artifact) -> dict:
         UserError: the export has no manifest, or is not for square RGB images that keep their
             shape.
     """
-    exported_spec(artifact)
-    described = artifact.manifest.input
+    described = artifact.own_manifest().input
     channels, height, width = described.shape
     if channels != 3 or height != width or described.stretch:
         stretched = "stretched " if described.stretch else ""
@@ -193,17 +194,6 @@ def transform_options(artifact: Artifact) -> dict:
         "mean": tuple(value / 255 for value in mean),  # GluonCV's images are in 0..1
         "std": tuple(value / 255 for value in std),
     }
-
-
-def exported_spec(artifact: Artifact) -> Spec:
-    """The network that an export holds.
-
-    Raises:
-        UserError: it is a pair without manifest.
-    """
-    if artifact.manifest is None:
-        raise UserError(f"{artifact.folder} has no manifest.json, so is no export of ours")
-    return artifact.manifest.spec
 
 
 # By the end of a parameter's name; any other is a weight.

@@ -25,7 +25,7 @@ MODULES = (
     *("bn_data", "conv0", "bn0", "bn1", "fc1"),
     *("stage{s}_unit{u}_bn{i}", "stage{s}_unit{u}_conv{i}", "stage{s}_unit{u}_sc"),
 )
-MODULE = re.compile(r"(?:stage(?P<s>\d+)_unit(?P<u>\d+)_)?(?P<op>[a-z_]+?\d*)")
+UNIT_MODULE = re.compile(r"stage(\d+)_unit(\d+)_([a-z_]+?)(\d*)")
 FIELDS = ("weight", "bias", "gamma", "beta", "moving_mean", "moving_var")
 # How images are prepared: as most implementations do it for ImageNet, and GluonCV's for CIFAR-10.
 IMAGENET_INPUT = {"mean": MEAN, "std": STD, "crop": 0.875}
@@ -106,20 +106,23 @@ class Layout:
     package: str = ""
     namesake: str = ""
 
-    def theirs(self, name: str) -> str | None:
-        """Their name for a parameter of ours; None where they have no such module."""
+    def theirs(self, name: str) -> str:
+        """Their name for a parameter of ours.
+
+        Raises:
+            UserError: they have no such module.
+        """
         ending = next(f for f in FIELDS if name.endswith(f"_{f}"))
         module = name[: -len(ending) - 1]
-        found = MODULE.fullmatch(module)
-        op, layer = re.fullmatch(r"(.*?)(\d*)", found["op"]).groups()
-        if found["s"]:
-            numbers = {"s": int(found["s"]), "u": int(found["u"]), "i": int(layer or 0)}
+        numbers: dict[str, int] = {}
+        template = self.modules.get(module)
+        if found := UNIT_MODULE.fullmatch(module):
+            stage, unit, op, layer = found.groups()
+            numbers = {"s": int(stage), "u": int(unit), "i": int(layer or 0)}
             module = f"stage{{s}}_unit{{u}}_{op}"
             template = self.modules.get(module + layer) or self.modules.get(module + "{i}")
-        else:
-            numbers, template = {}, self.modules.get(module)
         if template is None:
-            return None
+            raise UserError(f"layout {self.name} has no {module}")
         return template.format_map(_Numbers(numbers)) + self.fields[ending]
 
     def network(self, arrays: Arrays, classes: int = 0) -> Spec:
@@ -293,8 +296,7 @@ class _Numbers(dict):
     """Numbers for templates, which may add to them or take away: {s+4}, {u-1}."""
 
     def __missing__(self, key):
-        name, sign, number = re.fullmatch(r"([a-z])([+-])(\d+)", key).groups()
-        return self[name] + int(sign + number)
+        return self[key[0]] + int(key[1:])
 
 
 def shapes(spec: Spec) -> dict[str, tuple[int, ...]]:

@@ -111,10 +111,10 @@ def _from_pair(stem: int, head: int):
     def canonical(arrays: Arrays) -> Arrays:
         inside = {name: arrays[name] for name in arrays if name.endswith((*_INSIDE.values(),))}
         arrays = {name: arrays[name] for name in arrays if name not in inside}
-        found = {name: _COUNTED.search(name) for name in arrays}
-        if not all(found.values()):
+        found = {name: match for name in arrays if (match := _COUNTED.search(name))}
+        if len(found) < len(arrays):
             return {**arrays, **inside}
-        layers = {}  # those of each stage, in order
+        layers: dict[tuple[int, str], set[int]] = {}  # those of each stage, in order
         for match in found.values():
             place = int(match["stage"] or 0), match["kind"]
             layers.setdefault(place, set()).add(int(match["number"]))

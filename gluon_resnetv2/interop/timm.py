@@ -50,8 +50,8 @@ def _logits(spec: Spec, arrays: Arrays, images: np.ndarray) -> np.ndarray:
 
     basic = spec.unit == "basic"
     net = ResNetV2(
-        spec.stages,
-        channels=[unit.out_channels for unit in spec.units() if unit.name.endswith("_unit1")],
+        [*spec.stages],
+        channels=tuple(u.out_channels for u in spec.units() if u.name.endswith("_unit1")),
         num_classes=spec.classes,
         in_chans=spec.in_channels,
         stem_chs=spec.channels[0],

@@ -6,7 +6,7 @@ pass in the reverse, so the n-th convolution is that of the n-th node.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from gluon_resnetv2.profiling.verbose import Primitive
 
@@ -28,14 +28,17 @@ def layers_of(primitives: Sequence[Primitive], nodes: Sequence[tuple[str, str]])
         primitives: of one step, in their order.
         nodes: (operator, name) of the graph's nodes, in their order.
     """
-    names = {kind: [] for kind in COUNTED.values()}
+    names: dict[str, list[str]] = {kind: [] for kind in COUNTED.values()}
     for op, name in nodes:
         if op in COUNTED:
             names[COUNTED[op]].append(name)
     # The first convolution reads images, of which there is no gradient.
     inner = names["convolution"][1:]
-    backward = {("convolution", "backward data"): iter(inner[::-1])}
-    forward, going_back = {}, False
+    backward: dict[tuple[str, str], Iterator[str]] = {
+        ("convolution", "backward data"): iter(inner[::-1])
+    }
+    forward: dict[str, Iterator[str]] = {}
+    going_back = False
     found, pending = [""] * len(primitives), []
     for number, primitive in enumerate(primitives):
         pending.append(number)

@@ -139,7 +139,7 @@ def _slowest(groups, count):
 
 
 def _by_stage(steps, layers):
-    sums = defaultdict(lambda: [0.0, 0.0])
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for step, names in zip(steps, layers):
         back = False
         for primitive, layer in zip(step, names):
@@ -147,7 +147,7 @@ def _by_stage(steps, layers):
             found = re.match(r"stage\d+", layer)
             stage = found[0] if found else "stem and head"
             sums[stage][back] += primitive.milliseconds / len(steps)
-    lines = [("", "forward ms", "backward ms")]
+    lines: list[tuple[str, ...]] = [("", "forward ms", "backward ms")]
     lines += [(stage, *(f"{ms:.2f}" for ms in pair)) for stage, pair in sorted(sums.items())]
     return aligned(lines, (1, 2))
 
@@ -159,7 +159,7 @@ def _by_layer(steps, layers):
             groups[_layer_of(layer)].append(primitive)
     lines = [("layer", "ms", "of which", "kernels")]
     for layer, same in _slowest(groups, LAYERS):
-        parts = defaultdict(float)
+        parts: dict[str, float] = defaultdict(float)
         for primitive in same:
             parts[primitive.what] += primitive.milliseconds / len(steps)
         largest = sorted(parts.items(), key=lambda part: -part[1])[:3]
@@ -185,7 +185,8 @@ def _by_operator(operators):
 
 
 def _verdict(steps, layers, total):
-    slow, reorders = defaultdict(float), 0.0
+    slow: dict[str, float] = defaultdict(float)
+    reorders = 0.0
     where = defaultdict(set)
     for step, names in zip(steps, layers):
         for primitive, layer in zip(step, names):

@@ -141,6 +141,7 @@ class Batcher:
         batch = [request for request in batch if not request.future.cancelled()]
         if not batch:
             return True
+        outcomes: list[tuple[_Waiting, np.ndarray | None, Exception | None]]
         try:
             outcomes = [(request, rows, None) for request, rows in zip(batch, self._rows(batch))]
         except Exception as error:  # the requests' to tell; the thread goes on
@@ -161,7 +162,7 @@ class Batcher:
             raise ValueError(f"{len(rows)} rows were computed for {len(images)} images")
         return np.split(rows, np.cumsum([len(array) for array in arrays[:-1]]))
 
-    def _take(self):
+    def _take(self) -> list[_Waiting] | None:
         """The requests of the next batch, oldest first; None where there will be no more."""
         with self._changed:
             self._wait_for(1)
@@ -169,7 +170,8 @@ class Batcher:
             if self._batching and self.waiting:
                 self._wait_for(min(self._under_way, self._max_batch), FILLING * self._seconds)
                 most = _without_waste(min(self.waiting, self._max_batch))
-            batch, images = [], 0
+            batch: list[_Waiting] = []
+            images = 0
             while self._requests:
                 more = images + len(self._requests[0].images)
                 if batch and more > most:

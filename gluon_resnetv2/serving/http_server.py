@@ -25,7 +25,7 @@ LEAVING = 100  # beside them, which have been refused and may still read why
 OTHERS = 24  # files that are no connections: models are not open
 FILES = 4096  # to open, where the system lets us: connections come in bursts
 PIECE = 2**10  # bytes outside of a body that are parsed at once: they may be 50 requests
-NOTHING = collections.deque(maxlen=0)
+NOTHING: collections.deque[tuple[bytes, bytes]] = collections.deque(maxlen=0)
 NOTICE_SECONDS = 0.5  # from SIGTERM to closing connections, for requests that are on their way
 
 
@@ -73,7 +73,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport):  # else a head is waited for, and files are used up
         super().connection_made(transport)
         self._resume_reading = self.flow.resume_reading
-        self.flow.resume_reading = self._read_on
+        self.flow.resume_reading = self._read_on  # type: ignore[method-assign]  # of this one
         self._await_head()
         if len(self.connections) - len(self._room.leaving) > self._room.most:
             longest = next(iter(self._room.waiting), self)
@@ -111,7 +111,7 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         if not self.pipeline:
             self._running = self.cycle
-        self.headers = NOTHING  # for trailers to go to
+        self.headers = NOTHING  # type: ignore[assignment]  # for trailers to go to
 
     def on_body(self, body):  # else bodies are refused as heads that are too large
         self._framing = 0
@@ -157,7 +157,8 @@ class Connection(HttpToolsProtocol):
         """The last request; none that is not whole and has others before it."""
         if self.pipeline and self.cycle.more_body:
             self.pipeline.popleft()
-            self.cycle = self.pipeline[0][0] if self.pipeline else self._running
+            # There is one that is answered, or none would wait.
+            self.cycle = self.pipeline[0][0] if self.pipeline else self._running  # type: ignore[assignment]
         return self.cycle
 
     def _abort(self):
@@ -317,7 +318,7 @@ class Uvicorn(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 service,
-                http=functools.partial(Connection, self._room),
+                http=functools.partial(Connection, self._room),  # type: ignore[arg-type]  # called
                 log_config=None,
                 access_log=access_log,
                 ws="none",

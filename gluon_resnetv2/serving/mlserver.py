@@ -33,7 +33,7 @@ QUEUE = 1024  # images that wait
 class Runtime(MLModel):
     """Serves the export in `parameters.uri` as our own server does: the same inputs and outputs."""
 
-    _model = None  # until it is loaded; MLServer unloads what failed to load, too
+    _model: Model | None = None  # until it is loaded; MLServer unloads what failed to load, too
 
     async def load(self) -> bool:
         """Raises UserError where there is no export that computes what it should."""
@@ -52,6 +52,7 @@ class Runtime(MLModel):
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         """Raises MLServerError with what is wrong with the request, or 503 where too many wait."""
+        assert self._model, "MLServer asks none that is not loaded"
         interface = self._model.interface
         try:
             request = decode(*_wire(payload), interface)

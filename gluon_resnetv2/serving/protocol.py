@@ -39,8 +39,8 @@ SHORT = 1024  # bytes of JSON that are worth remembering
 SHOWN = 60  # characters of what a message quotes
 
 
-Tensors = dict[str, tuple[str, list[int]]]  # by name: the datatype, and the shape
 Shape = tuple[int, ...]
+Tensors = dict[str, tuple[str, list[int]]]  # by name: the datatype, and the shape
 
 
 class Refused(Exception):
@@ -57,7 +57,7 @@ class Interface:
 
     name: str
     classes: list[str]
-    shape: tuple[int, int, int]  # (C, H, W), or as the graph of a pair without manifest takes it
+    shape: Shape  # (C, H, W), or as the graph of a pair without manifest takes it
     output: str  # what the network computes: "logits" or "probabilities"
     max_batch: int  # images in one request
 

@@ -20,7 +20,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -88,7 +88,7 @@ class Metrics:
     def __init__(self):
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        by_model = {"labelnames": ["model"], "registry": registry}
+        by_model: dict[str, Any] = {"labelnames": ["model"], "registry": registry}
         self.requests = Counter(
             "resnetv2_requests", "Infer requests answered", ["model", "status"], registry=registry
         )
@@ -111,8 +111,9 @@ class Model:
     ):
         self.predictor = predictor
         self.answered = {"success": (0, 0.0), "fail": (0, 0.0)}  # how many, in how many seconds
-        classes, shape = list(predictor.classes), tuple(predictor.shape)
-        self.interface = Interface(name, classes, shape, predictor.output, predictor.max_batch)
+        self.interface = Interface(
+            name, predictor.classes, predictor.shape, predictor.output, predictor.max_batch
+        )
         threads = [machine.cpus()] * len(LANES) + [max(1, machine.cpus() // 2)]
         self._lanes = [ThreadPoolExecutor(count, name) for count in threads]
         self.pool = self._lanes[0]
@@ -133,7 +134,7 @@ class Model:
             Full, Closed: as `Batcher.submit`.
         """
         if request.input == "data":
-            return await self.batcher.submit_async(request.values)
+            return await self.batcher.submit_async(np.asarray(request.values))
         if not self.predictor.prepares:
             raise Refused(
                 f"{self.interface.name} has no manifest.json, which says how images are prepared; "
@@ -225,7 +226,7 @@ class Infer:
             task.cancel()
 
     async def __call__(self, scope, receive, send):
-        began, task = time.perf_counter(), asyncio.current_task()
+        began, task = time.perf_counter(), _this_task()
         self._held[task] = 0
         # Only this and `_give_up` cancel the task: it is late.
         timer = asyncio.get_running_loop().call_later(self._limits.seconds, task.cancel)
@@ -291,12 +292,12 @@ class Infer:
 
     async def _body(self, headers, receive):
         """The request's body, counted as it arrives."""
-        limit, task = self._limits.body, asyncio.current_task()
+        limit, task = self._limits.body, _this_task()
         size, more = int(headers.get(b"content-length", 0)), True
         if size > limit:
             raise Unread(f"the body has {size} bytes; {limit} are the most", 413)
         encoding = headers.get(b"content-encoding", b"identity").strip().lower()
-        pieces_of = _Unpacker(encoding) if encoding != b"identity" else lambda part: (part,)
+        unpacker = _Unpacker(encoding) if encoding != b"identity" else None
         parts, size = [], 0
         try:
             while more:
@@ -304,7 +305,7 @@ class Infer:
                 if message["type"] == "http.disconnect":
                     raise Gone
                 arrived, more = message.get("body", b""), message.get("more_body", False)
-                for part in pieces_of(arrived):
+                for part in unpacker(arrived) if unpacker else (arrived,):
                     size += len(part)
                     if size > limit:
                         raise Unread(f"the body has more than {limit} bytes", 413)
@@ -317,7 +318,7 @@ class Infer:
                         await asyncio.sleep(0)  # others' turn
         except asyncio.CancelledError:
             raise self._late(Unread, "the body did not arrive", 408) from None
-        if encoding != b"identity" and not pieces_of.ended:
+        if unpacker and not unpacker.ended:
             raise Refused(f"the body ends within its {encoding.decode()}")
         return b"".join(parts)
 
@@ -325,6 +326,12 @@ class Infer:
         if self.draining:
             return kind(DRAINING, 503)
         return kind(f"{what} within {self._limits.seconds:g} seconds", status)
+
+
+def _this_task() -> asyncio.Task:
+    task = asyncio.current_task()
+    assert task, "whatever waits for requests is one"
+    return task
 
 
 class _Unpacker:

@@ -19,7 +19,7 @@ from gluon_resnetv2.study.rows import (
     percent,
     rank_correlations,
 )
-from gluon_resnetv2.study.section import Picture, Table
+from gluon_resnetv2.study.section import Part, Picture, Table
 
 
 def _curves(name, panels, caption):
@@ -116,7 +116,7 @@ def _verdict(network, rows):
 def pairs(name: str, rows: Sequence[Row]) -> list:
     """Tables 3 and 5, Figure 1: original against pre-activation, network by network."""
     parts = [errors_table(rows), *contradictions(rows)]
-    panels = []
+    panels: list[tuple[str, Row, Row]] = []
     for original in rows:
         others = [row for row in rows if _order(row) == "full_preact" and _like(row, original)]
         known = any(original.runs == pair[1].runs for pair in panels)  # of other data, perhaps
@@ -183,7 +183,7 @@ def degradation(name: str, rows: Sequence[Row]) -> list:
         (row.network_for, row.result.reported, percent(row.error),
          *_training_errors(row)) for _, same in families for row in same
     ])  # fmt: skip
-    parts = [table]
+    parts: list[Part] = [table]
     for family, same in families:
         ends = [row for row in (same[0], same[-1]) if row.by_epoch("train_error")]
         if len(ends) == 2 and ends[0] is not ends[1]:

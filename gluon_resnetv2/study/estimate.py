@@ -66,7 +66,7 @@ def seconds(run: Planned, speed: Speed) -> float:
     # A forward pass is a third of a step.
     evaluated = 1 + test / train / 3
     if run.propagation:
-        steps += FOLLOWING * (recipe.num_epochs + 1)
+        steps += FOLLOWING * ((recipe.num_epochs or 0) + 1)
     return START + steps * evaluated * speed.step(spec, size, recipe.batch_size)
 
 

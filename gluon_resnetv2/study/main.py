@@ -177,7 +177,8 @@ def _training(recipe):
 
 def _machine():
     name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, AttributeError):
-        name = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())[1]
+    with contextlib.suppress(OSError):
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+        name = found[1] if found else name  # which ARM's lacks
     versions = f"Python {platform.python_version()}, MXNet {metadata.version(machine.wheels()[0])}"
     return f"{machine.cpus()} CPUs ({name}), {versions}"

@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.paper import FAIL, Result
@@ -21,7 +22,7 @@ from gluon_resnetv2.training.recipes import RECIPES
 from gluon_resnetv2.training.run import read_metrics
 
 # What networks of the paper are trained by on the embedded digits; docs/digits/README.md says why.
-LAPTOP = {
+LAPTOP: dict[str, Any] = {
     "dataset": "digits",
     "image_size": 8,  # as they were scanned; maps of 8, 4 and 2 pixels
     "batch_size": 64,
@@ -89,6 +90,7 @@ class Planned:
 
     @property
     def folder(self) -> Path:
+        assert self.recipe.output, "each run of a study has a folder"
         return Path(self.recipe.output)
 
     @property

@@ -118,13 +118,16 @@ def products(net: ResNetV2, images) -> list[dict]:
     if not any(unit.projection for unit in units):
         gradient[:, units[0].in_channels :] = 0
     start = np.linalg.norm(gradient.astype(np.float64))
-    rows, scale, predicted = [], 1.0, 1.0
+    rows, scale = [], 1.0
+    predicted: float | None = 1.0
     for between, (unit, described) in enumerate(zip(reversed(passes), reversed(units)), 1):
         gradient, more = _scaled(unit.backward(gradient)[0])
         scale *= more
         product = scale * float(np.linalg.norm(gradient) / start)
-        known = None not in (factor, predicted) and not described.projection
-        predicted = predicted * factor if known else None
+        if factor is None or predicted is None or described.projection:
+            predicted = None
+        else:
+            predicted *= factor
         rows.append(
             {"unit": unit.name, "between": between, "product": product, "predicted": predicted}
         )

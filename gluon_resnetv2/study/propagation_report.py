@@ -54,8 +54,8 @@ def _products(records):
         units = record["units"]
         known = [pair for pair in zip(units["product"], units["predicted"]) if pair[1]]
         off = max((abs(product / exact - 1) for product, exact in known), default=None)
-        numbers = (units["product"][-1], units["predicted"][-1], off)
-        numbers = ("-" if number is None else f"{number:.2g}" for number in numbers)
+        found = (units["product"][-1], units["predicted"][-1], off)
+        numbers = ["-" if number is None else f"{number:.2g}" for number in found]
         rows.append((_name(record), str(units["between"][-1]), *numbers))
     head = ("network", "shortcuts", "product at x_1", "lambda^n", "largest deviation")
     yield Table(head, rows)
@@ -77,12 +77,12 @@ def _products(records):
 def _flows(records, chains):
     if not records:
         return
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for record in records:
         expected = f"{record['expected'][0]:.3g}" if record["expected"] else "-"
-        measured = (_times(record, "backward"), f"{_by_layer(record):.3f}")
+        ratio = _times(record, "backward")
         share = f"{np.mean(record['units']['share']):.2f}"
-        rows.append((_name(record), *measured, expected, share))
+        rows.append((_name(record), ratio, f"{_by_layer(record):.3f}", expected, share))
     head = ("network", "|dE/dx_1| / |dE/dx_N|", "per layer", "expected", "share over shortcuts")
     yield Table(head, rows)
     for record in records:
@@ -130,7 +130,7 @@ def _flows(records, chains):
 
 def _training(flows, chains):
     """What becomes of it while the networks train: a picture for each order, by step."""
-    networks = {}
+    networks: dict[str, list[tuple]] = {}
     for flow, chain in zip(_by_step(flows), _by_step(chains)):
         networks.setdefault(_name(flow), []).append((flow, chain))
     followed = [pairs for pairs in networks.values() if len(pairs) > 1]
@@ -246,7 +246,7 @@ def _by_order(records):
     """(order, records), but for orders of which there is only a network with identity shortcuts
     while others have more to compare.
     """
-    orders = {}
+    orders: dict[str, list[dict]] = {}
     for record in records:
         orders.setdefault(record["order"], []).append(record)
     several = [

@@ -44,9 +44,9 @@ def write(sections: Sequence[Section], about: Sequence[str], folder: Path) -> Pa
     Raises:
         OSError: the folder can't be written to.
     """
-    pictures = [part for section in sections for part in section.parts if _is_picture(part)]
+    parts = [part for section in sections for part in section.parts]
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    drawn = {picture.name: _svg(picture) for picture in pictures}
+    drawn = {part.name: _svg(part) for part in parts if isinstance(part, Picture)}
     for name, svg in drawn.items():
         with whole_file(folder / "figures" / f"{name}.svg") as temporary:
             temporary.write_bytes(svg)
@@ -59,10 +59,6 @@ def write(sections: Sequence[Section], about: Sequence[str], folder: Path) -> Pa
 
 
 TITLE = "Identity Mappings in Deep Residual Networks: the paper's claims, run again"
-
-
-def _is_picture(part):
-    return isinstance(part, Picture)
 
 
 def _svg(picture: Picture) -> bytes:

@@ -113,7 +113,7 @@ def percent(error: float) -> str:
 def contradictions(rows: Sequence[Row]) -> list[str]:
     """A sentence on the rows that fail in the paper alone or here alone, if there are any."""
     theirs = [label(row, rows) for row in rows if row.result.error == FAIL and row.error <= FAILS]
-    ours = [label(row, rows) for row in rows if row.error > FAILS >= row.result.error]
+    ours = [label(row, rows) for row in rows if row.error > FAILS >= (row.result.error or FAIL)]
     found = [
         f"{'; '.join(labels)}: {where}"
         for labels, where in ((theirs, "fails there, not here"), (ours, "fails here, not there"))
@@ -128,7 +128,7 @@ def rank_correlations(rows: Sequence[Row]) -> list[float]:
     One where each of the paper's rows is one of ours; two where it gives a range of biases, of
     which we have the ends: with the first of them for the row, and with the last.
     """
-    cases = {}
+    cases: dict[str, list[Row]] = {}
     for row in rows:
         cases.setdefault(row.result.case, []).append(row)
     chosen = [[same[end] for same in cases.values()] for end in (0, -1)]

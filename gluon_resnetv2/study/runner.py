@@ -16,7 +16,7 @@ from gluon_resnetv2 import machine
 from gluon_resnetv2.cli import STOPPED
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.paper import FAIL
-from gluon_resnetv2.study.plan import Planned
+from gluon_resnetv2.study.plan import Outcome, Planned
 from gluon_resnetv2.training.progress import duration
 from gluon_resnetv2.training.stop import StopSignal
 
@@ -67,7 +67,9 @@ def execute(runs: Sequence[Planned], slots: Sequence[Slot], seconds: dict[Planne
     Raises:
         UserError: a run failed, by something else than its loss. Those beside it were finished.
     """
-    todo, free, running, failed = _by_folder(runs), list(slots), {}, []
+    todo, free = _by_folder(runs), list(slots)
+    running: dict[subprocess.Popen, tuple[Planned, Slot, float]] = {}
+    failed: list[Planned] = []
     progress = _Progress(todo, seconds, len(slots))
     with StopSignal() as stop:
         told = False
@@ -83,8 +85,8 @@ def execute(runs: Sequence[Planned], slots: Sequence[Slot], seconds: dict[Planne
             for process in [one for one in running if one.poll() is not None]:
                 run, slot, began = running.pop(process)
                 free.append(slot)
-                if process.returncode == 0:
-                    progress.done(run, time.monotonic() - began)
+                if process.returncode == 0 and (outcome := run.outcome()):
+                    progress.done(run, outcome, time.monotonic() - began)
                 elif not told and process.returncode != STOPPED:
                     failed.append(run)
             time.sleep(POLL)
@@ -104,22 +106,22 @@ class _Progress:
         self._count = len(todo)
         self._expected = self._taken = 0.0
 
-    def done(self, run: Planned, seconds: float) -> None:
+    def done(self, run: Planned, outcome: Outcome, seconds: float) -> None:
         self._left.remove(run)
         self._expected += self._seconds[run]
         self._taken += seconds
-        error = run.outcome().error
+        error = outcome.error
         text = f"{self._count - len(self._left):{len(str(self._count))}}/{self._count}  {run.title}"
         text += f": {'diverged' if error == FAIL else f'{error:.2f} %'}, {duration(seconds)}"
         if self._left:
-            left = sum(map(self._seconds.get, self._left)) / self._places
+            left = sum(self._seconds[one] for one in self._left) / self._places
             text += f"; about {duration(left * self._taken / self._expected)} left"
         print(text, flush=True)
 
 
 def _by_folder(runs):
     """Runs that train the same thing, and are tested on different sizes, as one."""
-    same = {}
+    same: dict[Path, list[Planned]] = {}
     for run in runs:
         same.setdefault(run.folder, []).append(run)
     return list(same.values())

@@ -24,6 +24,9 @@ class Picture:
     caption: str
 
 
+Part = Table | Picture | str
+
+
 @dataclass(frozen=True)
 class Section:
     """One claim of the paper beside what was measured.
@@ -37,4 +40,4 @@ class Section:
     name: str
     title: str
     claim: str
-    parts: list[Table | Picture | str]
+    parts: list[Part]

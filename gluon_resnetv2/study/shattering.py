@@ -15,8 +15,8 @@ from mxnet import autograd
 
 from gluon_resnetv2 import data
 from gluon_resnetv2.net import ResNetV2
-from gluon_resnetv2.spec import Spec
-from gluon_resnetv2.study.section import Picture, Section, Table
+from gluon_resnetv2.spec import Spec, parse_shortcut
+from gluon_resnetv2.study.section import Part, Picture, Section, Table
 from gluon_resnetv2.training.plots import STYLES
 
 # Name: order and shortcut. Units of one weight layer, as in the theorems of Balduzzi et al.
@@ -66,7 +66,9 @@ def measure(
     digits = data.load("digits", image_size=image_size)
     found = []
     for name, (order, shortcut) in networks.items():
-        spec = Spec(name, "cifar", (max(depths),), (channels,), "single", order, shortcut)
+        spec = Spec(
+            name, "cifar", (max(depths),), (channels,), "single", order, parse_shortcut(shortcut)
+        )
         runs = [_run(spec, digits, depths, pairs, distance, seed) for seed in range(seeds)]
         same, other = np.array(runs).transpose(1, 0, 2)  # (seeds, depths) each
         found.append(
@@ -193,7 +195,7 @@ def section(records: list[dict]) -> Section:
             rate = (values[len(depths) - 1] / values[len(depths) - 2]) ** (1 / (last - before))
             notes.append(f"{rate:.2f} for {record['network']}")
     head = ("network", "noise", "L", "exponential", "error", "power law", "error")
-    parts = [
+    parts: list[Part] = [
         Picture("shattering", _draw(records), CAPTION),
         Table(head, rows),
         f"What fits better: {'; '.join(words) or 'nothing'}. Errors are root mean squares of "

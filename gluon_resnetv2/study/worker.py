@@ -47,6 +47,7 @@ def main() -> int:
             _test(recipe, size)
     if job["propagation"]:
         _follow(recipe)
+    assert recipe.output, "each run of a study has a folder"
     remove_checkpoints(recipe.output, keep=1)  # of a hundred runs they fill a disk
     return 0
 

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -59,7 +60,7 @@ class Trained:
     @property
     def planned(self) -> int:
         """How many epochs its recipe asks for."""
-        steps = self.recipe.get("num_steps")
+        steps = self.recipe["num_steps"]
         whole = self.recipe.get("num_epochs") or math.ceil(steps / steps_per_epoch(self.epochs))
         return max(whole, self.epochs[-1]["epoch"])
 
@@ -83,7 +84,7 @@ def draw(runs: Sequence[Trained], output: Path) -> None:
         color, marker = STYLES[number % len(STYLES)]
         ends = [step / steps_per_epoch(run.epochs) for step in run.column("step")]
         apart = math.ceil(len(ends) / 8)  # between markers, which no two runs have at one place
-        style = {
+        style: dict[str, Any] = {
             "color": color,
             "marker": marker,
             "markersize": 5,
@@ -98,7 +99,9 @@ def draw(runs: Sequence[Trained], output: Path) -> None:
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     scale_errors(right, statistics.median_low(run.last_error for run in runs))
     right.set_ylabel("test error (%, solid)")
-    legend = figure.legend(lines, range(count), loc="outside lower center", ncols=columns)
+    legend = figure.legend(
+        lines, [*map(str, range(count))], loc="outside lower center", ncols=columns
+    )
     for text, name, run in zip(legend.get_texts(), names, runs):
         text.set(text=f"{name}: {run.last_error:.2f} %", parse_math=False)  # not "_" or "$" as code
     save(figure, output)

@@ -34,7 +34,9 @@ class Meter:
         if len(sums) != len(devices):  # others than before: what matters is the total
             sums = [np.sum(sums, axis=0)] if len(sums) else []
         self.count = int(sum(row[2] for row in sums))
-        self._counts = {device: row[2] for device, row in zip(devices, sums)}
+        self._counts: dict[mx.Context, float] = {
+            device: row[2] for device, row in zip(devices, sums)
+        }
         self._sums = {
             device: mx.nd.array(row[:2], ctx=device, dtype=dtype)
             for device, row in zip(devices, sums)
@@ -62,7 +64,7 @@ class Meter:
 
         All are over all workers. Waits for the devices.
         """
-        total = np.sum([np.zeros(3), *self.sums()], axis=0)
+        total = np.sum([[0.0] * 3, *self.sums()], axis=0)
         ((loss, wrong, count),) = sum_over_workers([total])
         return {
             "loss": float(loss / count),
@@ -79,7 +81,8 @@ def evaluate(
     sum_over_workers: Callable = lambda arrays: arrays,
 ) -> dict[str, float]:
     """Loss and error of `net` over (images, labels) batches, in the manner of `Meter.read`."""
-    meter, pending = Meter(), deque()
+    meter = Meter()
+    pending: deque[list[mx.nd.NDArray]] = deque()
     for images, labels in batches:
         used = devices[: len(labels)]  # a last batch may be smaller than the number of devices
         images, labels = split(images, used, dtype), split(labels, used)

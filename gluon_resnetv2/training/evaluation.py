@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import mxnet as mx
 from tqdm import tqdm
@@ -64,6 +65,7 @@ def evaluate_source(
         if not 1 <= side <= IMAGE_SIZE_MAX:
             raise UserError(f"--scales must be 1 to {IMAGE_SIZE_MAX}, as in 224,256: {side}")
     if checkpoints(source):
+        net: Any
         net, state = load_run(source, checkpoint, devices)
         told, classes = state.recipe, state.classes
         net.hybridize(static_alloc=True)
@@ -78,7 +80,12 @@ def evaluate_source(
         told, classes = artifact.manifest.details["recipe"], artifact.manifest.classes
         net = _exported(artifact, devices)
     recipe = Recipe.from_dict(told)
-    others = {"dataset": dataset, "data_dir": data_dir, "test_size": size, "threads": threads}
+    others: dict[str, Any] = {
+        "dataset": dataset,
+        "data_dir": data_dir,
+        "test_size": size,
+        "threads": threads,
+    }
     given = {name: value for name, value in others.items() if value is not None}
     if leave_out:
         given["leave_out"] = True
@@ -112,7 +119,8 @@ def _exported(artifact: Artifact, devices: Sequence[mx.Context]) -> Callable:
     arguments, statistics = pair.arrays()
     block = as_block(pair.symbol(), {**arguments, **statistics}, [pair.data], devices)
     block.hybridize(static_alloc=True)
-    described = artifact.manifest.input
+    manifest = artifact.own_manifest()
+    described = manifest.input
     mean, std = (
         mx.nd.array(numbers).reshape((1, -1, 1, 1)) for numbers in (described.mean, described.std)
     )
@@ -121,6 +129,6 @@ def _exported(artifact: Artifact, devices: Sequence[mx.Context]) -> Callable:
         if described.values == "pixels":
             images = images * std.as_in_context(images.ctx) + mean.as_in_context(images.ctx)
         outputs = block(images)
-        return outputs.log() if artifact.manifest.output == "probabilities" else outputs
+        return outputs.log() if manifest.output == "probabilities" else outputs
 
     return net

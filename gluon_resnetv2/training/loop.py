@@ -115,7 +115,7 @@ class Training:
         self.meter = Meter()
         # (step, images, each part's sum of losses) that the devices may still be computing, where
         # images, too, are this worker's.
-        self._pending = deque()
+        self._pending: deque[tuple[int, int, list[mx.nd.NDArray]]] = deque()
         self._start()
         self._saved_at = self._looked = time.monotonic()
 
@@ -318,14 +318,14 @@ class Training:
             arrays.update((f"device{i}:{name}", copy) for i, copy in enumerate(copies))
         meter = self.meter.sums()
         if self.workers.count > 1:
-            total = np.sum([np.zeros(3), *meter], axis=0)
+            total = np.sum([[0.0] * 3, *meter], axis=0)
             meter = [total.tolist() for total in self.workers.sum([total])]
         state = State(
             step=self.step,
             epoch=self.epoch,
             steps_per_epoch=self.steps,
             updates=updates,
-            loss_scale=self.update.scaler and self.update.scaler.state(),
+            loss_scale=self.update.scaler.state() if self.update.scaler else None,
             meter=meter,
             seconds=self._clock(),
             best=self.best,
@@ -413,7 +413,7 @@ class Training:
         if self.step:
             started = Recipe.from_dict(state.recipe).schedule(self.steps)
             self.trainer.set_learning_rate(started(self.step - 1))
-        arrays = {"optimizer": {}}
+        arrays: dict[str, dict[str, mx.nd.NDArray]] = {"optimizer": {}}
         for name, array in mx.nd.load(str(path / "training.params")).items():
             kind, _, name = name.partition(":")
             arrays.setdefault(kind, {})[name] = array

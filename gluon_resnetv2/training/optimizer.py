@@ -34,7 +34,7 @@ def make_trainer(
     if optimizer.aggregate_num:
         optimizer.aggregate_num = TENSORS_AT_ONCE
     on_server = recipe.kv_store == "dist_async"  # nobody else has every gradient
-    if on_server:
+    if on_server and workers:
         optimizer = ServerOptimizer(optimizer, schedule, workers.count, step)
     return gluon.Trainer(
         params,

@@ -101,8 +101,8 @@ class Progress:
             loss, error = _loss(record[f"{part}_loss"]), record[f"{part}_error"]
             parts.append(f"{part} loss {loss} error {error:5.2f} %")
         parts.append(_speed(record["images_per_second"]))
-        if self._seconds and not last:
-            parts.append(f"{duration(self.seconds_left)} left")
+        if (left := self.seconds_left) is not None and not last:
+            parts.append(f"{duration(left)} left")
         if self._bar is not None and not last:
             self._bar.set_description_str(self._state(epoch, 0), refresh=False)
             self._bar.reset(total=self._steps_of(epoch))
@@ -144,8 +144,8 @@ class Progress:
         parts.append(f"step {_of(step, self._steps_of(epoch))}")
         if self._loss is not None:
             parts.append(f"loss {_loss(self._loss)}")
-        if self._seconds:
-            parts += [_speed(self.images_per_second), f"{duration(self.seconds_left)} left"]
+        if (left := self.seconds_left) is not None:
+            parts += [_speed(self.images_per_second), f"{duration(left)} left"]
         return "  ".join(parts)
 
     def _steps_of(self, epoch):

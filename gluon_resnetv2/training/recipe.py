@@ -6,10 +6,11 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from gluon_resnetv2.data import NAMES
 from gluon_resnetv2.distributed import PARAMETER_SERVER
@@ -93,21 +94,23 @@ class Recipe:
     """
 
     model: str = _network("preact110", f"{', '.join(f'{f}N' for f in FAMILIES)}, N the depth")
-    order: str = _network(None, "operations in a unit; default: the model's", choices=tuple(ORDER))
-    shortcut: str = _network(None, f"{SHORTCUT_HELP}; default: the model's")
-    unit: str = _network(
+    order: str | None = _network(
+        None, "operations in a unit; default: the model's", choices=tuple(ORDER)
+    )
+    shortcut: str | None = _network(None, f"{SHORTCUT_HELP}; default: the model's")
+    unit: str | None = _network(
         None, "unit of a CIFAR network; default: by the depth", choices=tuple(UNIT)
     )
-    stem: str = _network(
+    stem: str | None = _network(
         None, "whose images the first layers are for; default: by the depth", choices=tuple(STEM)
     )
-    widening: str = _network(
+    widening: str | None = _network(
         None, "A: zero padding, B: projection, C: projection everywhere", choices=("A", "B", "C")
     )
-    stride_on: str = _network(
+    stride_on: str | None = _network(
         None, "which convolution of a bottleneck has the stride", choices=("first", "3x3")
     )
-    input_bn: str = _network(
+    input_bn: str | None = _network(
         None, "batch normalisation of the input", choices=("off", "shift", "plain")
     )
     init: str = _network("in", "He initialisation by fan in or fan out", choices=("in", "out"))
@@ -115,14 +118,18 @@ class Recipe:
         False, "start the last convolution of every unit at zero, each unit as identity", flag=True
     )
     dataset: str = _data("cifar10", "images to train on", choices=(*NAMES, "imagenet"))
-    data_dir: str = _data(None, "folder of the data set; default: the user's cache", machine=True)
-    image_size: int = _data(None, "height and width in pixels; default: the data set's")
-    test_size: int = _data(None, "ImageNet: height and width in evaluation; default: --image-size")
+    data_dir: str | None = _data(
+        None, "folder of the data set; default: the user's cache", machine=True
+    )
+    image_size: int | None = _data(None, "height and width in pixels; default: the data set's")
+    test_size: int | None = _data(
+        None, "ImageNet: height and width in evaluation; default: --image-size"
+    )
     augmentation: str = _data(
         "scale", "ImageNet: which part of an image is cut out", choices=("scale", "scale-aspect")
     )
     colour: bool = _data(True, "ImageNet: vary the light along the principal colours", flag=True)
-    threads: int = _data(
+    threads: int | None = _data(
         None, "ImageNet: threads that read images; default: one per CPU", machine=True
     )
     leave_out: bool = _data(
@@ -133,19 +140,23 @@ class Recipe:
     mixup: float = _data(0.0, "alpha of mixup, the Beta distribution of its weights; 0: none")
     mixup_off_epochs: int = _data(0, "how many epochs at the end go without mixup", later=True)
     batch_size: int = _optimisation(128, "images per step, over all devices and workers")
-    num_epochs: int = _optimisation(None, "passes over the training images, instead of --num-steps")
-    num_steps: int = _optimisation(None, "steps; default: 64000, where --num-epochs does not say")
+    num_epochs: int | None = _optimisation(
+        None, "passes over the training images, instead of --num-steps"
+    )
+    num_steps: int | None = _optimisation(
+        None, "steps; default: 64000, where --num-epochs does not say"
+    )
     optimizer: str = _optimisation("sgd", "one of MXNet's", choices=OPTIMIZERS)
     lr: float = _optimisation(0.1, "learning rate")
     lr_schedule: str = _optimisation(
         "steps", "how the learning rate falls after the warm-up", choices=("steps", "cosine")
     )
-    lr_steps: tuple = _optimisation(
+    lr_steps: tuple | None = _optimisation(
         None,
         "steps at which the learning rate falls; default: half and 3/4 of all",
         type=_numbers(int),
     )
-    lr_step_epochs: tuple = _optimisation(
+    lr_step_epochs: tuple | None = _optimisation(
         None, "epochs at which the learning rate falls", type=_numbers(float)
     )
     lr_factor: float = _optimisation(0.1, "factor of the learning rate each time it falls")
@@ -158,8 +169,8 @@ class Recipe:
     warmup_lr: float = _optimisation(
         None, "learning rate that the warm-up starts with; default: a tenth of --lr"
     )
-    warmup_steps: int = _optimisation(None, "length of the warm-up in steps; default: 400")
-    warmup_epochs: float = _optimisation(None, "length of the warm-up in epochs")
+    warmup_steps: int | None = _optimisation(None, "length of the warm-up in steps; default: 400")
+    warmup_epochs: float | None = _optimisation(None, "length of the warm-up in epochs")
     mom: float = _optimisation(0.9, f"momentum ({', '.join(MOMENTUM)})")
     momentum_correction: bool = _optimisation(
         False,
@@ -189,7 +200,7 @@ class Recipe:
     seed: int = _optimisation(
         0, "random seed of the weights, the order of the images and their augmentation"
     )
-    gpus: tuple = _machine(None, "GPUs to train on, as in 0,1,2,3", type=_numbers(int))
+    gpus: tuple | None = _machine(None, "GPUs to train on, as in 0,1,2,3", type=_numbers(int))
     cpus: int = _machine(1, "devices to simulate on the CPU, without --gpus")
     kv_store: str = _machine(
         "device",
@@ -206,7 +217,7 @@ class Recipe:
         "save memory: compute the activations of so many segments again in the backward pass",
         type=_segments,
     )
-    output: str = _run(None, "the run's folder; default: a new one in runs/")
+    output: str | None = _run(None, "the run's folder; default: a new one in runs/")
     checkpoint_every: str = _run(
         "10m", "steps, or minutes as in 10m, from one checkpoint to the next within an epoch"
     )
@@ -237,7 +248,7 @@ class Recipe:
 
     def _fill_in(self):
         """Puts numbers where None stands for a default that depends on other fields."""
-        values = {}
+        values: dict[str, Any] = {}
         if self.num_epochs is None and self.num_steps is None:
             synthetic = self.dataset == "synthetic"
             values.update({"num_epochs": 1} if synthetic else {"num_steps": 64000})
@@ -425,7 +436,7 @@ class Recipe:
         """How many steps the run has."""
         if self.num_steps is not None:
             return self.num_steps
-        return self.num_epochs * steps_per_epoch
+        return (self.num_epochs or 0) * steps_per_epoch
 
     def mixed_steps(self, steps_per_epoch: int) -> int:
         """Before which step mixup ends."""
@@ -441,10 +452,11 @@ class Recipe:
             self.total_steps(steps_per_epoch),
             in_steps(self.warmup_steps, self.warmup_epochs),
         )
+        main: Callable[[int], float]
         if self.lr_schedule == "steps":
             boundaries = self.lr_steps
             if boundaries is None:
-                boundaries = tuple(in_steps(None, epoch) for epoch in self.lr_step_epochs)
+                boundaries = tuple(in_steps(None, epoch) for epoch in self.lr_step_epochs or ())
             main = schedule.Steps(self.lr, boundaries, self.lr_factor)
         else:
             main = schedule.Cosine(self.lr, last, warm, self.lr_end)
@@ -566,12 +578,17 @@ _JSON = {
 }
 
 
+def kind_of(field: dataclasses.Field) -> str:
+    """What a field holds where it is not None, as its annotation has it."""
+    return str(field.type).removesuffix(" | None")
+
+
 def _fits(field: dataclasses.Field, value) -> bool:
     if value is None:
         return field.default is None
-    if isinstance(value, bool) != (field.type == "bool") or not isinstance(
-        value, _JSON[field.type]
-    ):
+    if isinstance(value, bool) != (kind_of(field) == "bool"):
+        return False
+    if not isinstance(value, _JSON[kind_of(field)]):
         return False
     if isinstance(value, (list, tuple)):
         kinds = (int,) if field.name in ("gpus", "lr_steps") else (int, float)

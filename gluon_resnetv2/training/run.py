@@ -56,11 +56,12 @@ class Run:
 
     def __init__(self, recipe: Recipe, *, resume: bool = False, writes: bool = True):
         self.recipe, self.writes = recipe, writes
-        self._damaged = set()  # checkpoints that were left out
+        self._damaged: set[Path] = set()  # checkpoints that were left out
         self._unwritten = ""  # lines of metrics.jsonl that the disk had no room for
         self._alone = contextlib.ExitStack()  # holds the folder's lock
         self._made = None  # of a new run: whether its folder is new, too
         if not writes:
+            assert recipe.output, "several workers were told to name it"
             self.folder = Path(recipe.output)
             return
         if resume and recipe.output and (Path(recipe.output) / "recipe.json").is_file():

@@ -44,7 +44,7 @@ def training_pass(net: ResNetV2, recipe: Recipe) -> Callable:
     """
     if recipe.recompute != "off":
         return Recomputed(
-            net, None if recipe.recompute == "auto" else recipe.recompute
+            net, None if recipe.recompute == "auto" else int(recipe.recompute)
         ).forward_backward
     if recipe.engine == "native":
         net = native_block(net, recipe.dtype, adds=recipe.accumulate > 1, images_gradient=False)
@@ -154,7 +154,7 @@ class Step:
         """`array`, split along its first axis, as lists with an entry for each device."""
         count = len(self.devices)
         dtype = self.recipe.array_dtype if array.dtype == np.float32 else array.dtype
-        parts = split(array, self.devices * self.recipe.accumulate, dtype)
+        parts = split(array, [*self.devices] * self.recipe.accumulate, dtype)
         if self._asks and array.dtype == np.float32:
             for images in parts:
                 images.attach_grad()

@@ -94,11 +94,12 @@ def _scores(net, views, devices, batch_size, dtype) -> np.ndarray:
         start = turn % len(devices)  # where groups are small, every device has its share of them
         used = [*devices[start:], *devices[:start]][: len(arrays)]
         parts = zip(np.array_split(np.stack(arrays), len(used)), used)
-        outputs.append((images, [net(mx.nd.array(part, device, dtype)) for part, device in parts]))
-    scores = 0
-    for images, parts in outputs:
-        logits = np.concatenate([part.astype("float64").asnumpy() for part in parts])
-        probabilities = softmax(logits, "float64")
+        logits = [net(mx.nd.array(part, device, dtype)) for part, device in parts]
+        outputs.append((images, logits))
+    scores = np.zeros(())
+    for images, logits in outputs:
+        joined = np.concatenate([part.astype("float64").asnumpy() for part in logits])
+        probabilities = softmax(joined, "float64")
         share = np.zeros((len(views), len(probabilities)))
         share[images, np.arange(len(images))] = 1 / len(views[0])
         scores = scores + share @ probabilities

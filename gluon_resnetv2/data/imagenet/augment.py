@@ -90,8 +90,8 @@ def _aspect_box(width: int, height: int, rng: np.random.Generator) -> Box:
         if rng.random() < 0.5:
             box.reverse()
         if 1 <= box[0] <= width and 1 <= box[1] <= height:
-            left: int = rng.integers(0, width - box[0], endpoint=True)
-            top: int = rng.integers(0, height - box[1], endpoint=True)
+            left = int(rng.integers(0, width - box[0], endpoint=True))
+            top = int(rng.integers(0, height - box[1], endpoint=True))
             return left, top, left + box[0], top + box[1]
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ast
 import json
+from collections.abc import Callable, Iterable
 from itertools import starmap
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mxnet as mx
 
 from gluon_resnetv2.errors import UserError
 
 Words = dict[str, float | bool]  # of an instruction; True: the word alone
+Attribute = tuple[Any, Callable[[Any], bool]]  # what it is by default, and whether it may be
 
 
 def _anything(_value) -> bool:
@@ -62,7 +64,7 @@ WINDOW = {
     "cudnn_off": IGNORED,
 }
 SCALAR = {"scalar": (1, _number), "is_int": IGNORED}
-ATTRIBUTES = {
+ATTRIBUTES: dict[str, dict[str, Attribute]] = {
     "Convolution": {
         **WINDOW,
         "dilate": ((1, 1), _one_of((1, 1))),
@@ -218,7 +220,10 @@ class Program:
         if self._passes_on(node):
             self._computed[index] = self._found(given[0])  # in the operator's own type
         elif op == "zeros_like":
-            self._computed[index] = Zeros(self._found(given[0]).channels)
+            like = self._found(given[0])
+            if isinstance(like, (Gate, Gated)):
+                raise _unsupported(node)
+            self._computed[index] = Zeros(like.channels)
         elif op == "sigmoid":
             self._computed[index] = Gate(self._operand(given[0]), 1)
         elif op == "_rminus_scalar":
@@ -227,15 +232,15 @@ class Program:
             self._computed[index] = self._gated(given, node)
         elif op in ("slice", "Concat", "slice_axis"):
             self._computed[index] = self._widened(op, attrs, given, node)
-        elif op == "elemwise_add" and (gated := self._first_gated(reversed(given))):
-            (other,) = (one for one in given if one != gated)
-            self._computed[index] = self._gate(self._found(gated), add=self._operand(other).number)
+        elif op == "elemwise_add" and (first := self._first_gated(reversed(given))):
+            (other,) = (one for one in given if one != first[0])
+            self._computed[index] = self._gate(first[1], add=self._operand(other).number)
         elif op == "elemwise_add" and self._adds_while_it_convolves(*given):
             self._computed[index] = self._computed[given[0]]
         elif index not in self._computed:  # a ReLU may be part of the instruction before it
             name, words, channels = self._instruction(op, attrs, given, index)
             if op in ("BatchNorm", "Activation") and self._convolves_alone(given[0]):
-                activation = self._computed[given[0]]
+                activation = self._operand(given[0])
                 _, convolution = self._lines[activation.number - 1]
                 if op == "BatchNorm":
                     self.folded.append(node["name"])
@@ -308,19 +313,23 @@ class Program:
     def _gated(self, given, node) -> Gated:
         """The product of an activation and a gate, in either order."""
         x, gate = sorted(given, key=lambda one: isinstance(self._found(one), Gate))
-        if not isinstance(self._found(gate), Gate):
+        factor = self._found(gate)
+        if not isinstance(factor, Gate):
             raise _unsupported(node)
-        return Gated(self._operand(x), self._found(gate))
+        return Gated(self._operand(x), factor)
 
-    def _first_gated(self, given) -> int | None:
+    def _first_gated(self, given: Iterable[int]) -> tuple[int, Gated] | None:
         """The first of these nodes that is a product with a gate, and that one other reads."""
-        found = (one for one in given if isinstance(self._found(one), Gated))
-        return next(filter(self._has_one_reader, found), None)
+        for one in given:
+            found = self._found(one)
+            if isinstance(found, Gated) and self._has_one_reader(one):
+                return one, found
+        return None
 
     def _gate(self, gated: Gated, **more: int) -> Activation:
         """Computes a product with a gate, and adds an activation to it."""
         x, gate = gated
-        words = {"in": x.number, "gate": gate.source.number, "sign": gate.sign, **more}
+        words: Words = {"in": x.number, "gate": gate.source.number, "sign": gate.sign, **more}
         return self._instruct("gate", words, x.channels)
 
     def _instruct(self, name: str, words: Words, channels: int) -> Activation:
@@ -332,17 +341,17 @@ class Program:
     def _widened(self, op, attrs, given, node) -> Widened:
         """What slices, zeros and concatenations come to; computed once something reads it."""
         before, *others = map(self._found, given)
-        source = before if isinstance(before, Widened) else Widened(before, 1, before.channels)
         if isinstance(before, (Gate, Gated, Zeros)):
             raise _unsupported(node)
+        source = before if isinstance(before, Widened) else Widened(before, 1, before.channels)
         if op == "slice":
             return source._replace(stride=source.stride * attrs["step"][2])
         if op == "slice_axis" and attrs["end"] <= source.channels:
             return source._replace(channels=attrs["end"])
         cut = source.channels < source.source.channels  # what is cut off would come back
-        if op == "Concat" and not cut and all(isinstance(other, Zeros) for other in others):
-            channels = source.channels + sum(other.channels for other in others)
-            return source._replace(channels=channels)
+        zeros = [other.channels for other in others if isinstance(other, Zeros)]
+        if op == "Concat" and not cut and len(zeros) == len(others):
+            return source._replace(channels=source.channels + sum(zeros))
         raise _unsupported(node)
 
     def _adds_while_it_convolves(self, residual: int, shortcut: int) -> bool:
@@ -374,7 +383,7 @@ class Program:
             raise _unsupported(self._nodes[index])
         if isinstance(found, Widened):
             source, stride, channels = found
-            words = {"in": source.number, "channels": channels, "stride": stride}
+            words: Words = {"in": source.number, "channels": channels, "stride": stride}
             found = self._instruct("widen", words, channels)
         if isinstance(found, Gated):
             found = self._gate(found)
