@@ -13,7 +13,7 @@ import contextlib
 import re
 import shutil
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -265,7 +265,9 @@ def read_checkpoint(path: Path) -> State:
     return state
 
 
-def valid_checkpoints(run: str | Path, warn=print) -> Iterator[tuple[Path, State]]:
+def valid_checkpoints(
+    run: str | Path, warn: Callable[[str], object] = print
+) -> Iterator[tuple[Path, State]]:
     """Path and state of each checkpoint that is as it was written, newest first.
 
     Args:
@@ -280,7 +282,9 @@ def valid_checkpoints(run: str | Path, warn=print) -> Iterator[tuple[Path, State
         yield path, state
 
 
-def choose_checkpoint(run: str | Path, which: str = "last", *, warn=print) -> tuple[Path, State]:
+def choose_checkpoint(
+    run: str | Path, which: str = "last", *, warn: Callable[[str], object] = print
+) -> tuple[Path, State]:
     """Path and state of a run's "last" valid checkpoint, its "best", or that of a step's number.
 
     Raises:

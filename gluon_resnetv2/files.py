@@ -132,7 +132,7 @@ def _sync_folder(path):
         os.close(folder)
 
 
-def write_json(path: str | os.PathLike, value) -> None:
+def write_json(path: str | os.PathLike, value: object) -> None:
     """Writes `value` as indented JSON, whole or not at all.
 
     Raises:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mxnet import initializer
 from mxnet.gluon import HybridBlock, nn
 
@@ -75,7 +77,13 @@ class ResNetV2(HybridBlock):
     def hybrid_forward(self, F, x):
         return self.output(self.features(x))
 
-    def initialize(self, init=None, *args, zero_last: bool = False, **kwargs):
+    def initialize(
+        self,
+        init: initializer.Initializer | None = None,
+        *args: Any,
+        zero_last: bool = False,
+        **kwargs: Any,
+    ) -> None:
         """`Block.initialize`, with `he_normal()` where no initialiser is given.
 
         Args:
@@ -98,7 +106,7 @@ def he_normal(fan: str = "in") -> initializer.Initializer:
     return initializer.MSRAPrelu(factor_type=fan, slope=0)
 
 
-def get_model(name: str, **switches) -> ResNetV2:
+def get_model(name: str, **switches: Any) -> ResNetV2:
     """The network called `name`, not yet initialised.
 
     >>> get_model("preact110", classes=100, shortcut="gate:-6")

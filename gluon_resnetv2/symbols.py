@@ -9,6 +9,9 @@ It traces the Gluon network. Names and defaults are those of the example's own
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import mxnet as mx
 
 from gluon_resnetv2 import spec as specs
@@ -26,8 +29,13 @@ EXAMPLE = {
 
 
 def get_symbol(
-    num_classes, num_layers, image_shape="3,224,224", conv_workspace=256, dtype="float32", **kwargs
-):
+    num_classes: int,
+    num_layers: int,
+    image_shape: str | Sequence[int] = "3,224,224",
+    conv_workspace: int = 256,
+    dtype: str = "float32",
+    **kwargs: Any,
+) -> mx.sym.Symbol:
     """The network with a softmax output, ready for `mx.mod.Module`.
 
     Args:

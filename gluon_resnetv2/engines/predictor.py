@@ -6,7 +6,8 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import mxnet as mx
 import numpy as np
@@ -158,7 +159,7 @@ class Predictor:
             for row in self.probabilities(pixels)
         ]
 
-    def read(self, file) -> np.ndarray:
+    def read(self, file: str | Path | BinaryIO) -> np.ndarray:
         """One image as `probabilities` takes it: (C, H, W) in 0..255.
 
         Args:

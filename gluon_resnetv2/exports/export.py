@@ -6,6 +6,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import mxnet as mx
 import numpy as np
@@ -71,7 +72,7 @@ class Form:
     fused: bool = False
 
 
-def export(net: ResNetV2, folder: str | Path, image_shape: tuple, **options) -> Artifact:
+def export(net: ResNetV2, folder: str | Path, image_shape: tuple, **options: Any) -> Artifact:
     """Writes `net`, initialised, as `export_parameters` does, whose options these are."""
     return export_parameters(net.spec, parameters_of(net), folder, image_shape, **options)
 
@@ -92,7 +93,7 @@ def export_parameters(
     calibration: Callable[[], np.ndarray] | None = None,
     onnx: bool = False,
     server: str | None = None,
-    **details,
+    **details: Any,
 ) -> Artifact:
     """Writes a network as an export.
 
@@ -281,7 +282,7 @@ def export_run(
     run: str | Path,
     folder: str | Path | None = None,
     checkpoint: str = "last",
-    **options,
+    **options: Any,
 ) -> Artifact:
     """Exports a checkpoint of a run to `folder`, by default RUN/export.
 

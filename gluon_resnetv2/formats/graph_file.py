@@ -13,6 +13,7 @@ import re
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +61,7 @@ class Node:
     integers: bool = False
 
 
-def check_graph(graph, integers: Container[str] = (), inner: bool = False) -> list[Node]:
+def check_graph(graph: Any, integers: Container[str] = (), inner: bool = False) -> list[Node]:
     """The nodes of a graph that is well formed, of known operators, and without a loop.
 
     Args:

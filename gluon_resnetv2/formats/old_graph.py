@@ -30,7 +30,7 @@ HIDDEN = re.compile(
 )
 
 
-def modern(graph):
+def modern(graph: Any) -> Any:
     """What a file's JSON says, as MXNet 1 would say it; any other than an old graph as it is.
 
     Raises:

@@ -11,6 +11,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,7 @@ class Facts:
     classes: int
     in_channels: int
 
-    def spec(self, **switches) -> Spec:
+    def spec(self, **switches: Any) -> Spec:
         """The network, with what names and shapes can't tell."""
         facts = dataclasses.asdict(self)
         depth = sum(self.stages) * len(UNIT[self.unit]) + 2

@@ -12,7 +12,7 @@ from gluon_resnetv2.spec import IMAGE_SIZES
 from gluon_resnetv2.training.recipe import Recipe
 
 
-def load_data(recipe: Recipe):
+def load_data(recipe: Recipe) -> data.Dataset | imagenet.ImageNet:
     """The recipe's data set; of synthetic images two batches for training and one for testing.
 
     Raises:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from gluon_resnetv2 import data
 from gluon_resnetv2.checkpoint import checkpoints, load_run
+from gluon_resnetv2.data.imagenet.dataset import ImageNet
 from gluon_resnetv2.engines.runtimes import as_block
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.formats.artifact import Artifact, load
@@ -105,7 +106,7 @@ def evaluate_source(
         few = itertools.islice(data.prefetch(batches), recalibrate)
         rounds = (split(pixels, devices) for pixels, _ in few)
         statistics.recalibrate(net, rounds, partial(forward_backward, net))
-    if name != "imagenet":
+    if not isinstance(images, ImageNet):
         return evaluate(net, data.prefetch(images.batches(batch_size)), devices)
     with tqdm(total=images.test_count, unit="image", disable=None, leave=False) as bar:
         return evaluate_views(

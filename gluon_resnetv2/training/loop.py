@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import mxnet as mx
 import numpy as np
@@ -17,6 +19,8 @@ from tqdm import tqdm
 
 from gluon_resnetv2.checkpoint import State, load_parameters
 from gluon_resnetv2.data import batch_images, num_batches, prefetch
+from gluon_resnetv2.data.dataset import Dataset
+from gluon_resnetv2.data.imagenet.dataset import ImageNet
 from gluon_resnetv2.distributed.workers import Workers
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2
@@ -59,7 +63,7 @@ class Diverged(UserError):
 
 def fit(
     net: ResNetV2,
-    dataset,
+    dataset: Dataset | ImageNet,
     recipe: Recipe,
     devices: Sequence[mx.Context],
     run: Run,
@@ -71,7 +75,6 @@ def fit(
     SIGTERM and SIGINT end it after the step under way, with a checkpoint.
 
     Args:
-        dataset: a `data.Dataset`, or what has its `train_count`, `batches` and description.
         workers: the processes that train together; by default this one alone.
 
     Returns:
@@ -99,7 +102,15 @@ class Training:
         news: lines about the schedule, to be printed.
     """
 
-    def __init__(self, net, dataset, recipe, devices, run, workers):
+    def __init__(
+        self,
+        net: ResNetV2,
+        dataset: Dataset | ImageNet,
+        recipe: Recipe,
+        devices: Sequence[mx.Context],
+        run: Run,
+        workers: Workers,
+    ):
         self.net, self.dataset, self.recipe, self.run = net, dataset, recipe, run
         self.devices, self.workers = devices, workers
         parts = recipe.parts * workers.count
@@ -110,8 +121,9 @@ class Training:
         self.lr_at = recipe.schedule(self.steps)
         self.step = self.epoch = 0
         self.seconds = 0.0  # of the epoch under way
-        self.best = self.record = None
-        self.saved = {}
+        self.best: dict[str, Any] | None = None
+        self.record: dict[str, Any] | None = None
+        self.saved: dict[int, Path] = {}
         self.meter = Meter()
         # (step, images, each part's sum of losses) that the devices may still be computing, where
         # images, too, are this worker's.
@@ -205,7 +217,7 @@ class Training:
             except UserError:  # a test image can't be read: to be mended, and gone on from here
                 self._checkpoint(own)
                 raise
-            self.record = {
+            record = self.record = {
                 "epoch": self.epoch + 1,
                 "step": self.step,
                 "lr": self.lr_at(self.step - 1),
@@ -217,14 +229,14 @@ class Training:
                 "seconds": self._clock(),
             }
             if self.best is None or tested["error"] < self.best["test_error"]:
-                self.best = {name: self.record[name] for name in ("step", "epoch", "test_error")}
+                self.best = {name: record[name] for name in ("step", "epoch", "test_error")}
             self.epoch, self.seconds, self.meter = self.epoch + 1, 0.0, Meter()
-            self._log(**self.record)
+            self._log(**record)
             self._checkpoint(own, final=self.epoch == self.epochs)
         if self.run.writes:
             with suppress(OSError, UserError):  # a full disk has kept the metrics back
                 draw_curves(self.run.folder)
-            self.progress.epoch(self.record)
+            self.progress.epoch(record)
 
     def _clock(self) -> float:
         """Seconds that the epoch under way has taken, in earlier processes too."""

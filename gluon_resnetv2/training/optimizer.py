@@ -8,13 +8,18 @@ from mxnet import gluon
 from gluon_resnetv2.distributed.server_optimizer import ServerOptimizer
 from gluon_resnetv2.distributed.workers import Workers
 from gluon_resnetv2.training.recipe import MOMENTUM, Recipe
+from gluon_resnetv2.training.schedule import Rate
 
 # Tensors updated by one operator call; MXNet's default of 4 costs deep networks time.
 TENSORS_AT_ONCE = 45
 
 
 def make_trainer(
-    net: gluon.Block, recipe: Recipe, workers: Workers | None = None, schedule=None, step: int = 0
+    net: gluon.Block,
+    recipe: Recipe,
+    workers: Workers | None = None,
+    schedule: Rate | None = None,
+    step: int = 0,
 ) -> gluon.Trainer:
     """The recipe's optimiser over every parameter of `net`, which is initialised on all devices.
 
@@ -34,7 +39,7 @@ def make_trainer(
     if optimizer.aggregate_num:
         optimizer.aggregate_num = TENSORS_AT_ONCE
     on_server = recipe.kv_store == "dist_async"  # nobody else has every gradient
-    if on_server and workers:
+    if on_server and workers and schedule:
         optimizer = ServerOptimizer(optimizer, schedule, workers.count, step)
     return gluon.Trainer(
         params,
@@ -44,7 +49,7 @@ def make_trainer(
     )
 
 
-def set_learning_rate(trainer: gluon.Trainer, recipe: Recipe, schedule, step: int) -> float:
+def set_learning_rate(trainer: gluon.Trainer, recipe: Recipe, schedule: Rate, step: int) -> float:
     """Gives the trainer `schedule(step)`, the learning rate of that update, and returns it.
 
     From step 1 on the trainer has to have that of the update before, perhaps another schedule's.
@@ -74,7 +79,9 @@ def optimizer_state(trainer: gluon.Trainer) -> tuple[dict[str, mx.nd.NDArray], i
     return arrays, trainer.optimizer.num_update
 
 
-def restore_optimizer(trainer: gluon.Trainer, arrays: dict[str, mx.nd.NDArray], updates: int):
+def restore_optimizer(
+    trainer: gluon.Trainer, arrays: dict[str, mx.nd.NDArray], updates: int
+) -> None:
     """Gives the optimiser back what `optimizer_state` said, on however many devices it has now."""
     if not updates:  # then there is nothing to restore
         return

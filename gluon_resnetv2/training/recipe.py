@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -442,7 +442,7 @@ class Recipe:
         """Before which step mixup ends."""
         return self.total_steps(steps_per_epoch) - self.mixup_off_epochs * steps_per_epoch
 
-    def schedule(self, steps_per_epoch: int):
+    def schedule(self, steps_per_epoch: int) -> schedule.WarmUp:
         """The learning rate by step, counted from 0 (see `schedule`)."""
 
         def in_steps(steps, epochs):
@@ -452,7 +452,7 @@ class Recipe:
             self.total_steps(steps_per_epoch),
             in_steps(self.warmup_steps, self.warmup_epochs),
         )
-        main: Callable[[int], float]
+        main: schedule.Rate
         if self.lr_schedule == "steps":
             boundaries = self.lr_steps
             if boundaries is None:

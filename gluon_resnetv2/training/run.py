@@ -7,7 +7,9 @@ import io
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from gluon_resnetv2.checkpoint import (
     State,
@@ -109,7 +111,7 @@ class Run:
         """Lets another process go on here."""
         self._alone.close()
 
-    def last_checkpoint(self, warn=print) -> tuple[Path, State] | None:
+    def last_checkpoint(self, warn: Callable[[str], object] = print) -> tuple[Path, State] | None:
         """Path and state of the newest valid checkpoint; `warn` is told of those skipped.
 
         Raises:
@@ -160,7 +162,7 @@ class Run:
         with whole_file(path) as temporary:
             temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
 
-    def log(self, **record) -> None:
+    def log(self, **record: Any) -> None:
         """Appends a line to metrics.jsonl, once there is room for it."""
         if not self.writes:
             return

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+Rate = Callable[[int], float]  # of learning, by step
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -41,7 +43,7 @@ class WarmUp:
     The paper's CIFAR rate (appendix) is WarmUp(Steps(0.1, (32000, 48000)), 400, 0.01).
     """
 
-    then: Callable[[int], float]
+    then: Rate
     steps: int
     lr: float
     linear: bool = False

@@ -19,7 +19,9 @@ from gluon_resnetv2.training.precision import LossScaler
 from gluon_resnetv2.training.recipe import Recipe
 
 
-def forward_backward(net: gluon.Block, images: Sequence, losses_of: Callable, seed: int = 0):
+def forward_backward(
+    net: gluon.Block, images: Sequence, losses_of: Callable, seed: int = 0
+) -> tuple[list[mx.nd.NDArray], list[mx.nd.NDArray]]:
     """Fills the gradients of `net` with those of the losses' sum; returns losses and outputs.
 
     Nothing here waits for the devices.
