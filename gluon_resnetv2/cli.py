@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import difflib
 import errno
+import io
 import json
 import os
 import subprocess
@@ -19,7 +20,7 @@ from gluon_resnetv2.errors import UserError, last_line
 MISTAKE = 2  # told in one line; the same command would fail again
 STOPPED = 3  # a signal ended it before its end, and the command that it printed goes on
 
-WAYS_OUT = {
+WAYS_OUT: dict[int | None, str] = {
     errno.ENOSPC: "; make room, or name another folder",
     errno.EDQUOT: "; make room, or name another folder",
     errno.EROFS: "; name another folder",
@@ -43,8 +44,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that takes no abbreviation and answers a mistake with one line."""
 
     def __init__(self, *args, **kwargs):
-        kwargs.setdefault("formatter_class", Help)
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+        super().__init__(*args, **{"formatter_class": Help, **kwargs, "allow_abbrev": False})
 
     def parse_args(self, args=None, namespace=None):
         words = sys.argv[1:] if args is None else args
@@ -155,7 +155,7 @@ def run(main: Callable[[], int | None]) -> None:
 
     What standard output's encoding lacks is escaped, as it is on standard error.
     """
-    if sys.stdout:  # which may be closed
+    if isinstance(sys.stdout, io.TextIOWrapper):  # it may be closed
         sys.stdout.reconfigure(errors="backslashreplace")
     with one_line_errors():
         status = main()

@@ -39,6 +39,14 @@ def test_what_standard_output_has_no_letters_for_is_escaped(monkeypatch, encodin
     assert written.getvalue() == shown
 
 
+def test_standard_output_may_be_no_file(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    with pytest.raises(SystemExit) as exited:
+        cli.run(lambda: print(NAME))
+    assert not exited.value.code
+    assert sys.stdout.getvalue() == f"{NAME}\n"
+
+
 def test_a_name_that_mxnet_cannot_take_is_told_in_one_line(capsys, tmp_path):
     import mxnet as mx
 

@@ -79,8 +79,7 @@ def c_predict(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
     from mxnet.base import _LIB, check_call
 
     data, _ = inputs(mx.sym.load(symbol), mx.nd.load(params))
-    with open(symbol, "rb") as graph, open(params, "rb") as weights:
-        graph, weights = graph.read(), weights.read()
+    graph, weights = Path(symbol).read_bytes(), Path(params).read_bytes()
     handle, keys = ctypes.c_void_p(), (ctypes.c_char_p * 1)(data.encode())
     ends = (ctypes.c_uint * 2)(0, images.ndim)
     shape = (ctypes.c_uint * images.ndim)(*images.shape)
@@ -174,8 +173,8 @@ def _bounded(memory: int) -> Iterator[None]:
             resource.setrlimit(kind, (limit if most < 0 else min(limit, most), most))
         yield
     finally:
-        for kind, limit in before.items():
-            resource.setrlimit(kind, limit)
+        for kind, both in before.items():
+            resource.setrlimit(kind, both)
 
 
 def inputs(symbol: mx.sym.Symbol, values: dict) -> tuple[str, list[str]]:
@@ -211,7 +210,8 @@ WAYS = {
 
 
 def _answer(folder: Path, way: str, jobs: list[dict[str, str]]) -> None:
-    run, failures = WAYS[way], []
+    run = WAYS[way]
+    failures: list[str | None] = []
     for index, job in enumerate(jobs):
         try:
             outputs = run(job["symbol"], job["params"], np.load(job["images"]))

@@ -91,7 +91,7 @@ def verify(
         # Starting up takes most of the time, and is done once for each setting of MXNet's.
         together = [[one for one in RUNTIMES if one[1] == backend] for backend in (None, PLAIN)]
         with ThreadPoolExecutor(max_workers=2) as pool:
-            processes = []
+            processes: list[subprocess.Popen] = []
             try:
                 run = partial(_run, folder=Path(folder), jobs=jobs, processes=processes)
                 found = ChainMap(*pool.map(run, filter(None, (*together, native, onnx))))
@@ -150,7 +150,7 @@ def record(artifact: Artifact, checks: Sequence[Check]) -> None:
         }
         for check in checks
     ]
-    manifest = replace(artifact.manifest, verification=entries)
+    manifest = replace(artifact.own_manifest(), verification=entries)
     # Of one that is not covered nobody knows that it is as it was written.
     write_manifest(artifact.folder, manifest.to_dict(), cover=manifest.covered)
 
