@@ -1,4 +1,4 @@
-# make train | test | test-slow | test-pythons | lint | docs | clean
+# make train | test | test-slow | test-pythons | lint | types | docs | clean
 # Each builds the environment that it needs in .venv, where it is missing or stale.
 
 # A Python that MXNet 1.9.1 runs on, with what it takes to make an environment.
@@ -28,7 +28,7 @@ WAY_OUT := $(if $(shell command -v apt),apt install python3-venv brings one on D
 	22.04 or later,install one$(comma) or uv$(comma) which brings its own)
 comma := ,
 
-.PHONY: stale train test test-slow test-pythons lint docs clean
+.PHONY: stale train test test-slow test-pythons lint types docs clean
 
 train: $(VENV)/cpu,serve
 	$(RUN) train/cifar.py --recipe digits
@@ -58,13 +58,17 @@ lint: $(VENV)/$(TEST_EXTRAS)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
+# Of all that the tests need, since packages that are there tell their types.
+types: $(VENV)/$(TEST_EXTRAS)
+	$(RUN) -m mypy
+
 # Whatever Sphinx warns of is an error.
 docs: $(VENV)/cpu,docs
 	$(RUN) -m sphinx -W --keep-going --quiet docs docs/_build
 	@echo docs/_build/index.html
 
 clean:
-	rm -rf .venv* docs/_build
+	rm -rf .venv* .mypy_cache docs/_build
 
 # An empty file in the environment says which extras of pyproject.toml were installed whole.
 $(VENV)/%: pyproject.toml $(STALE)

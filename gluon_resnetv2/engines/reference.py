@@ -51,18 +51,18 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        if self.difference is None or self.agreement is None:
+        if self.difference is None:
             return False
         if "agreement" in self.tolerance:
-            return self.agreement >= self.tolerance["agreement"]
+            return (self.agreement or 0) >= self.tolerance["agreement"]
         return self.difference <= self.tolerance["difference"]
 
     def __str__(self):
-        if self.difference is None or self.agreement is None:
+        if self.difference is None:
             return f"FAILED  {self.runtime:<34} {self.failure}"
         text = f"largest relative difference {self.difference:.1e}"
         if "agreement" in self.tolerance:
-            text = f"same class {100 * self.agreement:.1f} %, {text}"
+            text = f"same class {100 * (self.agreement or 0):.1f} %, {text}"
         return f"{'ok    ' if self.passed else 'FAILED'}  {self.runtime:<34} {text}"
 
 
