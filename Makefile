@@ -37,8 +37,10 @@ train: $(VENV)/cpu,serve
 test: $(VENV)/$(TEST_EXTRAS)
 	OMP_NUM_THREADS=1 $(RUN) -W error -m pytest --numprocesses auto --maxprocesses 4
 
+# Those of SLOW, by default all.
+SLOW :=
 test-slow: $(VENV)/$(TEST_EXTRAS)
-	$(RUN) -W error -m pytest -m slow
+	$(RUN) -W error -m pytest -m slow $(SLOW)
 
 # The tests on every other Python of MINORS that is on PATH or that pyenv has, without PyTorch,
 # whose wheels for them may bring gigabytes of CUDA.

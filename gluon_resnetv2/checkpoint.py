@@ -28,7 +28,7 @@ from gluon_resnetv2.formats.params_file import save_arrays
 from gluon_resnetv2.layers import is_statistic
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import Spec
-from gluon_resnetv2.untrusted import Fault, check_fields, read_bytes, read_json, told_of
+from gluon_resnetv2.untrusted import check_fields, read_bytes, read_json, told_of
 
 FORMAT = 2
 REMAINS = r"\.step-\d{8}\.(old|\w{8}\.(new|before))"
@@ -76,12 +76,10 @@ class State:
         Raises:
             Fault: it has a field that can't be one, which the message names.
         """
-        check_fields(values, {name: partial(_is, kind) for name, kind in KINDS.items()})
-        try:
-            spec = Spec.from_dict(values["spec"])
-        except UserError as error:
-            raise Fault(f"has no spec that could be one: {error}") from None
-        return cls(**{**{name: values[name] for name in KINDS}, "spec": spec})
+        checks = {name: partial(_is, kind) for name, kind in KINDS.items()}
+        check_fields(values, {**checks, "spec": Spec.from_dict})
+        known = {name: values[name] for name in checks}
+        return cls(**known, spec=Spec.from_dict(values["spec"]))
 
     def to_dict(self) -> dict[str, Any]:
         """The content of state.json."""
@@ -91,7 +89,7 @@ class State:
 NUMBER, OPTIONAL = (int, float), (dict, type(None))
 KINDS = {  # of what JSON says, for each field
     **dict.fromkeys(("step", "epoch", "steps_per_epoch", "updates", "devices", "workers"), int),
-    **dict.fromkeys(("recipe", "spec", "input"), dict),
+    **dict.fromkeys(("recipe", "input"), dict),
     **dict.fromkeys(("loss_scale", "best", "metrics"), OPTIONAL),
     **dict.fromkeys(("meter", "classes"), list),
     "seconds": NUMBER,

@@ -57,12 +57,15 @@ def check_fields(
     if not isinstance(values, dict):
         raise Fault("is no JSON object")
     for name, could_be in checks.items():
+        good, reason = False, ""
         try:
             good = bool(could_be(values[name]))
+        except UserError as error:
+            reason = f": {error}"
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-            good = False
+            pass
         if not good:
-            raise Fault(f"has no {prefix}{name} that could be one")
+            raise Fault(f"has no {prefix}{name} that could be one{reason}")
 
 
 def read_bytes(path: str | os.PathLike, limit: int, sha256: str | None = None) -> bytes:

@@ -145,11 +145,8 @@ class Manifest:
         check_fields(values, {"format": lambda number: type(number) is int})
         if values["format"] != FORMAT:
             raise Fault("has a format that this version does not know")
-        check_fields(values, {"spec": dict.copy, "input": dict.copy})
-        try:
-            spec = Spec.from_dict(values["spec"])
-        except UserError as error:
-            raise Fault(f"has no spec that could be one: {error}") from None
+        check_fields(values, {"spec": Spec.from_dict, "input": dict.copy})
+        spec = Spec.from_dict(values["spec"])
         check_fields(values, _checks(spec, PRECISIONS.get(str(values.get("precision")))))
         names = {field.name for field in dataclasses.fields(cls)} - {"details"}
         known = {name: values[name] for name in names if name in values}
