@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib.util
 import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import SimpleNamespace
 
 import mxnet as mx
 import numpy as np
@@ -118,15 +118,14 @@ def _exporter():
 
 def _give_mapping_back(onnx):
     """`onnx.mapping`, which MXNet's exporter reads, and which onnx 1.19 dropped."""
-    mapping: Any
-    try:
-        from onnx import mapping
-    except ImportError:
-        dtypes = [*map(np.dtype, ("float16", "float32", "float64", "int32", "int64"))]
-        numbers = [*map(onnx.helper.np_dtype_to_tensor_dtype, dtypes)]
-        onnx.mapping = mapping = ModuleType("onnx.mapping")
-        mapping.NP_TYPE_TO_TENSOR_TYPE = dict(zip(dtypes, numbers))
-        mapping.TENSOR_TYPE_TO_NP_TYPE = dict(zip(numbers, dtypes))
+    if importlib.util.find_spec("onnx.mapping"):
+        return
+    dtypes = [*map(np.dtype, ("float16", "float32", "float64", "int32", "int64"))]
+    numbers = [*map(onnx.helper.np_dtype_to_tensor_dtype, dtypes)]
+    onnx.mapping = SimpleNamespace(
+        NP_TYPE_TO_TENSOR_TYPE=dict(zip(dtypes, numbers)),
+        TENSOR_TYPE_TO_NP_TYPE=dict(zip(numbers, dtypes)),
+    )
 
 
 def _fixed_gammas(symbol: mx.sym.Symbol) -> list[str]:
