@@ -6,6 +6,7 @@ import io
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -68,14 +69,19 @@ def garbled(monkeypatch, tmp_path):
 
 
 def test_what_a_process_of_ours_says_in_another_encoding_is_read(garbled, tmp_path):
+    stop = threading.Event()
+    stop.set()  # and it starts no further one
     told = "no caf\\xe9"
     assert doctor._ask_mxnet() == {"error": told}
     with pytest.raises(UserError, match=r"failed: no caf\\xe9$"):
         profiling.run({})
     with pytest.raises(UserError, match=r"machine: no caf\\xe9$"):
         estimate._measured(False, Slot(None, 1))
-    (((_, failure),),) = verify._run([("block", None)], tmp_path, [{}], []).values()
+    (((_, failure),),) = verify._run(
+        [("block", None), ("module", None)], tmp_path, [{}], processes := [], stop
+    ).values()
     assert failure == f"the process ended with status 1: {told}"
+    assert len(processes) == 1
 
 
 def test_every_verb_is_a_module_whose_help_needs_no_mxnet():

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections import ChainMap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -92,12 +93,14 @@ def verify(
         together = [[one for one in RUNTIMES if one[1] == backend] for backend in (None, PLAIN)]
         with ThreadPoolExecutor(max_workers=2) as pool:
             processes: list[subprocess.Popen] = []
+            stop = threading.Event()
             try:
-                run = partial(_run, folder=Path(folder), jobs=jobs, processes=processes)
+                run = partial(_run, folder=Path(folder), jobs=jobs, processes=processes, stop=stop)
                 found = ChainMap(*pool.map(run, filter(None, (*together, native, onnx))))
                 answers = {runtime: found[runtime] for runtime in (*RUNTIMES, *native, *onnx)}
             except BaseException:  # such as Ctrl-C: the pool would wait for all of them
                 pool.shutdown(wait=False, cancel_futures=True)
+                stop.set()
                 for process in processes:
                     process.kill()
                 raise
@@ -222,10 +225,10 @@ def explain(artifact: Artifact) -> str:
     return ""
 
 
-def _run(runtimes, folder, jobs, processes):
+def _run(runtimes, folder, jobs, processes, stop):
     """{runtime: [(outputs, None) or (None, failure) of each job]}, from a new one of `processes`.
 
-    Where that ends in a runtime, those after it get another.
+    Where that ends in a runtime, those after it get another, unless they are to `stop`.
     """
     ways, backend = [way for way, _ in runtimes], runtimes[0][1]
     environment = {k: v for k, v in os.environ.items() if k != "MXNET_SUBGRAPH_BACKEND"}
@@ -263,5 +266,6 @@ def _run(runtimes, folder, jobs, processes):
             failure = f"the process ended with status {process.returncode}: {last}"
         ended, *others = runtimes[len(found) :]
         found[ended] = [(None, failure)] * len(jobs)
-        found.update(_run(others, folder, jobs, processes) if others else {})
+        if others and not stop.is_set():
+            found.update(_run(others, folder, jobs, processes, stop))
     return found
