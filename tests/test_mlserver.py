@@ -46,6 +46,10 @@ PIXELS = RNG.randint(0, 256, (96, 3, 32, 32)).astype("uint8")
 IMAGES = ((PIXELS - np.reshape(MEAN, (-1, 1, 1))) / np.reshape(STD, (-1, 1, 1))).astype("float32")
 
 
+# What settings of exports up to 0.2 say.
+EARLIER = {"name": "earlier", "implementation": "gluon_resnetv2.deploy.mlserver.Runtime"}
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """An export with MLServer's settings, and the logits that the network gives for `IMAGES`."""
@@ -53,8 +57,12 @@ def exported(tmp_path_factory):
     randomise(net)
     folder = tmp_path_factory.mktemp("mlserver") / "export"
     artifact = export(net, folder, (3, 32, 32), classes=CLASSES, mean=MEAN, std=STD)
-    for name, settings in settings_for(artifact).items():
+    found = settings_for(artifact)
+    for name, settings in found.items():
         (folder / name).write_text(json.dumps(settings))
+    earlier = {**found["model-settings.json"], **EARLIER, "parameters": {"uri": str(folder)}}
+    (folder / "earlier").mkdir()
+    (folder / "earlier" / "model-settings.json").write_text(json.dumps(earlier))
     return artifact, net(mx.nd.array(IMAGES)).asnumpy()
 
 
@@ -137,14 +145,14 @@ class Clients:
         for client in self.of.values():
             client.close()
 
-    def infer(self, protocol, values, name="data", outputs=None):
+    def infer(self, protocol, values, name="data", outputs=None, model="preact20"):
         """The answer for an array, by its client."""
         module = grpcclient if protocol == "grpc" else httpclient
         datatype = {"f": "FP32", "u": "UINT8", "O": "BYTES"}[values.dtype.kind]
         tensor = module.InferInput(name, values.shape, datatype)
         # MLServer knows no binary tensors over HTTP.
         tensor.set_data_from_numpy(values, **({} if protocol == "grpc" else {"binary_data": False}))
-        return self.of[protocol].infer("preact20", [tensor], outputs=outputs)
+        return self.of[protocol].infer(model, [tensor], outputs=outputs)
 
 
 def softmax(logits):
@@ -164,6 +172,11 @@ def test_a_client_gets_what_the_network_gives(clients, protocol, count, logits):
         str(label, "utf-8") if protocol == "grpc" else label for label in answer.as_numpy("label")
     ]
     assert labels == [CLASSES[index] for index in logits[:count].argmax(1)]
+
+
+def test_settings_of_earlier_exports_are_served(clients, logits):
+    answer = clients.infer("grpc", IMAGES[:3], model="earlier")
+    assert difference(answer.as_numpy("logits"), logits[:3]) <= TOLERANCE
 
 
 @PROTOCOLS
