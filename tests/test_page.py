@@ -25,7 +25,7 @@ from gluon_resnetv2.training.recipe import Recipe
 from tests.pictures import write_pictures
 from tests.test_training import train
 
-PAGE = Path(__file__).parents[1] / "gluon_resnetv2" / "deploy" / "page.html"
+PAGE = Path(__file__).parents[1] / "gluon_resnetv2" / "serving" / "page.html"
 SIZE = 16  # pixels, which a network learns in seconds
 EVIL = "<img src=x onerror=alert(1)>"  # a class's name
 PATIENCE = 20  # seconds
