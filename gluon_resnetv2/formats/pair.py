@@ -229,9 +229,8 @@ def _check_shapes(pair: Pair, shape: tuple) -> int:
     internals = pair.symbol().get_internals()
     names = [output.name for output in internals]
     two, three = (_shapes(pair, internals, (images, *shape)) for images in (2, 3))
-    found: dict[str, list] = {
-        node.name: [] for node in pair.nodes
-    }  # shapes of outputs, for two images and three
+    # Shapes of outputs, for two images and three.
+    found: dict[str, list] = {node.name: [] for node in pair.nodes}
     for name, *shapes in zip(names, two, three):
         found[name].append(shapes)
     _check_memory(pair, found, math.prod(shape) // min(shape))
