@@ -1,4 +1,4 @@
-"""Data sets in memory, and batches of them. NumPy in, NumPy out: nothing here imports MXNet."""
+"""Data sets, and batches of them. NumPy in, NumPy out: nothing here imports MXNet."""
 
 from __future__ import annotations
 

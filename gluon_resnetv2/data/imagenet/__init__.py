@@ -1,4 +1,4 @@
-"""ImageNet and data sets laid out like it: read from folders or RecordIO, packed, evaluated."""
+"""ImageNet and data sets laid out like it: read from folders or RecordIO, and packed."""
 
 from gluon_resnetv2.data.imagenet.dataset import ImageNet, load
 from gluon_resnetv2.data.imagenet.packing import pack
