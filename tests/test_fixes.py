@@ -77,7 +77,6 @@ print([net(batch).shape for batch in loader])
     assert output(code) == "[(2, 2)]"
 
 
-@pytest.mark.skipif(np.__version__ < "1.24", reason="has numpy.bool, so that it does not fail")
 def test_mxnet_is_imported_without_what_is_slow_and_rarely_used():
     """It computes with it all the same: scipy.stats is loaded when it is used."""
     pytest.importorskip("sklearn")
@@ -92,6 +91,7 @@ def test_mxnet_is_imported_without_what_is_slow_and_rarely_used():
     assert output(code).splitlines() == ["set()", "1.96 (<class 'object'>,)", "0.1438"]
 
 
+@pytest.mark.skipif(np.__version__ < "1.24", reason="has numpy.bool, so that it does not fail")
 def test_mxnet_that_failed_to_be_imported_before_is_imported():
     code = """
 import warnings
