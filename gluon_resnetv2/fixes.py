@@ -140,12 +140,13 @@ def _around_gluoncv_check(check: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _around_opencv(_module: types.ModuleType) -> Iterator[None]:
-    """OpenCV without a system library that it needs leaves its folder in `sys.path`, where it has a
-    `typing` of its own, which processes that take this path would import for Python's.
+    """OpenCV without a system library that it needs prints `sys.path`, and leaves its folder there,
+    with a `typing` of its own, which processes that take this path would import for Python's.
     """
     path = list(sys.path)
     try:
-        yield
+        with contextlib.redirect_stdout(None):
+            yield
     except ImportError:
         sys.path[:] = path
         raise

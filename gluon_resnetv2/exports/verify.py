@@ -28,6 +28,7 @@ from gluon_resnetv2.engines.reference import (
     reference_images,
     training_graph,
 )
+from gluon_resnetv2.engines.runtimes import ANSWER
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.formats.artifact import Artifact, load
 from gluon_resnetv2.formats.manifest import MANIFEST, write_manifest
@@ -251,13 +252,13 @@ def _run(runtimes, folder, jobs, processes, stop):
         except subprocess.TimeoutExpired as error:
             process.kill()
             answer, complaints = (error.stdout or b"").decode(), None
-    answers = [line for line in answer.splitlines() if line.startswith("[")]
+    lines = [line for line in answer.splitlines() if line.startswith(ANSWER)]
     found = {
         runtime: [
             (None, failure) if failure else (np.load(outputs / f"{way} {index}.npy"), None)
-            for index, failure in enumerate(json.loads(line))
+            for index, failure in enumerate(json.loads(line.removeprefix(ANSWER)))
         ]
-        for way, runtime, line in zip(ways, runtimes, answers)
+        for way, runtime, line in zip(ways, runtimes, lines)
     }
     if len(found) < len(runtimes):  # it ended before it could say
         failure = f"no answer within {PATIENCE} seconds"
