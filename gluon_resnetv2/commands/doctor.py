@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import json
 import os
 import platform
 import re
@@ -20,7 +19,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import NamedTuple
 
-from gluon_resnetv2 import fixes, machine
+from gluon_resnetv2 import cli, fixes, machine
 from gluon_resnetv2.errors import UserError, install
 
 WIDTH = 100  # columns
@@ -78,8 +77,6 @@ def render(rows: list[Row]) -> str:
 
 # Asking MXNet
 
-_ANSWER = "answer "  # how the other process begins its line
-
 
 def _ask_mxnet() -> dict:
     """What `answer` found, with what oneDNN says of itself; or an `error`, why MXNet fails."""
@@ -103,11 +100,9 @@ def _ask_mxnet() -> dict:
         return {"error": f"its import ends the process, by signal {-child.returncode}"}
     if child.returncode:
         return {"error": child.stderr.strip().rpartition("\n")[2]}
-    found = {}
+    (found,) = cli.answers(child.stdout) or [{}]
     for line in child.stdout.splitlines():
-        if line.startswith(_ANSWER):
-            found.update(json.loads(line[len(_ANSWER) :]))
-        elif line.startswith("dnnl_verbose,info,oneDNN v"):
+        if line.startswith("dnnl_verbose,info,oneDNN v"):
             found["onednn"] = line.split()[1][1:]
         elif line.startswith("dnnl_verbose,info,cpu,isa:"):
             found["isa"] = line.split(":", 1)[1]
@@ -120,7 +115,7 @@ def answer() -> None:
         found = _ask_here()
     except machine.CannotLoad as error:
         found = {"error": str(error)}
-    print(_ANSWER + json.dumps(found))
+    cli.answer(found)
 
 
 def _ask_here() -> dict:

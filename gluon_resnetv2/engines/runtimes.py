@@ -3,8 +3,8 @@
 python -m gluon_resnetv2.engines.runtimes FOLDER WAY... < JOBS
 
 where JOBS is a JSON list of {"symbol", "params", "images"}: paths. The outputs of job N become
-"WAY N.npy" in FOLDER. For each way it prints a line, `ANSWER` and what went wrong with each job, a
-JSON list, null for nothing.
+"WAY N.npy" in FOLDER. For each way it gives a list of what went wrong with each job, null for
+nothing, as `cli.answer` does.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from pathlib import Path
 import mxnet as mx
 import numpy as np
 
+from gluon_resnetv2.cli import answer
 from gluon_resnetv2.errors import UserError, install, last_line
 from gluon_resnetv2.formats.params_file import bare
 
-ANSWER = "answer "  # among what libraries print
 SECONDS = 60  # of a processor that an ONNX model may take, whoever wrote it
 
 
@@ -220,7 +220,7 @@ def _answer(folder: Path, way: str, jobs: list[dict[str, str]]) -> None:
             failures.append(None)
         except Exception as error:  # whatever it is, the other pairs want their answer
             failures.append(last_line(error))
-    print(f"{ANSWER}{json.dumps(failures)}", flush=True)
+    answer(failures)
 
 
 if __name__ == "__main__":

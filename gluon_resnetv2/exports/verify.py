@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gluon_resnetv2.cli import printable
+from gluon_resnetv2.cli import answers, printable
 from gluon_resnetv2.engines.forms import misfolded
 from gluon_resnetv2.engines.reference import (
     TOLERANCE,
@@ -28,7 +28,6 @@ from gluon_resnetv2.engines.reference import (
     reference_images,
     training_graph,
 )
-from gluon_resnetv2.engines.runtimes import ANSWER
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.formats.artifact import Artifact, load
 from gluon_resnetv2.formats.manifest import MANIFEST, write_manifest
@@ -248,17 +247,16 @@ def _run(runtimes, folder, jobs, processes, stop):
     ) as process:
         processes.append(process)
         try:
-            answer, complaints = process.communicate(json.dumps(jobs), PATIENCE)
+            printed, complaints = process.communicate(json.dumps(jobs), PATIENCE)
         except subprocess.TimeoutExpired as error:
             process.kill()
-            answer, complaints = (error.stdout or b"").decode(), None
-    lines = [line for line in answer.splitlines() if line.startswith(ANSWER)]
+            printed, complaints = (error.stdout or b"").decode(), None
     found = {
         runtime: [
             (None, failure) if failure else (np.load(outputs / f"{way} {index}.npy"), None)
-            for index, failure in enumerate(json.loads(line.removeprefix(ANSWER)))
+            for index, failure in enumerate(failures)
         ]
-        for way, runtime, line in zip(ways, runtimes, lines)
+        for way, runtime, failures in zip(ways, runtimes, answers(printed))
     }
     if len(found) < len(runtimes):  # it ended before it could say
         failure = f"no answer within {PATIENCE} seconds"

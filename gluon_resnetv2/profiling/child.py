@@ -14,6 +14,7 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
+from gluon_resnetv2 import cli
 from gluon_resnetv2.engines.native.block import native_block
 from gluon_resnetv2.engines.native.program import Program
 from gluon_resnetv2.layers import DTYPES
@@ -22,7 +23,7 @@ from gluon_resnetv2.spec import named
 from gluon_resnetv2.training.optimizer import TENSORS_AT_ONCE
 from gluon_resnetv2.training.step import cross_entropy, forward_backward
 
-MARK, ANSWER, END = "profile: step", "profile: answer ", "profile: end"
+MARK, END = "profile: step", "profile: end"
 WARM_UP = 2  # steps that prepare kernels and buffers
 
 
@@ -59,7 +60,7 @@ def main() -> None:
         "operators": _operators(spec, job, images, labels),
     }
     answer["ceilings"] = ceilings(job["dtype"])
-    print(ANSWER + json.dumps(answer), flush=True)
+    cli.answer(answer)
 
 
 def _step(spec, job, images, labels, **hybridize):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import statistics
@@ -12,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from gluon_resnetv2 import machine
-from gluon_resnetv2.cli import aligned, run_module
+from gluon_resnetv2.cli import aligned, answers, run_module
 from gluon_resnetv2.engines.native import library
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.profiling import child
@@ -73,8 +72,8 @@ def run(job: dict) -> tuple[list[list[Primitive]], dict]:
     steps = [parse(part) for part in counted.split(child.MARK)[1:]]
     if not any(steps):
         raise UserError("nothing was computed by oneDNN; is this the CPU wheel, on x86?")
-    (answer,) = re.findall(rf"^{child.ANSWER}(.*)$", printed, re.MULTILINE)
-    return steps, json.loads(answer)
+    (answer,) = answers(printed)
+    return steps, answer
 
 
 def report(job: dict, steps: Sequence[Sequence[Primitive]], answer: dict) -> str:
