@@ -75,7 +75,7 @@ clean:
 # An empty file in the environment says which extras of pyproject.toml were installed whole.
 $(VENV)/%: pyproject.toml $(STALE)
 	@test -n "$(NEW)" || { echo "error: $(or $(PYTHON),no command) is no Python 3.10 to 3.14 with venv; $(WAY_OUT)" >&2; exit 2; }
-	$(NEW) $(if $(and $(STALE),$(wildcard $(VENV)/pyvenv.cfg)),--clear) $(VENV)
+	@$(RUN) -c '' 2>/dev/null || { $(if $(wildcard $(VENV)/pyvenv.cfg),rm -rf $(VENV);) $(NEW) $(VENV); }
 	$(PIP) --editable '.[$*]'
 	$(PIP) --no-deps mxnet==1.9.1 # which pip leaves out on Python 3.13 and later
 	$(if $(NUMPY),$(PIP) '$(NUMPY)')
