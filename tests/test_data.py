@@ -10,7 +10,7 @@ from scipy.ndimage import zoom
 from sklearn.datasets import load_digits
 
 from gluon_resnetv2.data import NAMES, load
-from gluon_resnetv2.data.dataset import CHUNK, channel_statistics
+from gluon_resnetv2.data.arrays import CHUNK, channel_statistics
 from gluon_resnetv2.errors import UserError
 
 

@@ -14,16 +14,16 @@ import weakref
 import numpy as np
 import pytest
 
-from gluon_resnetv2.data import Dataset, Split, batch_images, normalise, num_batches, prefetch
+from gluon_resnetv2.data import ArrayDataset, Split, batch_images, normalise, num_batches, prefetch
 from gluon_resnetv2.errors import UserError
 
 
-def numbered(count: int, size: int = 8) -> Dataset:
+def numbered(count: int, size: int = 8) -> ArrayDataset:
     """Gradients that differ; training image i has label i, test image i has label 1000 + i."""
     base = np.arange(size * size * 3, dtype=np.uint8).reshape(size, size, 3)
     images = base + np.arange(count, dtype=np.uint8)[:, None, None, None]
     labels = np.arange(count, dtype=np.int32)
-    return Dataset(
+    return ArrayDataset(
         name="numbered",
         train=Split(images, labels),
         test=Split(images[::-1].copy(), 1000 + labels),

@@ -134,6 +134,7 @@ def test_a_driver_without_gpus_is_told_of():
 
 def test_a_module_called_nvidia_brings_no_libraries(monkeypatch, tmp_path):
     (tmp_path / "nvidia.py").touch()
+    monkeypatch.delitem(sys.modules, "nvidia", raising=False)  # which PyTorch may have imported
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     assert machine.cuda_libraries() == []
 

@@ -85,6 +85,7 @@ RATES = {
         345,
         {0: 0.01, 19: 0.01, 20: 0.1, 206: 0.1, 207: 0.01, 298: 0.01, 299: 0.001, 344: 0.001},
     ),
+    "folder": (640, 10, 600, {0: 0.0, 15: 0.025, 30: 0.05, 315: 0.025}),
     "paper-cifar10": (
         50_000,
         391,
@@ -309,6 +310,9 @@ OPTIONS = {
     "test_size": ("320", 320),
     "augmentation": ("scale-aspect", "scale-aspect"),
     "colour": ("--no-colour", False),
+    "flip": ("--no-flip", False),
+    "val_fraction": ("0.3", 0.3),
+    "split_seed": ("5", 5),
     "threads": ("3", 3),
     "leave_out": ("--leave-out", True),
     "coarse": (None, True),
@@ -359,7 +363,11 @@ FOLLOWS = {
 
 # What has to be said as well for some of them to have an effect.
 CONTEXT = {
-    **{name: ["--dataset", "imagenet"] for name in IMAGENET[:-1]},
+    **{name: ["--dataset", "imagenet"] for name in ("test_size", "augmentation", "colour")},
+    **{name: ["--dataset", "imagenet"] for name in ("threads", "leave_out")},
+    **{name: ["--dataset", "folder"] for name in ("flip", "val_fraction", "split_seed")},
+    "data_dir": ["--dataset", "cifar10"],
+    "image_size": ["--dataset", "digits"],
     "coarse": ["--dataset", "cifar100"],
     "mixup_off_epochs": ["--mixup", "1"],
     "lr_end": ["--lr-schedule", "cosine"],
@@ -448,6 +456,9 @@ NO_EFFECT = {
     "--augmentation scale": "--augmentation has no effect",
     "--no-colour": "--colour has no effect",
     "--threads 3": "--threads has no effect",
+    "--no-flip --dataset mnist": "--flip has no effect with --dataset mnist",
+    "--data-dir there --dataset digits": "--data-dir has no effect with --dataset digits",
+    "--val-fraction 0.1 --dataset imagenet": "--val-fraction has no effect with --dataset imagenet",
 }
 
 
@@ -481,7 +492,7 @@ JSON_MISTAKES = {
     "nothing for a number": ({"lr": None}, "lr"),
     "not a number": ({"lr": math.nan}, "--lr"),
     "too large": ({"lr": 1e39}, "--lr"),
-    "unknown choice": ({"dataset": "mnist"}, "dataset"),
+    "unknown choice": ({"dataset": "cifar1000"}, "dataset"),
     "another case": ({"optimizer": "SGD"}, "optimizer"),
     "one number for a list": ({"lr_steps": 5}, "lr_steps"),
     "texts in a list": ({"lr_steps": ["5"]}, "lr_steps"),

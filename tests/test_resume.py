@@ -36,7 +36,7 @@ from gluon_resnetv2.training.precision import cpu_has_bfloat16
 from gluon_resnetv2.training.recipe import OPTIMIZERS, Recipe
 from gluon_resnetv2.training.run import Run, read_metrics
 from gluon_resnetv2.training.step import Step
-from tests.common import relative, use_moving_statistics
+from tests.common import relative, skip_unless_installed, use_moving_statistics
 
 ROOT = Path(__file__).resolve().parents[1]
 DATASET = data.load("synthetic", image_size=8, train_count=22, test_count=14)
@@ -216,6 +216,8 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_that_was_stopped_and_killed_ends_with_the_same_bits(tmp_path, case):
     recipe = variant(**CASES[case])
+    if recipe.engine == "native":
+        skip_unless_installed()
     train(tmp_path / "in peace", recipe)
     broken = tmp_path / "broken"
     train(broken, recipe, before_update(1, send(signal.SIGTERM)))

@@ -333,7 +333,7 @@ def test_a_last_batch_for_fewer_devices_counts_only_those():
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "tiny"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data.Dataset, "crop", 0.75)  # which is ImageNet's to have
+        patch.setattr(data.ArrayDataset, "crop", 0.75)  # which is ImageNet's to have
         train(folder)
     return folder
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from gluon_resnetv2 import cli
+from gluon_resnetv2.data import NAMES
 from gluon_resnetv2.distributed import watch
 from gluon_resnetv2.errors import python
 from gluon_resnetv2.training.options import read_options
@@ -18,8 +19,8 @@ from gluon_resnetv2.training.recipe import GROUPS, Recipe, flag, kind_of
 from gluon_resnetv2.training.recipes import RECIPES
 
 # Fields, and choices of "dataset", that only one of the scripts in train/ has; `train` has all.
-IMAGENET = ("test_size", "augmentation", "colour", "threads", "leave_out", "imagenet")
-CIFAR = ("coarse", "unit", "stem", "cifar10", "cifar100", "digits")
+IMAGENET = ("test_size", "imagenet")
+CIFAR = ("coarse", "unit", "stem", *(name for name in NAMES if name not in ("folder", "imagenet")))
 
 
 def add_options(

@@ -18,7 +18,7 @@ from typing import IO
 
 import numpy as np
 
-from gluon_resnetv2.data.dataset import CHUNK, Dataset, Split, channel_statistics
+from gluon_resnetv2.data.arrays import CHUNK, ArrayDataset, Split, channel_statistics
 from gluon_resnetv2.data.download import download, md5
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import cache_folder, expanded
@@ -80,30 +80,37 @@ SOURCES = {
 }
 
 
-def load_cifar10(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+def load_cifar10(
+    data_dir: str | os.PathLike[str] | None = None, flip: bool | None = None
+) -> ArrayDataset:
     """CIFAR-10: 50000 training and 10000 test images, 32x32 pixels, 10 classes.
 
     Args:
         data_dir: has the archive or its unpacked folder, is that folder, or receives the download;
             the user's cache by default.
+        flip: whether augmentation mirrors images; it does by default.
 
     Raises:
         UserError: it can't be downloaded, or what is there is damaged.
     """
-    return _load("cifar10", data_dir, label=0)
+    return _load("cifar10", data_dir, 0, flip)
 
 
-def load_cifar100(data_dir: str | os.PathLike[str] | None = None, coarse: bool = False) -> Dataset:
+def load_cifar100(
+    data_dir: str | os.PathLike[str] | None = None, coarse: bool = False, flip: bool | None = None
+) -> ArrayDataset:
     """CIFAR-100: as CIFAR-10, with 100 fine classes or the 20 coarse ones that group them."""
-    return _load("cifar100", data_dir, label=0 if coarse else 1)
+    return _load("cifar100", data_dir, 0 if coarse else 1, flip)
 
 
-def _load(name: str, data_dir: str | os.PathLike[str] | None, label: int) -> Dataset:
+def _load(
+    name: str, data_dir: str | os.PathLike[str] | None, label: int, flip: bool | None
+) -> ArrayDataset:
     source = SOURCES[name]
     where = _find(source, expanded(data_dir) if data_dir else cache_folder())
     classes, train, test = _read(source, where, label)
     mean, std = channel_statistics(train.images)
-    return Dataset(
+    return ArrayDataset(
         name=name,
         train=train,
         test=test,
@@ -111,7 +118,7 @@ def _load(name: str, data_dir: str | os.PathLike[str] | None, label: int) -> Dat
         mean=mean,
         std=std,
         pad=4,  # with flipping, the augmentation of [v1] section 4.2 and [v2] appendix
-        flip=True,
+        flip=flip is not False,
         fill=mean,  # zero once normalised
     )
 
@@ -223,4 +230,4 @@ def _read_records(file: IO[bytes], part: Split, header: int, label: int) -> None
         records = np.frombuffer(file.read(count * length), np.uint8).reshape(count, length)
         part.labels[rows] = records[:, label]
         colours = records[:, header:].reshape(count, 3, SIZE, SIZE)
-        part.images[rows] = colours.transpose(0, 2, 3, 1)
+        np.asarray(part.images)[rows] = colours.transpose(0, 2, 3, 1)

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gluon_resnetv2.data.dataset import Dataset, Split, channel_statistics
+from gluon_resnetv2.data.arrays import ArrayDataset, Split, channel_statistics
 
 
-def load(image_size: int | None = None) -> Dataset:
+def load(image_size: int | None = None) -> ArrayDataset:
     """The digits 0 to 9, white on black, as 1437 training and 360 test images.
 
     The source is the test part of "Optical Recognition of Handwritten Digits" (E. Alpaydin and
@@ -33,7 +33,7 @@ def load(image_size: int | None = None) -> Dataset:
     is_test[np.argsort(labels, kind="stable")[::5]] = True
     train = Split(images[~is_test], labels[~is_test])
     mean, std = channel_statistics(train.images)
-    return Dataset(
+    return ArrayDataset(
         name="digits",
         train=train,
         test=Split(images[is_test], labels[is_test]),

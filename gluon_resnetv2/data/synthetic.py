@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gluon_resnetv2.data.dataset import Dataset, Split, channel_statistics
+from gluon_resnetv2.data.arrays import ArrayDataset, Split, channel_statistics
 
 GRID = 4  # a class's pattern has GRID x GRID squares
 
@@ -14,7 +14,7 @@ def load(
     classes: int | None = None,
     train_count: int | None = None,
     test_count: int | None = None,
-) -> Dataset:
+) -> ArrayDataset:
     """Each class is a pattern of coloured squares; each image is its class's pattern with noise.
 
     The same options give the same images, always. Classes take turns, so they are equally frequent.
@@ -37,7 +37,7 @@ def load(
 
     train, test = make(train_count or 256), make(test_count or 64)
     mean, std = channel_statistics(train.images)
-    return Dataset(
+    return ArrayDataset(
         name="synthetic",
         train=train,
         test=test,

@@ -2,44 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from gluon_resnetv2 import data
-from gluon_resnetv2.data import imagenet
 from gluon_resnetv2.engines.images import denormalise
-from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.spec import IMAGE_SIZES
 from gluon_resnetv2.training.recipe import Recipe
 
 
-def load_data(recipe: Recipe) -> data.Dataset | imagenet.ImageNet:
+def load_data(recipe: Recipe, **options: Any) -> data.Dataset:
     """The recipe's data set; of synthetic images two batches for training and one for testing.
+
+    Args:
+        options: that the recipe does not have, as `data.load` takes them.
 
     Raises:
         UserError: it can't be had, or takes no such option.
     """
-    if recipe.dataset == "imagenet":
-        if not recipe.data_dir:
-            raise UserError("--data-dir is missing: a folder with train and val, or their .rec")
-        return imagenet.load(
-            recipe.data_dir,
-            image_size=recipe.image_size or IMAGE_SIZES["imagenet"],
-            test_size=recipe.test_size,
-            augmentation=recipe.augmentation,
-            colour=recipe.colour,
-            threads=recipe.threads,
-            leave_out=recipe.leave_out,
-        )
-    counts = {}
+    taken = data.options(recipe.dataset)
+    options |= {name: getattr(recipe, name, None) for name in taken if name not in options}
     if recipe.dataset == "synthetic":
-        counts = {"train_count": 2 * recipe.batch_size, "test_count": recipe.batch_size}
-    return data.load(
-        recipe.dataset,
-        recipe.data_dir,
-        image_size=recipe.image_size,
-        coarse=recipe.coarse,
-        **counts,
-    )
+        options |= {"train_count": 2 * recipe.batch_size, "test_count": recipe.batch_size}
+    elif recipe.dataset in ("folder", "imagenet"):
+        options["image_size"] = recipe.image_size or IMAGE_SIZES[recipe.spec(classes=10).stem]
+    return data.load(recipe.dataset, **options)
 
 
 def training_images(recipe: Recipe, count: int) -> np.ndarray:

@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 from gluon_resnetv2 import data
 from gluon_resnetv2.checkpoint import checkpoints, load_run
-from gluon_resnetv2.data.imagenet.dataset import ImageNet
+from gluon_resnetv2.data.imagenet.dataset import ImageFiles
 from gluon_resnetv2.engines.runtimes import as_block
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.formats.artifact import Artifact, load
+from gluon_resnetv2.formats.manifest import Input
 from gluon_resnetv2.spec import IMAGE_SIZE_MAX
 from gluon_resnetv2.training import statistics
 from gluon_resnetv2.training.datasets import load_data
@@ -48,10 +49,11 @@ def evaluate_source(
     Args:
         source: a run's folder, or an export's.
         checkpoint: of a run: "last", "best" or the number of a step.
-        dataset, data_dir: by default those of the run.
-        size, threads, leave_out: ImageNet only, as `imagenet.load` takes them; `leave_out` by
+        dataset, data_dir: by default those of the run. "folder" is another one than the run's: its
+            held-out part, or all of it, whose classes are matched by name.
+        threads, leave_out: of images in files, as `folders.load` takes them; `leave_out` by
             default as the run.
-        crops, scales: ImageNet only, as `views.evaluate_views`.
+        size, crops, scales: of images that are cut out, as `views.evaluate_views`.
         recalibrate: over how many training batches a run's moving statistics are measured anew.
 
     Raises:
@@ -65,10 +67,11 @@ def evaluate_source(
     for side in scales:
         if not 1 <= side <= IMAGE_SIZE_MAX:
             raise UserError(f"--scales must be 1 to {IMAGE_SIZE_MAX}, as in 224,256: {side}")
+    described: Input  # how its images are prepared
     if checkpoints(source):
         net: Any
         net, state = load_run(source, checkpoint, devices)
-        told, classes = state.recipe, state.classes
+        told, classes, described = state.recipe, state.classes, Input(**state.input)
         net.hybridize(static_alloc=True)
     else:
         artifact = load(source)
@@ -79,38 +82,43 @@ def evaluate_source(
         if not artifact.manifest.details.get("recipe"):
             raise UserError(f"{source} does not say what it was trained on")
         told, classes = artifact.manifest.details["recipe"], artifact.manifest.classes
-        net = _exported(artifact, devices)
+        net, described = _exported(artifact, devices), artifact.own_manifest().input
     recipe = Recipe.from_dict(told)
-    others: dict[str, Any] = {
-        "dataset": dataset,
-        "data_dir": data_dir,
-        "test_size": size,
-        "threads": threads,
-    }
+    others: dict[str, Any] = {"dataset": dataset, "data_dir": data_dir, "threads": threads}
     given = {name: value for name, value in others.items() if value is not None}
     if leave_out:
         given["leave_out"] = True
+    options: dict[str, Any] = {"in_channels": described.shape[0]}
     if dataset not in (None, recipe.dataset):  # what was said of the run's does not hold for it
-        given = {"data_dir": None, "image_size": None, "coarse": False, **given}
+        size_of = described.shape[1] if dataset in ("folder", "imagenet") else None
+        gone = {"data_dir": None, "image_size": size_of, "coarse": False, "augmentation": None}
+        given = {**gone, **given}
+    if dataset == "folder":  # another one than the run's
+        options["classes"] = classes
     recipe = dataclasses.replace(recipe, **given)
-    name = recipe.dataset
-    if name != "imagenet" and (size or threads or leave_out or crops != 1 or scales):
-        raise UserError(
-            f"--size, --threads, --leave-out, --crops and --scales are for ImageNet, not {name}"
-        )
-    images = load_data(recipe)
+    name, taken = recipe.dataset, data.options(recipe.dataset)
+    if (threads and "threads" not in taken) or (leave_out and "leave_out" not in taken):
+        raise UserError(f"--threads and --leave-out are for images in files, not {name}")
+    images = load_data(recipe, **options)
     if list(images.classes) != list(classes):
         raise UserError(f"the network has other classes than the data set {name}")
+    images = images.normalised_by(described.mean, described.std)
     if recalibrate:
         batches = images.batches(batch_size, train=True, devices=len(devices))
         few = itertools.islice(data.prefetch(batches), recalibrate)
         rounds = (split(pixels, devices) for pixels, _ in few)
         statistics.recalibrate(net, rounds, partial(forward_backward, net))
-    if not isinstance(images, ImageNet):
+    if not isinstance(images, ImageFiles):
+        if size or crops != 1 or scales:
+            raise UserError(f"--size, --crops and --scales are for cut-out images, not {name}")
         return evaluate(net, data.prefetch(images.batches(batch_size)), devices)
     with tqdm(total=images.test_count, unit="image", disable=None, leave=False) as bar:
         return evaluate_views(
-            net, images, devices, batch_size, crops=crops, scales=scales, progress=bar.update
+            *(net, images, devices, batch_size),
+            size=size,
+            crops=crops,
+            scales=scales,
+            progress=bar.update,
         )
 
 

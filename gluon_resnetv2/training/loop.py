@@ -20,7 +20,6 @@ from tqdm import tqdm
 from gluon_resnetv2.checkpoint import State, load_parameters
 from gluon_resnetv2.data import batch_images, num_batches, prefetch
 from gluon_resnetv2.data.dataset import Dataset
-from gluon_resnetv2.data.imagenet.dataset import ImageNet
 from gluon_resnetv2.distributed.workers import Workers
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2
@@ -63,7 +62,7 @@ class Diverged(UserError):
 
 def fit(
     net: ResNetV2,
-    dataset: Dataset | ImageNet,
+    dataset: Dataset,
     recipe: Recipe,
     devices: Sequence[mx.Context],
     run: Run,
@@ -105,7 +104,7 @@ class Training:
     def __init__(
         self,
         net: ResNetV2,
-        dataset: Dataset | ImageNet,
+        dataset: Dataset,
         recipe: Recipe,
         devices: Sequence[mx.Context],
         run: Run,

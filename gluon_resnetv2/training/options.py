@@ -8,9 +8,10 @@ import json
 import re
 from pathlib import Path
 
+from gluon_resnetv2 import data
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.training.recipe import MOMENTUM, Recipe, flag
-from gluon_resnetv2.training.recipes import RECIPES
+from gluon_resnetv2.training.recipes import DEFAULTS, RECIPES
 
 
 def read_options(given: dict, defaults: dict | None = None) -> tuple[Recipe, bool]:
@@ -19,14 +20,14 @@ def read_options(given: dict, defaults: dict | None = None) -> tuple[Recipe, boo
     Args:
         given: the options that were given, by field, and "recipe" and "resume".
         defaults: fields that differ from `Recipe`'s where no recipe is named; by default those of
-            the paper for ImageNet.
+            the data set's own recipe, if there is one.
 
     Raises:
         UserError: there is no such recipe or run, or the run was started with other options.
     """
     given = dict(given)
-    if defaults is None and given.get("dataset") == "imagenet":
-        defaults = RECIPES["paper-imagenet"].fields
+    if not defaults and given.get("dataset") in DEFAULTS:
+        defaults = RECIPES[DEFAULTS[given["dataset"]]].fields
     name, resume = given.pop("recipe"), given.pop("resume")
     if name and (Path(name) / "recipe.json").is_file():
         name = Path(name) / "recipe.json"
@@ -94,7 +95,7 @@ EITHER = (
 
 
 # Fields that follow from others unless they are given.
-DERIVED = ("lr_steps", "lr_step_epochs", "warmup_lr")
+DERIVED = ("lr_steps", "lr_step_epochs", "warmup_lr", "augmentation")
 
 # Options that mean something only where another field has one of these values.
 NEEDS = {
@@ -103,12 +104,6 @@ NEEDS = {
     "lr_step_epochs": ("lr_schedule", ("steps",)),
     "lr_factor": ("lr_schedule", ("steps",)),
     "lr_end": ("lr_schedule", ("cosine",)),
-    "coarse": ("dataset", ("cifar100",)),
-    "test_size": ("dataset", ("imagenet",)),
-    "augmentation": ("dataset", ("imagenet",)),
-    "colour": ("dataset", ("imagenet",)),
-    "threads": ("dataset", ("imagenet",)),
-    "leave_out": ("dataset", ("imagenet",)),
 }
 
 
@@ -134,6 +129,12 @@ def override(fields: dict, given: dict) -> Recipe:
             raise UserError(
                 f"{flag(name)} has no effect with {flag(other)} {getattr(recipe, other)}; it is "
                 f"for {', '.join(values)}"
+            )
+        takers = [one for one in data.NAMES if name in data.options(one)]
+        if takers and recipe.dataset not in takers:
+            raise UserError(
+                f"{flag(name)} has no effect with --dataset {recipe.dataset}; it is for "
+                f"{', '.join(takers)}"
             )
     return recipe
 

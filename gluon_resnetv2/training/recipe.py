@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from gluon_resnetv2.data import NAMES
+from gluon_resnetv2.data.folders import PADDED
 from gluon_resnetv2.distributed import PARAMETER_SERVER
 from gluon_resnetv2.engines.native import ENGINES
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.spec import (
     FAMILIES,
     IMAGE_SIZE_MAX,
+    IMAGE_SIZES,
     ORDER,
     SHORTCUT_HELP,
     STEM,
@@ -117,7 +119,7 @@ class Recipe:
     zero_init: bool = _network(
         False, "start the last convolution of every unit at zero, each unit as identity", flag=True
     )
-    dataset: str = _data("cifar10", "images to train on", choices=(*NAMES, "imagenet"))
+    dataset: str = _data("cifar10", "images to train on", choices=NAMES)
     data_dir: str | None = _data(
         None, "folder of the data set; default: the user's cache", machine=True
     )
@@ -126,14 +128,32 @@ class Recipe:
         None, "ImageNet: height and width in evaluation; default: --image-size"
     )
     augmentation: str = _data(
-        "scale", "ImageNet: which part of an image is cut out", choices=("scale", "scale-aspect")
+        None,
+        "folder, imagenet: scale an image and move it (pad), or cut a part out (scale, "
+        "scale-aspect); default: scale for imagenet, for a folder pad up to 64 pixels, "
+        "scale-aspect above",
+        choices=("pad", "scale", "scale-aspect"),
     )
-    colour: bool = _data(True, "ImageNet: vary the light along the principal colours", flag=True)
+    colour: bool = _data(
+        True, "folder, imagenet: vary the light of parts along the principal colours", flag=True
+    )
+    flip: bool | None = _data(
+        None,
+        "mirror half of the images; default: where the classes are known to allow it",
+        flag=True,
+        later=True,
+    )
+    val_fraction: float | None = _data(
+        None,
+        "folder: part of each class that is held out where DIR has no val; default: 0.2",
+        later=True,
+    )
+    split_seed: int = _data(0, "folder: random seed of what is held out", later=True)
     threads: int | None = _data(
-        None, "ImageNet: threads that read images; default: one per CPU", machine=True
+        None, "folder, imagenet: threads that read images; default: one per CPU", machine=True
     )
     leave_out: bool = _data(
-        False, "ImageNet: go without images that can't be decoded", flag=True, later=True
+        False, "folder, imagenet: go without images that can't be decoded", flag=True, later=True
     )
     coarse: bool = _data(False, "CIFAR-100's 20 coarse classes instead of 100", flag=True)
     label_smoothing: float = _data(0.0, "share of each label that is spread over all classes")
@@ -260,6 +280,10 @@ class Recipe:
             else:
                 epochs = length["num_epochs"]
                 values["lr_step_epochs"] = (epochs / 2, epochs * 3 / 4)
+        if self.augmentation is None:
+            small = (self.image_size or IMAGE_SIZES[self.spec(classes=10).stem]) <= PADDED
+            cut = "pad" if small else "scale-aspect"
+            values["augmentation"] = cut if self.dataset == "folder" else "scale"
         if self.warmup_lr is None:
             values["warmup_lr"] = self.lr / 10
         if self.warmup_steps is None and self.warmup_epochs is None:
@@ -279,7 +303,7 @@ class Recipe:
                 raise UserError(f"{flag(name)} must be at least 1, not {value}")
         for name in (
             *("lr", "lr_factor", "lr_end", "warmup_lr", "warmup_steps"),
-            *("warmup_epochs", "wd", "seed", "mixup", "mixup_off_epochs"),
+            *("warmup_epochs", "wd", "seed", "mixup", "mixup_off_epochs", "split_seed"),
         ):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= FLOAT32_MAX:

@@ -27,7 +27,8 @@ class Named:
 
     def about(self, name: str) -> str:
         """Its command, source, cost, the error to expect and what it lacks, as text."""
-        data = " --data-dir DIR" if self.fields.get("dataset") == "imagenet" else ""
+        own = self.fields.get("dataset") in ("folder", "imagenet")
+        data = " --data-dir DIR" if own else ""
         told = {
             "from": self.source,
             "cost": self.cost,
@@ -86,6 +87,18 @@ _GLUONCV_IMAGENET = {
     "warmup_epochs": 5.0,
 }
 
+_OWN_IMAGES = {
+    "dataset": "folder",
+    "model": "preact20",
+    "batch_size": 64,
+    "num_epochs": 60,
+    "lr": 0.05,
+    "lr_schedule": "cosine",
+    "warmup": "linear",
+    "warmup_lr": 0.0,
+    "warmup_epochs": 3.0,
+}
+
 RECIPES = {
     "digits": Named(
         {
@@ -99,6 +112,12 @@ RECIPES = {
         source="this project: make train",
         cost="a minute on 2 CPU cores",
         expected="1.1 to 1.4 (seeds 0 to 2)",
+    ),
+    "folder": Named(
+        _OWN_IMAGES,
+        source="this project: what --dataset folder takes by default",
+        cost="depends on the images",
+        expected="depends on the images",
     ),
     "paper-cifar10": Named(
         {"model": "preact164"},
@@ -206,3 +225,6 @@ RECIPES = {
         unlike="jitters brightness, contrast and saturation by 0.4; starts from MXNet's MSRAPrelu",
     ),
 }
+
+# Of data sets for which the paper's recipe for CIFAR is none, the recipe without --recipe.
+DEFAULTS = {"folder": "folder", "imagenet": "paper-imagenet"}

@@ -1,4 +1,4 @@
-"""Top-1 and top-5 error on ImageNet, from one view of each image or several."""
+"""Top-1 and top-5 error, from one view of each image or several."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import mxnet as mx
 import numpy as np
 
 from gluon_resnetv2.data import prefetch
-from gluon_resnetv2.data.imagenet.dataset import ImageNet
+from gluon_resnetv2.data.imagenet.dataset import ImageFiles
 from gluon_resnetv2.data.imagenet.images import centre_crop, ten_crops, whole
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.scores import softmax
@@ -18,7 +18,7 @@ from gluon_resnetv2.scores import softmax
 
 def evaluate_views(
     net: Callable[[mx.nd.NDArray], mx.nd.NDArray],
-    dataset: ImageNet,
+    dataset: ImageFiles,
     devices: Sequence[mx.Context],
     batch_size: int,
     *,
@@ -35,7 +35,7 @@ def evaluate_views(
     ([v1]'s "fully convolutional form"), not mirrored.
 
     Args:
-        net: logits (n, classes) from normalised images (n, 3, H, W) of any size, on each of
+        net: logits (n, classes) from normalised images (n, C, H, W) of any size, on each of
             `devices`.
         batch_size: views computed at once, over all devices.
         size: of the crops; the data set's test_size by default.

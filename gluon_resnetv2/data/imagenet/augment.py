@@ -33,15 +33,18 @@ EIGENVECTORS = np.array(
     ]
 )
 
+LUMA = np.array([0.299, 0.587, 0.114])  # of red, green and blue in grey, as Pillow has it
+
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A random crop, mirrored in half of the cases, with random light where `colour` is set.
+    """A random crop, with random light if `colour` is set, half of them mirrored if `flip` is.
 
     Attributes:
         name: "scale" ([v1]) or "scale-aspect" (the last row of [v2], Table 5).
         size: height and width of the crop in pixels.
         colour: whether to add noise along the principal components of the colours.
+        flip: whether to mirror at all.
 
     Raises:
         UserError: another name.
@@ -50,6 +53,7 @@ class Augmentation:
     name: str
     size: int
     colour: bool
+    flip: bool = True
 
     def __post_init__(self) -> None:
         if self.name not in ("scale", "scale-aspect"):
@@ -61,17 +65,19 @@ class Augmentation:
         """A random view of `image`.
 
         Returns:
-            pixels: uint8 (size, size, 3).
-            light: (3,), to be added to every pixel.
+            pixels: uint8 (size, size, C).
+            light: (C,), to be added to every pixel.
         """
         box = (_scale_box if self.name == "scale" else _aspect_box)(*image.size, rng)
         # Cutting and scaling in one go reads only what is shown.
         view = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box)
-        pixels = np.asarray(view)
-        if rng.random() < 0.5:
+        pixels = np.atleast_3d(np.asarray(view))
+        if rng.random() < 0.5 and self.flip:
             pixels = pixels[:, ::-1]
         light = EIGENVECTORS @ (EIGENVALUES * rng.normal(0, COLOUR_STD, 3))
-        return pixels, light if self.colour else np.zeros(3)
+        if pixels.shape[-1] == 1:
+            light = np.array([LUMA @ light])
+        return pixels, light if self.colour else np.zeros_like(light)
 
 
 def _scale_box(width: int, height: int, rng: np.random.Generator) -> Box:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -13,10 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from gluon_resnetv2 import machine
-from gluon_resnetv2.data import normalise, num_batches, random_numbers
-from gluon_resnetv2.data.batching import Batch
+from gluon_resnetv2.data.augment import normalise
+from gluon_resnetv2.data.batching import Batch, num_batches, random_numbers
 from gluon_resnetv2.data.dataset import Colour
-from gluon_resnetv2.data.imagenet.augment import Augmentation
+from gluon_resnetv2.data.imagenet.augment import LUMA, Augmentation
 from gluon_resnetv2.data.imagenet.damage import check
 from gluon_resnetv2.data.imagenet.folder import Folder
 from gluon_resnetv2.data.imagenet.images import Source, centre_crop, read
@@ -40,11 +41,13 @@ def load(
     crop: float = 0.875,
     augmentation: str = "scale",
     colour: bool = True,
+    flip: bool | None = None,
+    in_channels: int | None = None,
     mean: Colour = MEAN,
     std: Colour = STD,
     threads: int | None = None,
     leave_out: bool = False,
-) -> ImageNet:
+) -> ImageFiles:
     """The data set in `data_dir`, for training and evaluation.
 
     Either part is a RecordIO file, train.rec and val.rec with .idx and .lst as `pack` writes them,
@@ -58,7 +61,9 @@ def load(
             to test_size / crop, 256 for 224 and 366 for 320.
         augmentation: "scale" or "scale-aspect", as in `Augmentation`.
         colour: whether training adds random light.
-        mean, std: of each channel, 0..255; ImageNet's by default.
+        flip: whether training mirrors half of the images; it does by default.
+        in_channels: 3 for red, green and blue, the default, or 1 for grey.
+        mean, std: of red, green and blue, 0..255; ImageNet's by default.
         threads: that decode; one per CPU by default.
         leave_out: whether images that can't be decoded are left out; else they are an error where
             the part that holds them is first used.
@@ -69,41 +74,50 @@ def load(
     root, test_size = Path(data_dir), test_size or image_size
     if min(image_size, test_size) < 1 or not 0 < crop <= 1:
         raise UserError("image_size and test_size must be at least 1, and crop above 0 up to 1")
-    return ImageNet(
-        train=_part(root, "train"),
-        test=_part(root, "val"),
-        augmentation=Augmentation(augmentation, image_size, colour),
+    return ImageFiles(
+        "imagenet",
+        train=part(root, "train"),
+        test=part(root, "val"),
+        augmentation=Augmentation(augmentation, image_size, colour, flip is not False),
         test_size=test_size,
         crop=crop,
         mean=mean,
         std=std,
+        channels=in_channels or 3,
         threads=threads or machine.cpus(),
         leave_out=leave_out,
     )
 
 
-def _part(root: Path, name: str) -> Source:
-    if (root / f"{name}.rec").exists():
-        records = Records(root / f"{name}.rec")
-        records.check_list()
-        return records
-    if (root / name).is_dir():
-        return Folder(root / name)
+def part(root: Path, *names: str) -> Source:
+    """The part of a data set that has one of these names: NAME.rec, or a folder.
+
+    Raises:
+        UserError: there is none, or it can't be read.
+    """
+    for name in names:
+        if (root / f"{name}.rec").exists():
+            records = Records(root / f"{name}.rec")
+            records.check_list()
+            return records
+        if (root / name).is_dir():
+            return Folder(root / name)
+    name = names[0]
     raise UserError(f"{root} has neither {name}.rec nor a folder {name}; name another --data-dir")
 
 
-class ImageNet:
-    """Training and test images, decoded as they are needed.
+class ImageFiles:
+    """A `Dataset` of images of any sizes, decoded as they are needed and cut out at random.
 
     A part's images are checked before anything is made of it, once for ever (`damage.check`); with
     the training images the test images are, too.
 
     Attributes:
-        name: "imagenet".
+        name: as `data.load` knows it.
         classes: the classes' names.
         mean: of each channel, 0 to 255; images are normalised by it.
         std: the same of the standard deviation.
-        image_shape: (3, height, width) of an evaluated image.
+        image_shape: (channels, height, width) of an evaluated image.
         train_count: how many training images there are.
         test_count: how many test images.
         test_size: as `load` takes it.
@@ -114,10 +128,9 @@ class ImageNet:
             can't be decoded.
     """
 
-    name = "imagenet"
-
     def __init__(
         self,
+        name: str,
         train: Source,
         test: Source,
         augmentation: Augmentation,
@@ -125,16 +138,21 @@ class ImageNet:
         crop: float,
         mean: Colour,
         std: Colour,
+        channels: int,
         threads: int,
         leave_out: bool,
+        classes: Sequence[str] | None = None,
     ):
+        self.name, self._channels = name, channels
         self._parts, self._augmentation, self._leave_out = (train, test), augmentation, leave_out
-        self.classes = train.classes
-        self._train_numbers = dict(zip(train.class_labels, range(len(train.classes))))
-        self._test_numbers = _numbers(train, test)
+        self.classes = train.classes if classes is None else tuple(classes)
+        self._train_numbers = class_numbers(self.classes, train, train)
+        self._test_numbers = class_numbers(self.classes, test, train)
+        if channels == 1 < len(mean):
+            mean, std = (float(LUMA @ mean),), (float(LUMA @ std),)
         self.mean, self.std = tuple(mean), tuple(std)
-        self.image_shape = (3, test_size, test_size)
-        self._train_shape = (3, augmentation.size, augmentation.size)
+        self.image_shape = (channels, test_size, test_size)
+        self._train_shape = (channels, augmentation.size, augmentation.size)
         self.test_size, self.crop = test_size, crop
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
@@ -163,6 +181,12 @@ class ImageNet:
         self._checked.update(new)
         return self._parts[number]
 
+    def normalised_by(self, mean: Colour, std: Colour) -> ImageFiles:
+        """As `Dataset.normalised_by`."""
+        other = copy.copy(self)
+        other.mean, other.std = tuple(mean), tuple(std)
+        return other
+
     def batches(
         self,
         batch_size: int,
@@ -176,27 +200,7 @@ class ImageNet:
         worker: int = 0,
         workers: int = 1,
     ) -> Iterator[Batch]:
-        """One pass over the training images, shuffled and augmented, or over the test images.
-
-        What a training step gets depends on (seed, epoch, step) alone, whatever the number of
-        threads, and from RecordIO on what stands under which key: each image has random numbers of
-        its own in each epoch, and steps left out cost nothing.
-
-        Args:
-            batch_size: images per batch, over all devices and workers.
-            train: the training images rather than the test images, which come in order, each once.
-            images: so many of them, drawn anew each epoch, rather than all.
-            devices: among how many a worker's batch will be split.
-            start: steps to leave out.
-            worker, workers: which part of every batch to read. All workers get equally many
-                training batches.
-
-        Yields:
-            Images, float32 (n, 3, size, size), normalised by mean and std; and labels, int32 (n,).
-
-        Raises:
-            UserError: batches too small for the devices, or images that can't be decoded.
-        """
+        """As `Dataset.batches`; what each image looks like depends on its row and the epoch."""
         if not train:
             return self._test_batches(batch_size, start, worker, workers)
         images = images or self.train_count
@@ -215,7 +219,7 @@ class ImageNet:
             make: what the views of an image are, such as `images.ten_crops`.
 
         Yields:
-            For each image its views, float32 (3, H, W), normalised by mean and std; and labels,
+            For each image its views, float32 (C, H, W), normalised by mean and std; and labels,
             int32 (count,), fewer at the end.
 
         Raises:
@@ -228,9 +232,9 @@ class ImageNet:
         source = self._test
 
         def one(row: int) -> tuple[list[NDArray[np.float32]], int]:
-            image, label = read(source, row)
+            image, label = read(source, row, self._channels)
             views = [self._normalise(np.asarray(view), self.mean) for view in make(image)]
-            return views, _number(self._test_numbers, label, source)
+            return views, class_number(self._test_numbers, label, source)
 
         views, labels = zip(*self._pool.map(one, rows))
         return list(views), np.array(labels, np.int32)
@@ -253,32 +257,44 @@ class ImageNet:
 
         def fill(place: int) -> None:
             row = rows[place]
-            image, label = read(source, row)
+            image, label = read(source, row, self._channels)
             pixels, light = self._augmentation(image, random_numbers(seed, epoch, row))
             images[place] = self._normalise(pixels, self.mean - light)
-            labels[place] = _number(self._train_numbers, label, source)
+            labels[place] = class_number(self._train_numbers, label, source)
 
         for _ in self._pool.map(fill, range(len(rows))):
             pass  # raises what a thread raised
         return images, labels
 
     def _normalise(self, pixels: NDArray[np.uint8], mean: ArrayLike) -> NDArray[np.float32]:
-        return normalise(pixels[None], mean, self.std).squeeze(0)
+        return normalise(np.atleast_3d(pixels)[None], mean, self.std).squeeze(0)
 
 
-def _numbers(train: Source, test: Source) -> dict[int, int]:
-    """The class of each label that test images may bear; by name, where both have names."""
-    if not (train.named and test.named):
-        return dict(zip(train.class_labels, range(len(train.classes))))
-    unknown = sorted(set(test.classes) - set(train.classes))
+def class_numbers(classes: Sequence[str], source: Source, train: Source) -> dict[int, int]:
+    """The number of each label that a source's images may bear: by name, where there are names.
+
+    Args:
+        classes: the names, in the order of the numbers.
+        train: what they are the classes of.
+
+    Raises:
+        UserError: the source has a class of another name.
+    """
+    if not (train.named and source.named):
+        return dict(zip(train.class_labels, range(len(classes))))
+    unknown = sorted(set(source.classes) - set(classes))
     if unknown:
-        raise UserError(f"the test images have class {unknown[0]}, which no training image has")
-    return {
-        label: train.classes.index(name) for label, name in zip(test.class_labels, test.classes)
-    }
+        raise UserError(f"{source.path} has a class {unknown[0]}, which no training image has")
+    numbers = {name: number for number, name in enumerate(classes)}
+    return {label: numbers[name] for label, name in zip(source.class_labels, source.classes)}
 
 
-def _number(numbers: dict[int, int], label: int, source: Source) -> int:
+def class_number(numbers: dict[int, int], label: int, source: Source) -> int:
+    """The number of a label.
+
+    Raises:
+        UserError: there is none.
+    """
     if label not in numbers:
         raise UserError(f"{source.path} has an image of label {label:g}, which no class has")
     return numbers[label]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import os
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.pixels import SUFFIXES
@@ -93,8 +95,9 @@ class Folder:
         digest = hashlib.sha256()
         for row, file in enumerate(self.files):
             with contextlib.suppress(OSError):  # such an image is found to be damaged
-                digest.update(os.fsencode(f"{file}\0{os.stat(self.name(row)).st_size}\0"))
-        return f"{len(self)} images of names and sizes {digest.hexdigest()}"
+                known = os.stat(self.name(row))
+                digest.update(os.fsencode(f"{file}\0{known.st_size}\0{known.st_mtime_ns}\0"))
+        return f"{len(self)} images of names, sizes and times {digest.hexdigest()}"
 
     def leave_out(self, rows: Sequence[int]) -> None:
         """As of `Records`."""
@@ -104,6 +107,12 @@ class Folder:
     def present(self) -> set[int]:
         """As of `Records`."""
         return set(self.labels.tolist())
+
+    def subset(self, rows: NDArray[np.intp]) -> Folder:
+        """Some of the images, of the same classes."""
+        part = copy.copy(self)
+        part.files, part.labels = [self.files[row] for row in rows], self.labels[rows]
+        return part
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -12,15 +12,19 @@ from gluon_resnetv2.pixels import NoImage, centre, cover, decode, middle
 Source = Folder | Records
 
 
-def read(source: Source, row: int) -> tuple[Image.Image, int]:
+def read(source: Source, row: int, channels: int = 3) -> tuple[Image.Image, int]:
     """Image `row`, decoded, and its label there.
+
+    Args:
+        channels: 1 for grey, 3 for red, green and blue.
 
     Raises:
         UserError: it can't be read or decoded; the message names it.
     """
     try:
         data, label = source.read(row)
-        return decode(data), label
+        image = decode(data)
+        return image if channels == 3 else image.convert("L"), label
     except NoImage as error:
         raise UserError(f"{source.name(row)} {error}") from None
     except OSError as error:

@@ -89,10 +89,16 @@ class Records:
         """Forgets some of the images, of which the others close ranks."""
         self.keys, self._offsets = (np.delete(one, rows) for one in (self.keys, self._offsets))
 
-    def present(self) -> set[int]:
-        """All labels, from the records' headers alone: the images are not read."""
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        """int32 (N,), of the images, from the records' headers alone: the images are not read."""
         with open(self.path, "rb", buffering=0) as file:
-            return {self._read(recordio.head, file, row)[1] for row in range(len(self))}
+            labels = [self._read(recordio.head, file, row)[1] for row in range(len(self))]
+        return np.array(labels, np.int32)
+
+    def present(self) -> set[int]:
+        """All labels that images have."""
+        return set(self.labels.tolist())
 
     @functools.cached_property
     def _paths(self) -> dict[int, str]:
