@@ -97,6 +97,8 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None, **given: Any
     if given.get("in_channels", 1) not in (1, 3):
         raise UserError(f"in_channels must be 1 or 3, not {given['in_channels']}")
     if name in _DECODED:
+        if not data_dir:
+            raise UserError("--data-dir is missing: a folder with train and val, or their .rec")
         return _DECODED[name][0](**given)
     channels = given.pop("in_channels", None)
     dataset = _ARRAYS[name][0](**given)

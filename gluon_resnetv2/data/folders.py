@@ -32,7 +32,7 @@ CROP = 0.875  # of the shorter side that evaluation keeps, where training cuts o
 
 
 def load(
-    data_dir: str | os.PathLike[str] | None = None,
+    data_dir: str | os.PathLike[str],
     image_size: int | None = None,
     augmentation: str | None = None,
     colour: bool = True,
@@ -69,8 +69,6 @@ def load(
     Raises:
         UserError: nothing that can be read there, or an option out of range.
     """
-    if not data_dir:
-        raise UserError("--data-dir is missing: a folder with a folder of images for each class")
     if val_fraction is not None and not 0 < val_fraction < 1:
         raise UserError(f"--val-fraction must be between 0 and 1: {val_fraction}")
     size, channels = image_size or 32, in_channels or 3
