@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gluon_resnetv2.data import options
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.paper import FAIL, Result
 from gluon_resnetv2.spec import FAMILIES, UNIT, named
@@ -162,7 +163,9 @@ def _planned(result, seed, settings):
         fields, depth = dict(RECIPES[result.recipe].fields), settings.depth
         if settings.dataset in DATA:
             fields["dataset"] = settings.dataset
-    fields.update(_network(result, depth), seed=seed, data_dir=settings.data_dir)
+    fields.update(_network(result, depth), seed=seed)
+    if "data_dir" in options(fields.get("dataset", Recipe.dataset)):
+        fields["data_dir"] = settings.data_dir
     if settings.budget:
         fields = _shortened(fields, settings.budget)
     recipe = Recipe(**fields)
