@@ -92,10 +92,9 @@ def load(
             leave_out=leave_out,
             classes=names,
         )
-    held, tested = (
-        _split(source, files.class_numbers(names, source, train), size, channels, pool)
-        for source in (train, test)
-    )
+    numbers = [files.class_numbers(names, source, train) for source in (train, test)]
+    held = _split(train, numbers[0], size, channels, pool)
+    tested = held if test is train else _split(test, numbers[1], size, channels, pool)
     mean, std = channel_statistics(held.images)
     if not all(std):
         raise UserError(f"{root} has training images that are all alike")
