@@ -210,11 +210,18 @@ def test_momenta_are_corrected_where_a_recipes_source_is_in_torch():
     assert corrected == {"released-cifar10", "paper-imagenet-aspect"}
 
 
-@pytest.mark.parametrize("later", ["momentum_correction", "mixup_off_epochs"])
+@pytest.mark.parametrize("later", ["momentum_correction", "mixup_off_epochs", "in_channels"])
 def test_a_recipe_of_before_an_option_has_none(later):
     older = Recipe().to_dict()
     assert not older.pop(later)
     assert Recipe.from_dict(older) == Recipe()
+
+
+def test_a_network_takes_the_channels_of_its_images():
+    """Of the data set where it is known, otherwise those that are asked for."""
+    grey = Recipe(in_channels=1)
+    assert (grey.spec(10).in_channels, Recipe().spec(10).in_channels) == (1, 3)
+    assert (grey.spec(10, 3).in_channels, Recipe().spec(10, 1).in_channels) == (3, 1)
 
 
 # Of the sources' code and logs: train_mixup_cifar10.py, cifarresnet.py, symbol_resnet.py,
@@ -307,6 +314,7 @@ OPTIONS = {
     "dataset": ("digits", "digits"),
     "data_dir": ("/there", "/there"),
     "image_size": ("48", 48),
+    "in_channels": ("1", 1),
     "test_size": ("320", 320),
     "augmentation": ("scale-aspect", "scale-aspect"),
     "colour": ("--no-colour", False),
@@ -724,6 +732,7 @@ def test_the_class_itself_refuses_what_is_no_choice(field, value):
         ({"mom": 2.0}, "--mom must be from 0 to below 1: 2.0"),
         ({"seed": 1.5}, "seed can't be 1.5"),
         ({"sync_bn": 3}, "sync_bn can't be 3"),
+        ({"in_channels": 2}, "--in-channels must be 1 or 3, not 2"),
         ({"momentum_correction": "yes"}, "momentum_correction can't be 'yes'"),
         ({"batch_size": "12"}, "batch_size can't be '12'"),
         ({"lr_steps": (1.5,)}, r"lr_steps can't be \(1.5,\)"),

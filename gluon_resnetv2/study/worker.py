@@ -90,7 +90,7 @@ def _follow(recipe):
             net, _ = load_run(recipe.output, str(step), devices)
             _add(recipe, propagation.records(net, images, labels, step))
     if 0 not in done:
-        net = initial_network(recipe, len(dataset.classes), devices)
+        net = initial_network(recipe, len(dataset.classes), devices, dataset.image_shape[0])
         _add(recipe, propagation.records(net, images, labels, 0))
 
 

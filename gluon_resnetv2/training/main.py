@@ -53,7 +53,8 @@ def train_network(
         dataset = load_data(recipe)
         with Run(recipe, resume=resume, writes=workers.rank == 0) as run:
             workers.barrier()  # only now has the folder what the others read
-            net = initial_network(recipe, len(dataset.classes), devices)
+            channels = dataset.image_shape[0]
+            net = initial_network(recipe, len(dataset.classes), devices, channels)
             if run.writes:
                 size = f"{net.spec.name}, {net.spec.parameter_count():,} parameters"
                 print(f"{size}, on {devices}: {run.folder}", flush=True)
@@ -64,12 +65,18 @@ def train_network(
     return run.folder, last, workers
 
 
-def initial_network(recipe: Recipe, classes: int, devices: Sequence[mx.Context]) -> ResNetV2:
-    """The recipe's network with the weights that its training starts from."""
+def initial_network(
+    recipe: Recipe, classes: int, devices: Sequence[mx.Context], in_channels: int | None = None
+) -> ResNetV2:
+    """The recipe's network with the weights that its training starts from.
+
+    Args:
+        classes, in_channels: as `Recipe.spec` takes them.
+    """
     mx.random.seed(recipe.seed)  # the same weights for every worker
     sync_devices = len(devices) if recipe.sync_bn else 1
     dtype = "float32" if recipe.dtype == "float64" else recipe.dtype
-    net = ResNetV2(recipe.spec(classes), dtype=dtype, sync_devices=sync_devices)
+    net = ResNetV2(recipe.spec(classes, in_channels), dtype=dtype, sync_devices=sync_devices)
     net.initialize(he_normal(recipe.init), ctx=devices, zero_last=recipe.zero_init)
     net.cast(recipe.array_dtype)
     net.hybridize(static_alloc=True, static_shape=True)

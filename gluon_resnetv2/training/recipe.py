@@ -124,6 +124,9 @@ class Recipe:
         None, "folder of the data set; default: the user's cache", machine=True
     )
     image_size: int | None = _data(None, "height and width in pixels; default: the data set's")
+    in_channels: int | None = _data(
+        None, "channels of an image, 1 or 3; default: the data set's", later=True
+    )
     test_size: int | None = _data(
         None, "ImageNet: height and width in evaluation; default: --image-size"
     )
@@ -316,6 +319,8 @@ class Recipe:
             size = getattr(self, name)
             if size is not None and not 1 <= size <= IMAGE_SIZE_MAX:
                 raise UserError(f"{flag(name)} must be 1 to {IMAGE_SIZE_MAX}, not {size}")
+        if self.in_channels not in (None, 1, 3):
+            raise UserError(f"--in-channels must be 1 or 3, not {self.in_channels}")
         if self.seed >= 2**31:
             raise UserError(f"--seed must be below 2^31: {self.seed}")
         if not re.fullmatch(
@@ -445,15 +450,19 @@ class Recipe:
         """What images, parameters and losses are: float32, but where all is float64."""
         return "float64" if self.dtype == "float64" else "float32"
 
-    def spec(self, classes: int) -> Spec:
+    def spec(self, classes: int, in_channels: int | None = None) -> Spec:
         """The network for so many classes.
+
+        Args:
+            in_channels: of the data set's images; by default those that the recipe says, or 3.
 
         Raises:
             UserError: no such network.
         """
         switches = ("order", "shortcut", "unit", "stem", "widening", "stride_on", "input_bn")
+        chosen = {name: getattr(self, name) for name in switches}
         return named(
-            self.model, classes=classes, **{name: getattr(self, name) for name in switches}
+            self.model, classes=classes, in_channels=in_channels or self.in_channels, **chosen
         )
 
     def total_steps(self, steps_per_epoch: int) -> int:
