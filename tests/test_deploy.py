@@ -48,7 +48,9 @@ def exported(spec, folder, size=16, fused=False):
         for parameter in net.collect_params(".*conv.*weight").values():
             parameter.set_data(parameter.data() / 2)
     classes = [f"class {i}" for i in range(spec.classes)]
-    return export(net, folder, (3, size, size), classes=classes, form=Form(fused=fused), **INPUT)
+    about = {key: INPUT[key][: spec.in_channels] for key in ("mean", "std")}
+    shape = (spec.in_channels, size, size)
+    return export(net, folder, shape, classes=classes, form=Form(fused=fused), **about)
 
 
 SPECS = {
@@ -62,6 +64,7 @@ SPECS = {
     "preact20": (named("preact20"), 32),
     "resnet29": (named("resnet29"), 32),
     "input BN": (named("preact8", unit="basic", input_bn="shift"), 16),
+    "grey": (named("preact8", unit="basic", in_channels=1), 28),
     "both activations": (named("preact18", first_activation="both", project_first=True), 64),
     "preact18": (named("preact18"), 64),
     "preact50": (named("preact50"), 64),
@@ -268,6 +271,7 @@ def test_a_damaged_manifest_is_refused(small, content):
         ("input.name", "images"),
         ("input.layout", "NHWC"),
         ("input.colour", "BGR"),
+        ("input.colour", "grey"),
         ("input.mean", [10**400, 0, 0]),
         ("input.mean", ["1", "2", "3"]),
         ("input.mean", [1e300] * 3),

@@ -33,6 +33,7 @@ NETWORKS = {
     **{f"{o}, bottleneck": variant(o, "identity", "bottleneck") for o in ORDER},
     **{f"widening {w}": named("preact8", unit="basic", widening=w) for w in "AC"},
     "input BN": named("preact8", unit="basic", input_bn="shift"),
+    "grey": named("preact8", unit="basic", in_channels=1),
     "ImageNet's stem": replace(named("preact18"), stages=(1, 1), channels=(16, 32)),
     # Its first convolution is read by a batch normalisation and by an addition, as GluonCV's.
     "raw stem": named("preact8", unit="basic", first_activation="unit", split_after_pre="none"),
@@ -57,28 +58,34 @@ def run(graph, images):
 
 
 def normalised(pixels, mean=MEAN, std=STD):
-    return ((pixels - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))).astype("float32")
+    mean, std = (np.reshape(of[: pixels.shape[1]], (-1, 1, 1)) for of in (mean, std))
+    return ((pixels - mean) / std).astype("float32")
+
+
+def statistics_of(pixels):
+    return [numbers[: pixels.shape[1]] for numbers in (MEAN, STD)]
 
 
 def same_class(found, expected):
     return (found.argmax(1) == expected.argmax(1)).sum()
 
 
-def random_pixels(count, size):
-    return np.random.RandomState(0).randint(0, 256, (count, 3, size, size)).astype("float32")
+def random_pixels(count, size, channels=3):
+    shape = (count, channels, size, size)
+    return np.random.RandomState(0).randint(0, 256, shape).astype("float32")
 
 
 def randomised(spec):
     """A network with random values everywhere, pixels for it and what it makes of them."""
     net = ResNetV2(spec)
     randomise(net)
-    pixels = random_pixels(48, 16 if spec.stem == "cifar" else 32)
+    pixels = random_pixels(48, 16 if spec.stem == "cifar" else 32, spec.in_channels)
     return graph_of(net), pixels, net(mx.nd.array(normalised(pixels))).asnumpy()
 
 
 def check_float32(graph, pixels, expected):
     images = normalised(pixels)
-    prepared = forms.with_preprocessing(*graph, MEAN, STD)
+    prepared = forms.with_preprocessing(*graph, *statistics_of(pixels))
     assert difference(run(forms.fused(*graph), images), expected) <= 1e-5
     assert difference(run(prepared, pixels), expected) <= 1e-5
     assert difference(run(forms.fused(*prepared), pixels), expected) <= 1e-5
@@ -96,7 +103,7 @@ def check_int8(graph, pixels, expected):
     form = forms.int8(*graph, normalised(pixels[:32]))
     # Sums that MXNet gets wrong change logits by a tenth and more.
     assert difference(run(form, normalised(pixels)), expected) < 0.05
-    prepared = forms.int8(*forms.with_preprocessing(*graph, MEAN, STD), pixels[:32])
+    prepared = forms.int8(*forms.with_preprocessing(*graph, *statistics_of(pixels)), pixels[:32])
     assert difference(run(prepared, pixels), expected) < 0.05
 
 

@@ -48,7 +48,7 @@ def trained(net, block=None, dtype="float64", size=16, counts=(4,), seed=0):
     logits = []
     for number, count in enumerate(counts):
         rng = np.random.RandomState(number)
-        images = mx.nd.array(rng.normal(size=(count, 3, size, size)), dtype=dtype)
+        images = mx.nd.array(rng.normal(size=(count, net.spec.in_channels, size, size)), dtype=dtype)
         weights = mx.nd.array(rng.normal(size=(count, net.spec.classes)), dtype=dtype)
         images.attach_grad()
         with autograd.record():
@@ -128,6 +128,7 @@ def test_every_order_and_shortcut_trains_as_float64_in_mxnet(order, shortcut):
         {"name": "preact8", "unit": "basic", "widening": "B"},
         {"name": "preact8", "unit": "basic", "widening": "C", "input_bn": "shift"},
         {"name": "preact8", "unit": "basic", "biases": True},
+        {"name": "preact8", "unit": "basic", "in_channels": 1},
         {"name": "plain8"},
         {"name": "preact18"},
         {"name": "resnet18"},
@@ -311,6 +312,7 @@ def test_every_order_and_shortcut_infers_as_float64_in_mxnet(order, shortcut):
         {"name": "resnet8", "unit": "basic", "biases": True, "input_bn": "plain"},
         {"name": "preact8", "unit": "basic", "widening": "C", "input_bn": "shift"},
         {"name": "preact8", "unit": "basic", "shortcut": "dropout:0.5"},
+        {"name": "preact8", "unit": "basic", "in_channels": 1},
         {"name": "preact50"},
         {"name": "resnet18"},
     ],
@@ -320,7 +322,7 @@ def test_other_networks_infer_as_float64_in_mxnet(switches):
     net = get_model(**switches)
     randomise(net, dtype="float64")
     size = 64 if net.spec.stem == "imagenet" else 16
-    images = mx.nd.random.normal(shape=(2, 3, size, size))
+    images = mx.nd.random.normal(shape=(2, net.spec.in_channels, size, size))
     assert relative(inferred(net, images), net(images.astype("float64")).asnumpy()) < 5e-6
 
 

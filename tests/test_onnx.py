@@ -43,12 +43,16 @@ def network(name, **switches):
     return net
 
 
-def manifest(classes=10, size=32, output="logits", **more):
+def manifest(classes=10, size=32, output="logits", channels=3, **more):
     return Manifest(
         name="net",
         output=output,
         classes=tuple(f"class {index}" for index in range(classes)),
-        input=Input(shape=(3, size, size), mean=(1.5, 2.5, 3.5), std=(1.0, 1.0, 1.0)),
+        input=Input(
+            shape=(channels, size, size),
+            mean=(1.5, 2.5, 3.5)[:channels],
+            std=(1.0, 1.0, 1.0)[:channels],
+        ),
         spec=named("preact8", unit="basic"),
         **{"precision": "float32", "fused": False, **more},
     )
@@ -58,17 +62,19 @@ def parameters(net):
     return {name: parameter.data() for name, parameter in net.collect_params().items()}
 
 
-def images(count, size=32):
-    return np.random.RandomState(count).normal(size=(count, 3, size, size)).astype("float32")
+def images(count, size=32, channels=3):
+    shape = (count, channels, size, size)
+    return np.random.RandomState(count).normal(size=shape).astype("float32")
 
 
 def differences(net, path, size=32):
     """Of the logits at batch 1 and 7 between ONNX Runtime and the network itself."""
-    classes = net.spec.classes
-    export_onnx(net(mx.sym.var("data")), parameters(net), manifest(classes, size), path)
+    classes, channels = net.spec.classes, net.spec.in_channels
+    described = manifest(classes, size, channels=channels)
+    export_onnx(net(mx.sym.var("data")), parameters(net), described, path)
     return [
         difference(run_onnx(path, batch), net(mx.nd.array(batch)).asnumpy())
-        for batch in (images(1, size), images(7, size))
+        for batch in (images(1, size, channels), images(7, size, channels))
     ]
 
 
@@ -78,6 +84,7 @@ VARIANTS = {
     **{f"order {order}": {"order": order} for order in ORDER},
     **{f"widening {option}": {"widening": option} for option in "ABC"},
     **{f"input BN {option}": {"input_bn": option} for option in ("shift", "plain")},
+    "grey": {"in_channels": 1},
 }
 
 

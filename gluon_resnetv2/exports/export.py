@@ -140,6 +140,7 @@ def export_parameters(
         classes=tuple(classes),
         input=Input(
             shape=tuple(image_shape),
+            colour="grey" if spec.in_channels == 1 else "RGB",
             values=form.values,
             mean=tuple(mean),
             std=tuple(std),

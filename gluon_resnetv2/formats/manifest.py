@@ -33,6 +33,7 @@ class Input:
 
     Attributes:
         shape: (channels, height, width) of an image.
+        colour: what its channels are, "RGB" or "grey".
         values: "normalised" images, or "pixels" in 0..255 that the graph itself normalises.
         mean, std: of each channel, 0 to 255: the network sees (image - mean) / std.
         crop: the part of an image's shorter side that is used.
@@ -73,7 +74,8 @@ class Input:
                 and all(type(size) is int and 1 <= size <= IMAGE_SIZE_MAX for size in shape[1:])
             ),
             "layout": lambda layout: layout == "NCHW",
-            "colour": lambda colour: colour == "RGB",
+            # Which 0.1 wrote of grey images, too.
+            "colour": lambda colour: colour == "RGB" or (colour == "grey" and channels == 1),
             "values": lambda values: values in ("normalised", "pixels"),
             "mean": of_pixels,
             "std": lambda std: of_pixels(std, 1 / LARGEST_PIXEL) and min(std) > 0,
