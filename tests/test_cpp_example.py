@@ -129,7 +129,7 @@ def test_images_are_read_as_python_does(program, tmp_path, channels):
     paths = sorted(path for path in folder.iterdir() if path.suffix in (".png", ".jpg"))
     assert len(paths) == 4 * 9 + 5 * 4 + 10
     if channels == 1:  # is made of the same three
-        paths = paths[::8]
+        paths = [path for path in paths if path.name.startswith(("wide-", "40x333"))]
     for path in paths:
         with Image.open(path) as image:  # Pillow scales some tall images in another order
             tolerance = 2e-3 if max(image.size) > 5 * min(image.size) else 1e-6

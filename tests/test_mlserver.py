@@ -38,7 +38,7 @@ if not find_spec("mlserver"):
     pytest.skip("MLServer is not installed", allow_module_level=True)
 
 TOLERANCE = 1e-5  # largest difference over largest logit
-PATIENCE = 120  # seconds until the server has loaded the model
+PATIENCE = 120  # seconds until the server has loaded the models
 MEAN, STD = (120.0, 110.0, 100.0), (60.0, 50.0, 40.0)
 CLASSES = [f"class {index}" for index in range(10)]
 RNG = np.random.RandomState(0)
@@ -51,7 +51,7 @@ EARLIER = {"name": "earlier", "implementation": "gluon_resnetv2.deploy.mlserver.
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
+def exported(tmp_path_factory, grey):
     """An export with MLServer's settings, and the logits that the network gives for `IMAGES`."""
     net = get_model("preact20")
     randomise(net)
@@ -61,9 +61,21 @@ def exported(tmp_path_factory):
     for name, settings in found.items():
         (folder / name).write_text(json.dumps(settings))
     earlier = {**found["model-settings.json"], **EARLIER, "parameters": {"uri": str(folder)}}
-    (folder / "earlier").mkdir()
-    (folder / "earlier" / "model-settings.json").write_text(json.dumps(earlier))
+    served = {**found["model-settings.json"], "name": "grey"}
+    served["parameters"] = {"uri": str(grey.folder)}
+    for settings in (earlier, served):
+        (folder / settings["name"]).mkdir()
+        (folder / settings["name"] / "model-settings.json").write_text(json.dumps(settings))
     return artifact, net(mx.nd.array(IMAGES)).asnumpy()
+
+
+@pytest.fixture(scope="module")
+def grey(tmp_path_factory):
+    """An export for images of one channel, which the same server has."""
+    net = get_model("preact8", unit="basic", in_channels=1)
+    randomise(net)
+    about = {"classes": CLASSES, "mean": MEAN[:1], "std": STD[:1]}
+    return export(net, tmp_path_factory.mktemp("grey") / "export", (1, 28, 28), **about)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +126,7 @@ def wait_until_ready(address, server):
     with grpcclient.InferenceServerClient(address) as client:
         while time.monotonic() < deadline and server.poll() is None:
             try:
-                if client.is_model_ready("preact20"):
+                if all(map(client.is_model_ready, ("preact20", "earlier", "grey"))):
                     return
             except grpcclient.InferenceServerException:
                 pass  # it does not listen yet
@@ -202,20 +214,22 @@ def test_image_files_are_read(clients, protocol, logits):
 
 
 @PROTOCOLS
+@pytest.mark.parametrize("model", ["preact20", "grey"])
 def test_a_picture_in_any_encoding_has_the_scores_that_predict_gives_it(
-    clients, protocol, exported, tmp_path
+    clients, protocol, model, exported, grey, tmp_path
 ):
     write_pictures(tmp_path)
     paths = [path for path in tmp_path.iterdir() if path.suffix in (".png", ".jpg")]
     assert len(paths) == 4 * 9
-    predictor = Predictor(exported[0], max_batch=len(paths))
+    predictor = Predictor(grey if model == "grey" else exported[0], max_batch=len(paths))
     pixels = np.stack([predictor.read(path) for path in paths])
     expected = predictor.run(predictor.prepare(pixels))
     files = [path.read_bytes() for path in paths]
     if protocol == "http":
         files = [base64.b64encode(file) for file in files]
-    answer = clients.infer(protocol, np.array(files, dtype=object), "image")
-    assert difference(answer.as_numpy("logits"), expected) <= 1e-6
+    for values, name in ((np.array(files, dtype=object), "image"), (np.uint8(pixels), "pixels")):
+        answer = clients.infer(protocol, values, name, model=model)
+        assert difference(answer.as_numpy("logits"), expected) <= 1e-6
 
 
 def test_outputs_are_chosen_and_classified(clients, logits):

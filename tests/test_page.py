@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,13 @@ from PIL import Image
 
 from gluon_resnetv2 import data
 from gluon_resnetv2.engines.predictor import Predictor
-from gluon_resnetv2.exports.export import export_run
+from gluon_resnetv2.exports.export import export, export_run
 from gluon_resnetv2.formats.artifact import load
 from gluon_resnetv2.formats.manifest import write_manifest
+from gluon_resnetv2.net import ResNetV2
+from gluon_resnetv2.spec import named
 from gluon_resnetv2.training.recipe import Recipe
+from tests.common import randomise
 from tests.pictures import write_pictures
 from tests.test_training import train
 
@@ -54,7 +58,9 @@ def test_only_what_is_in_the_page_may_run(tag):
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory):
-    """A network that knows digits, and the same with a class that has a hostile name."""
+    """A network that knows digits, the same with a class that has a hostile name, and one of grey
+    images that knows nothing.
+    """
     folder = tmp_path_factory.mktemp("exports")
     train(folder / "run", RECIPE, dataset=data.load("digits", image_size=SIZE))
     digits = export_run(folder / "run", folder / "digits").folder
@@ -62,7 +68,11 @@ def exports(tmp_path_factory):
     manifest = json.loads((hostile / "manifest.json").read_text(encoding="utf-8"))
     manifest["classes"] = [EVIL] * 10
     write_manifest(hostile, manifest)
-    return [f"digits={digits}", f"hostile={hostile}"]
+    net = ResNetV2(named("preact8", unit="basic", in_channels=1))
+    randomise(net)
+    about = {"classes": list("abcdefghij"), "mean": [80.0], "std": [60.0]}
+    export(net, folder / "grey", (1, 28, 28), **about)
+    return [f"digits={digits}", f"hostile={hostile}", f"grey={folder / 'grey'}"]
 
 
 @pytest.fixture(scope="module")
@@ -261,20 +271,43 @@ def test_an_image_file_is_classified(page, tmp_path, way):
     assert page.errors() == []
 
 
-def test_a_picture_in_any_encoding_has_the_scores_that_predict_gives_it(page, exports, tmp_path):
+@pytest.mark.parametrize("model", ["digits", "grey"])
+def test_a_picture_in_any_encoding_has_the_scores_that_predict_gives_it(
+    page, exports, model, tmp_path
+):
+    from selenium.webdriver.support.ui import Select
+
     write_pictures(tmp_path)
     paths = [path for path in tmp_path.iterdir() if path.suffix in (".png", ".jpg")]
     assert len(paths) == 4 * 9
-    predictor = Predictor(load(exports[0].partition("=")[2]), max_batch=1)
+    if model == "grey":  # which is made of the same three
+        paths = [path for path in paths if path.name.startswith("wide-")]
+    (folder,) = [each.partition("=")[2] for each in exports if each.startswith(f"{model}=")]
+    predictor = Predictor(load(folder), max_batch=1)
+    Select(page["model"]).select_by_value(model)
+    page.wait(lambda: (page["title"].text == "Draw a digit") == (model == "digits"))
     page.browser.execute_script(LISTEN)
     for path in paths:
-        (expected,) = predictor.probabilities(predictor.read(path)[None])
+        pixels = predictor.read(path)[None]
+        (expected,) = predictor.probabilities(pixels)
         page["file"].send_keys(str(path))
         page.wait(lambda: page.browser.execute_script("return window.heard.length"))
         (answer,) = page.browser.execute_script("return window.heard.splice(0)")
         (tensor,) = [each for each in answer["outputs"] if each["name"] == "probabilities"]
         np.testing.assert_allclose(tensor["data"], expected, rtol=0, atol=1e-6, err_msg=path.name)
+        found = sent(f"{page.url}v2/models/{model}/infer", np.uint8(pixels))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6, err_msg=path.name)
     assert page.errors() == []
+
+
+def sent(url, pixels):
+    """The server's probabilities of an image (1, C, H, W) in 0 to 255, sent as such."""
+    tensor = {"name": "pixels", "datatype": "UINT8", "shape": pixels.shape}
+    asked = {"inputs": [{**tensor, "data": pixels.ravel().tolist()}]}
+    asked["outputs"] = [{"name": "probabilities"}]
+    body, headers = json.dumps(asked).encode(), {"Content-Type": "application/json"}
+    with urllib.request.urlopen(urllib.request.Request(url, body, headers)) as answer:
+        return json.load(answer)["outputs"][0]["data"]
 
 
 LISTEN = """
