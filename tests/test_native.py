@@ -48,7 +48,8 @@ def trained(net, block=None, dtype="float64", size=16, counts=(4,), seed=0):
     logits = []
     for number, count in enumerate(counts):
         rng = np.random.RandomState(number)
-        images = mx.nd.array(rng.normal(size=(count, net.spec.in_channels, size, size)), dtype=dtype)
+        shape = (count, net.spec.in_channels, size, size)
+        images = mx.nd.array(rng.normal(size=shape), dtype=dtype)
         weights = mx.nd.array(rng.normal(size=(count, net.spec.classes)), dtype=dtype)
         images.attach_grad()
         with autograd.record():

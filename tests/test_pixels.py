@@ -28,23 +28,26 @@ def paths(tmp_path_factory):
     return sorted(folder.iterdir())
 
 
-def evaluated(data_dir):
+def evaluated(data_dir, channels):
     """The pixels of all test images as `evaluate` gives them to the network."""
-    options = {"test_size": SIZE, "crop": CROP, "mean": (0, 0, 0), "std": (1, 1, 1)}
+    options = {"test_size": SIZE, "crop": CROP, "in_channels": channels}
+    options.update(mean=(0,) * channels, std=(1,) * channels)
     batches = imagenet.load(data_dir, image_size=SIZE, **options).batches(64)
     return np.concatenate([images for images, _ in batches])
 
 
-def test_evaluation_and_prediction_see_the_same(paths, tmp_path):
+@pytest.mark.parametrize("channels", [3, 1])
+def test_evaluation_and_prediction_see_the_same(paths, channels, tmp_path):
     for part in ("train", "val"):
         write_rec(tmp_path / f"{part}.rec", [(0, path.read_bytes()) for path in paths])
-    predicted = np.stack([read_image(path, (3, SIZE, SIZE), CROP) for path in paths])
+    shape = (channels, SIZE, SIZE)
+    predicted = np.stack([read_image(path, shape, CROP) for path in paths])
     for path, pixels in zip(paths, predicted):
         if path.suffix in (".jpg", ".png"):  # which nobody may send
-            sent = read_image(io.BytesIO(path.read_bytes()), (3, SIZE, SIZE), CROP)
+            sent = read_image(io.BytesIO(path.read_bytes()), shape, CROP)
             np.testing.assert_array_equal(sent, pixels, err_msg=path.name)
-    np.testing.assert_array_equal(evaluated(paths[0].parents[2]), predicted)
-    np.testing.assert_array_equal(evaluated(tmp_path), predicted)
+    np.testing.assert_array_equal(evaluated(paths[0].parents[2], channels), predicted)
+    np.testing.assert_array_equal(evaluated(tmp_path, channels), predicted)
 
 
 def test_the_pixels_of_each_encoding(paths):
@@ -64,6 +67,16 @@ def test_the_pixels_of_each_encoding(paths):
             assert np.abs(found - expected).mean() < 6, path.name
         else:
             np.testing.assert_array_equal(found, expected, err_msg=path.name)
+
+
+def test_grey_is_the_light_of_what_is_seen_and_a_grey_files_own(paths):
+    for path in paths:
+        shape, name = path.name.split("-")
+        size = SHAPES[shape]
+        seen = Image.fromarray(np.asarray(decode(path.read_bytes())))
+        expected = picture(size) if name in ("grey.png", "deep.png") else seen
+        (found,) = read_image(path, (1, seen.height, seen.width))
+        np.testing.assert_array_equal(found, expected.convert("L"), err_msg=path.name)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
