@@ -76,7 +76,7 @@ def profiled(request):
     model, engine = request.param.split()
     if engine == "native":
         skip_unless_installed()
-    job = {"model": model, "switches": {}, "batch_size": 4, "image_size": 16}
+    job = {"model": model, "switches": {}, "in_channels": 3, "batch_size": 4, "image_size": 16}
     job.update(steps=2, dtype="float32", inference=False, engine=engine)
     return job, *run(job)
 
@@ -120,8 +120,8 @@ def test_the_report_accounts_for_all_that_onednn_did(profiled):
 
 def test_native_inference_is_profiled_and_its_normalisations_named():
     skip_unless_installed()
-    job = {"model": "preact8", "switches": {}, "batch_size": 2, "image_size": 8, "steps": 1}
-    job.update(dtype="float32", inference=True, engine="native")
+    job = {"model": "preact8", "switches": {}, "in_channels": 1, "batch_size": 2}
+    job.update(image_size=8, steps=1, dtype="float32", inference=True, engine="native")
     (step,), answer = run(job)
     assert {primitive.direction for primitive in step} <= {"forward", ""}
     normalised = [
@@ -141,11 +141,12 @@ def profile(*words, cwd=ROOT, **variables):
 
 
 def test_the_command_profiles_inference_and_leaves_nothing_behind(tmp_path):
-    words = ("--inference", "--batch-size", "2", "--image-size", "8", "--steps", "1")
+    words = ("--inference", "--batch-size", "2", "--image-size", "8", "--in-channels", "1")
     places = {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    done = profile("preact8", *words, "--shortcut", "gate:-6", cwd=tmp_path, **places)
+    more = ("--steps", "1", "--shortcut", "gate:-6")
+    done = profile("preact8", *words, *more, cwd=tmp_path, **places)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("preact8 gate:-6, inference: 2 images of 8x8, float32, ")
+    assert done.stdout.startswith("preact8 gate:-6, inference: 2 grey images of 8x8, float32, ")
     assert "stage1_unit1_conv1" in done.stdout
     assert "backward data" not in done.stdout
     assert not list(tmp_path.iterdir())

@@ -15,6 +15,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--inference", action="store_true", help="instead of a training step")
     add("--batch-size", type=int, default=64, help="images of a step")
     add("--image-size", type=int, help=f"in pixels; default: {IMAGE_SIZES_HELP}, by the model")
+    add("--in-channels", type=int, choices=(1, 3), default=3, help="of an image")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the units")
     add_engine(parser)
     add("--steps", type=int, default=5, help="that are counted, after two that warm up")

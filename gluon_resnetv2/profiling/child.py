@@ -29,7 +29,7 @@ WARM_UP = 2  # steps that prepare kernels and buffers
 
 def main() -> None:
     job = json.loads(sys.argv[1])
-    spec = named(job["model"], **job["switches"])
+    spec = named(job["model"], in_channels=job["in_channels"], **job["switches"])
     shape = (job["batch_size"], spec.in_channels, job["image_size"], job["image_size"])
     images = mx.nd.array(np.random.RandomState(0).normal(size=shape))
     labels = mx.nd.arange(shape[0]) % spec.classes

@@ -33,7 +33,7 @@ def main(options: argparse.Namespace) -> int:
         for name in ("order", "shortcut", "unit", "widening")
         if getattr(options, name) is not None
     }
-    spec = named(options.model, **switches)
+    spec = named(options.model, in_channels=options.in_channels, **switches)
     for name in ("batch_size", "steps", "image_size"):
         value = getattr(options, name)
         if value is not None and not 1 <= value <= IMAGE_SIZE_MAX:
@@ -47,6 +47,7 @@ def main(options: argparse.Namespace) -> int:
         "switches": switches,
         "batch_size": options.batch_size,
         "image_size": options.image_size or IMAGE_SIZES[spec.stem],
+        "in_channels": options.in_channels,
         "steps": options.steps,
         "dtype": options.dtype,
         "inference": options.inference,
@@ -83,10 +84,10 @@ def report(job: dict, steps: Sequence[Sequence[Primitive]], answer: dict) -> str
     what = "inference" if job["inference"] else "a training step"
     spread = f"{1000 * min(answer['seconds']):.1f} to {1000 * max(answer['seconds']):.1f}"
     switches = "".join(f" {value}" for value in job["switches"].values())
-    size = job["image_size"]
+    size, kind = job["image_size"], "grey " if job["in_channels"] == 1 else ""
     ceilings = answer["ceilings"]
     head = (
-        f"{job['model']}{switches}, {what}: {job['batch_size']} images of {size}x{size}, "
+        f"{job['model']}{switches}, {what}: {job['batch_size']} {kind}images of {size}x{size}, "
         f"{job['dtype']}, {job['engine']} engine, {machine.cpus()} CPUs\n"
         f"{total:.1f} ms, the median of {len(steps)} ({spread}): "
         f"{1000 * job['batch_size'] / total:.4g} images/s; {inside:.1f} ms of it in oneDNN\n"
