@@ -22,7 +22,9 @@ from gluon_resnetv2.training import statistics
 from gluon_resnetv2.training.curves import draw_curves
 from gluon_resnetv2.training.devices import contexts, split
 from gluon_resnetv2.training.evaluate import evaluate
+from gluon_resnetv2.training.evaluation import evaluate_source
 from gluon_resnetv2.training.loop import fit
+from gluon_resnetv2.training.main import train_network
 from gluon_resnetv2.training.optimizer import make_trainer
 from gluon_resnetv2.training.options import override
 from gluon_resnetv2.training.recipe import Recipe
@@ -74,6 +76,20 @@ def test_the_same_seed_gives_the_same_bits(tmp_path, dtype):
     weights = [name for name in first if name.endswith("weight")]
     assert all(np.any(first[name] != other[name]) for name in weights)
     assert first["conv0_weight"].dtype == dtype
+
+
+def test_a_network_of_grey_images_is_trained_exported_and_evaluated(tmp_path):
+    fields = {"in_channels": 1, "num_epochs": 1, "lr_step_epochs": (0.5,)}
+    folder, last, _ = train_network(
+        dataclasses.replace(TINY, output=str(tmp_path / "run"), **fields)
+    )
+    manifest = export_run(folder).manifest
+    described = manifest.input
+    assert (manifest.spec.in_channels, described.shape) == (1, (1, 8, 8))
+    assert (described.colour, len(described.mean)) == ("grey", 1)
+    for source in (folder, folder / "export"):
+        found = evaluate_source(source, [mx.cpu()])
+        assert (found["images"], found["error"]) == (24, last["test_error"])
 
 
 def test_a_warm_up_longer_than_the_run_is_told_once(tmp_path, capfd):
