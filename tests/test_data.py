@@ -109,10 +109,10 @@ def test_synthetic_can_be_learnt(size):
 def test_an_unknown_name_is_answered_with_the_known_ones():
     with pytest.raises(UserError, match="'cifar11'; choose digits, cifar10, cifar100, synth"):
         load("cifar11")
-    assert NAMES == (
+    assert (
         *("digits", "cifar10", "cifar100", "synthetic"),
         *("mnist", "fashion-mnist", "kmnist", "idx", "folder", "imagenet"),
-    )
+    ) == NAMES
 
 
 @pytest.mark.parametrize(
