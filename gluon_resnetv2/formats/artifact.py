@@ -16,6 +16,7 @@ from gluon_resnetv2.files import recover_folder, sha256
 from gluon_resnetv2.formats.manifest import MANIFEST, Manifest, read_manifest
 from gluon_resnetv2.formats.pair import Pair, read_pair
 from gluon_resnetv2.formats.params_file import PARAMS_BYTES
+from gluon_resnetv2.formats.pretrained import find
 from gluon_resnetv2.untrusted import quote
 
 EPOCH = re.compile(r"(.+)-\d{4}\.params", re.DOTALL)
@@ -110,12 +111,12 @@ def load(path: str | Path) -> Artifact:
     Args:
         path: a folder of an export or of a run, or of any pair of files the -symbol.json or, where
             there are several epochs, the NAME-NNNN.params. Otherwise the last epoch is taken, and
-            a line on stderr says so.
+            a line on stderr says so. Or one of `pretrained.NAMES`.
 
     Raises:
         UserError: there is no pair of files, or it is not what the manifest says.
     """
-    path = Path(path)
+    path = find(path)
     for folder in (path, path / "export", path.parent):
         if not folder.exists():  # a process may have been killed as it replaced it
             recover_folder(folder)
