@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import resource
@@ -143,7 +144,25 @@ def test_evaluate_finds_the_error_that_training_found(trained, command):
     for words in ((folder,), (folder / "export",), (folder, "--cpus", "3", "--batch-size", "7")):
         status, printed, _ = command("gluon_resnetv2", "evaluate", *words)
         assert status == 0
-        assert printed.startswith(f"error {error:.2f} %\nloss ")
+        assert printed.startswith(f"error {error:.2f} %\ntop-5 error ")
+
+
+def test_evaluate_writes_a_report_once(trained, command):
+    folder, _ = trained
+    status, printed, _ = command("gluon_resnetv2", "evaluate", folder, "--report", "report")
+    assert status == 0
+    assert printed.splitlines()[-1] == "report report/report.html"
+    error = float(printed.split()[1])
+    with open("report/per_class.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    images = sum(int(row["images"]) for row in rows)
+    right = sum(int(row["right"]) for row in rows)
+    assert 100 - 100 * right / images == pytest.approx(error, abs=0.005)
+    before = Path("report/report.html").read_bytes()
+    status, printed, told = command("gluon_resnetv2", "evaluate", folder, "--report", "report")
+    assert (status, printed, told.count("\n")) == (2, "", 1)
+    assert "report exists" in told
+    assert Path("report/report.html").read_bytes() == before
 
 
 def test_compare_overlays_runs(trained, command):
@@ -171,6 +190,12 @@ def test_imagenet_from_folders_and_from_recordio(command, tmp_path):
         status, printed, _ = command("gluon_resnetv2", "evaluate", *words)
         assert status == 0
         assert f"error {error:.2f} %" in printed
+    words = ("run", "--crops", "10", "--report", "report")
+    status, printed, _ = command("gluon_resnetv2", "evaluate", *words)
+    assert status == 0
+    with open("report/mistakes.csv", encoding="utf-8") as file:
+        wrong = sum(1 for _ in csv.DictReader(file))
+    assert wrong == pytest.approx(25 * float(printed.split()[1]) / 100, abs=0.01)
     corrupt(tree / "val" / "eel" / "1.JPEG")
     for verb in (("evaluate", "run"), ("pack", tree / "val", "again.rec")):
         status, printed, line = command("gluon_resnetv2", *verb)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from gluon_resnetv2 import cli
 from gluon_resnetv2.errors import UserError
@@ -37,10 +38,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--leave-out", action="store_true", help="ImageNet: go without images that can't be decoded"
     )
+    add(
+        "--report",
+        metavar="DIR",
+        help="new folder for report.html, with each class's accuracy, the confusion matrix and the "
+        "most confident mistakes, and for its tables as CSV",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
-    """Prints error and loss.
+    """Prints errors and loss.
 
     Raises:
         UserError: as `evaluate_source`.
@@ -58,3 +65,5 @@ def run(options: argparse.Namespace) -> None:
         if name in found:
             print(f"{text} {found[name]:.2f} %")
     print(f"loss {found['loss']:.4f}")
+    if options.report:
+        print(f"report {cli.printable(os.path.join(options.report, 'report.html'))}")

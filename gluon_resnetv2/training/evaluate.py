@@ -9,6 +9,8 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
+from gluon_resnetv2.scores import softmax
+from gluon_resnetv2.training.answers import Answers
 from gluon_resnetv2.training.devices import split
 from gluon_resnetv2.training.step import cross_entropy
 
@@ -79,17 +81,33 @@ def evaluate(
     devices: Sequence[mx.Context],
     dtype: str = "float32",
     sum_over_workers: Callable = lambda arrays: arrays,
+    answers: Answers | None = None,
 ) -> dict[str, float]:
-    """Loss and error of `net` over (images, labels) batches, in the manner of `Meter.read`."""
+    """Loss and error of `net` over (images, labels) batches, in the manner of `Meter.read`.
+
+    Args:
+        answers: is given what the network answers, image by image.
+    """
     meter = Meter()
-    pending: deque[list[mx.nd.NDArray]] = deque()
+    pending: deque[tuple] = deque()
+
+    def finish():
+        outputs, labels, images = pending.popleft()
+        if answers is None:
+            for output in outputs:
+                output.wait_to_read()
+        else:
+            logits = np.concatenate([output.astype("float64").asnumpy() for output in outputs])
+            answers.add(softmax(logits, "float64"), labels, images)
+
     for images, labels in batches:
         used = devices[: len(labels)]  # a last batch may be smaller than the number of devices
-        images, labels = split(images, used, dtype), split(labels, used)
-        outputs = [net(part) for part in images]
-        meter.add([cross_entropy(*pair) for pair in zip(outputs, labels)], outputs, labels)
-        pending.append(outputs)
+        parts, targets = split(images, used, dtype), split(labels, used)
+        outputs = [net(part) for part in parts]
+        meter.add([cross_entropy(*pair) for pair in zip(outputs, targets)], outputs, targets)
+        pending.append((outputs, labels, images))
         if len(pending) > BATCHES_AHEAD:
-            for output in pending.popleft():
-                output.wait_to_read()
+            finish()
+    while pending:
+        finish()
     return meter.read(sum_over_workers)

@@ -21,10 +21,12 @@ from gluon_resnetv2.formats.artifact import Artifact, load
 from gluon_resnetv2.formats.manifest import Input
 from gluon_resnetv2.spec import IMAGE_SIZE_MAX
 from gluon_resnetv2.training import statistics
+from gluon_resnetv2.training.answers import Answers
 from gluon_resnetv2.training.datasets import load_data
 from gluon_resnetv2.training.devices import split
 from gluon_resnetv2.training.evaluate import evaluate
 from gluon_resnetv2.training.recipe import Recipe
+from gluon_resnetv2.training.report import PICTURES, check_folder, write_report
 from gluon_resnetv2.training.step import forward_backward
 from gluon_resnetv2.training.views import evaluate_views
 
@@ -43,6 +45,7 @@ def evaluate_source(
     recalibrate: int = 0,
     threads: int | None = None,
     leave_out: bool = False,
+    report: str | Path | None = None,
 ) -> dict[str, float]:
     """The error of a run's checkpoint or of an export on its test images, each counted once.
 
@@ -55,10 +58,16 @@ def evaluate_source(
             default as the run.
         size, crops, scales: of images that are cut out, as `views.evaluate_views`.
         recalibrate: over how many training batches a run's moving statistics are measured anew.
+        report: a new or empty folder for a report, as `report.write_report` writes it.
+
+    Returns:
+        A dictionary with "error" and "error5" as of `Answers.errors`, "loss" and "images".
 
     Raises:
         UserError: the source, the data or an option won't do.
     """
+    if report is not None:
+        check_folder(Path(report))
     if batch_size < len(devices):
         raise UserError(f"--batch-size {batch_size} is smaller than the number of devices")
     for option, value, least in (("--size", size, 1), ("--recalibrate", recalibrate, 0)):
@@ -108,18 +117,27 @@ def evaluate_source(
         few = itertools.islice(data.prefetch(batches), recalibrate)
         rounds = (split(pixels, devices) for pixels, _ in few)
         statistics.recalibrate(net, rounds, partial(forward_backward, net))
-    if not isinstance(images, ImageFiles):
-        if size or crops != 1 or scales:
-            raise UserError(f"--size, --crops and --scales are for cut-out images, not {name}")
-        return evaluate(net, data.prefetch(images.batches(batch_size)), devices)
-    with tqdm(total=images.test_count, unit="image", disable=None, leave=False) as bar:
-        return evaluate_views(
-            *(net, images, devices, batch_size),
-            size=size,
-            crops=crops,
-            scales=scales,
-            progress=bar.update,
-        )
+    answers = Answers(len(classes), pictures=PICTURES if report is not None else 0)
+    if isinstance(images, ImageFiles):
+        with tqdm(total=images.test_count, unit="image", disable=None, leave=False) as bar:
+            found = evaluate_views(
+                *(net, images, devices, batch_size),
+                size=size,
+                crops=crops,
+                scales=scales,
+                progress=bar.update,
+                answers=answers,
+            )
+    elif size or crops != 1 or scales:
+        raise UserError(f"--size, --crops and --scales are for cut-out images, not {name}")
+    else:
+        batches = data.prefetch(images.batches(batch_size))
+        found = evaluate(net, batches, devices, answers=answers)
+        found = {**answers.errors(), **found}
+    if report is not None:
+        title = f"{source} on {name}"
+        write_report(Path(report), answers, classes, images.mean, images.std, title, found["loss"])
+    return found
 
 
 def _exported(artifact: Artifact, devices: Sequence[mx.Context]) -> Callable:

@@ -14,6 +14,7 @@ from gluon_resnetv2.data.imagenet.dataset import ImageFiles
 from gluon_resnetv2.data.imagenet.images import centre_crop, ten_crops, whole
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.scores import softmax
+from gluon_resnetv2.training.answers import Answers
 
 
 def evaluate_views(
@@ -27,6 +28,7 @@ def evaluate_views(
     scales: Sequence[int] = (),
     dtype: str = "float32",
     progress: Callable[[int], None] = lambda images: None,
+    answers: Answers | None = None,
 ) -> dict[str, float]:
     """Error of `net` on the test images, each counted once on any number of devices.
 
@@ -44,11 +46,11 @@ def evaluate_views(
             in [v1], section 3.4.
         dtype: that `net` takes.
         progress: told of each few images that are done, how many they were.
+        answers: is given what the network answers, and of each image its first view.
 
     Returns:
-        A dictionary with "error" and "error5", the percentage of images whose class is not the
-        likeliest, or not among five (with five classes or fewer it always is, and there is no
-        "error5"); "loss", the mean of -log of the right class's score; and "images", how many.
+        A dictionary with "error" and "error5" as of `Answers.errors`; "loss", the mean of -log of
+        the right class's score; and "images", how many.
 
     Raises:
         UserError: a number of crops that there is not, or crops and scales; an image that can't be
@@ -68,13 +70,16 @@ def evaluate_views(
             crop=dataset.crop,
         )
     at_once = max(1, batch_size // (len(scales) or crops))
-    sums = np.zeros(4)
+    answers = Answers(len(dataset.classes)) if answers is None else answers
+    images, loss = 0, 0.0
     for views, labels in prefetch(dataset.views(at_once, make)):
-        sums += _judge(_scores(net, views, devices, batch_size, dtype), labels)
+        scores = _scores(net, views, devices, batch_size, dtype)
+        answers.add(scores, labels, [first for first, *_ in views])
+        with np.errstate(divide="ignore"):  # a probability may underflow to 0, the loss to infinity
+            loss -= np.log(scores[np.arange(len(labels)), labels]).sum()
+        images += len(labels)
         progress(len(labels))
-    wrong, wrong5, loss, images = sums.tolist()
-    found = {"error": 100 * wrong / images, "loss": loss / images, "images": int(images)}
-    return {**found, "error5": 100 * wrong5 / images} if len(dataset.classes) > 5 else found
+    return {**answers.errors(), "loss": float(loss / images), "images": images}
 
 
 def _scores(net, views, devices, batch_size, dtype) -> np.ndarray:
@@ -104,12 +109,3 @@ def _scores(net, views, devices, batch_size, dtype) -> np.ndarray:
         share[images, np.arange(len(images))] = 1 / len(views[0])
         scores = scores + share @ probabilities
     return scores
-
-
-def _judge(scores, labels) -> np.ndarray:
-    """How many answers are wrong, how many wrong in five, the loss summed, and how many images."""
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :5]
-    right = best == labels[:, None]
-    with np.errstate(divide="ignore"):  # a probability may underflow to 0, the loss to infinity
-        loss = -np.log(scores[np.arange(len(labels)), labels])
-    return np.array([(~right[:, 0]).sum(), (~right.any(axis=1)).sum(), loss.sum(), len(labels)])
