@@ -12,13 +12,15 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 
 from gluon_resnetv2.errors import UserError, last_line
 
 # Exit statuses, beside 0 for what is done and 1 for what has failed.
 MISTAKE = 2  # told in one line; the same command would fail again
 STOPPED = 3  # a signal ended it before its end, and the command that it printed goes on
+
+NAMED = 3  # of the files of a kind that are left out
 
 WAYS_OUT: dict[int | None, str] = {
     errno.ENOSPC: "; make room, or name another folder",
@@ -111,6 +113,23 @@ def one_line_errors() -> Iterator[None]:
 def complain(message: object) -> None:
     """Says what is wrong, as every command does."""
     print(f"error: {printable(str(message))}", file=sys.stderr)  # files may be called anything
+
+
+def tell_left_out(path: object, kinds: Mapping[str, Sequence[str]], images: str) -> None:
+    """Says on stderr, where there are any, which files below `path` are left out.
+
+    Args:
+        kinds: files by what is wrong with them, in words that follow their number.
+        images: what is not left out.
+    """
+    told = [
+        f"{len(files)} {kind} ({', '.join(sorted(files)[:NAMED])}{', ...' * (len(files) > NAMED)})"
+        for kind, files in kinds.items()
+        if files
+    ]
+    if told:
+        line = f"{path}: left out are {', '.join(told)}; {images}"
+        print(printable(line), file=sys.stderr)
 
 
 def printable(text: str) -> str:

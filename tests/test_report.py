@@ -21,7 +21,7 @@ from gluon_resnetv2.training.report import check_folder, write_report
 NAMES = ('a "quoted", name', "<b>bold</b>", "кошка", "x&y", "it's", "猫", "seven")
 MEAN, STD = (100.0, 110.0, 120.0), (50.0, 60.0, 70.0)
 
-# Probabilities of seven classes, and the class of each image: four right, three wrong. There is none
+# Probabilities of seven classes, and the class of each image: four right, three wrong. No image is
 # of class 6, though one is taken for it.
 SCORES = np.array(
     [

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from gluon_resnetv2.cli import tell_left_out
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.pixels import PIXELS, NoImage, centre, decode
+from gluon_resnetv2.pixels import PIXELS, SUFFIXES, NoImage, centre, decode
 
 # Anyone may have sent an image that is no file here: 400 MB at most. Some of Pillow's decoders of
 # other formats start programs.
@@ -55,6 +57,38 @@ def read_image(
         image = image.convert("L")
     kept = centre(image, width, height, crop, interpolation, stretch)
     return np.asarray(kept, "float32").reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def images_below(folder: str | Path) -> list[str]:
+    """The paths of all image files in a folder and below it, sorted.
+
+    They are known by their endings. A line on standard error counts what is left out, but for names
+    that begin with a dot.
+
+    Raises:
+        UserError: there are none.
+    """
+    found: list[str] = []
+    kinds: dict[str, list[str]] = {"of other endings": [], "that are no files": []}
+    kinds |= {"folders behind links": [], "folders that can't be read": []}
+    other, strange, linked, closed = kinds.values()
+    for inner, folders, files in os.walk(
+        folder, onerror=lambda error: closed.append(error.filename)
+    ):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        linked += filter(os.path.islink, (os.path.join(inner, name) for name in folders))
+        for path in (os.path.join(inner, name) for name in files if not name.startswith(".")):
+            if not path.lower().endswith(SUFFIXES):
+                other.append(path)
+            elif not os.path.isfile(path):  # a pipe, which would be waited for
+                strange.append(path)
+            else:
+                found.append(path)
+    images = f"images end in {', '.join(SUFFIXES)}"
+    tell_left_out(folder, kinds, images)
+    if not found:
+        raise UserError(f"{folder} has no images; {images}")
+    return sorted(found)
 
 
 def normalise(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:

@@ -13,6 +13,7 @@ import mxnet as mx
 import numpy as np
 
 from gluon_resnetv2.engines import forms
+from gluon_resnetv2.engines.features import features as features_of
 from gluon_resnetv2.engines.images import normalise, read_image
 from gluon_resnetv2.engines.native.block import native_symbol
 from gluon_resnetv2.engines.reference import (
@@ -49,6 +50,9 @@ class Predictor:
             default a usual one that fits.
         engine: "native" for the native operator, which takes graphs that are not fused, in float32
             or bfloat16.
+        features: have `run` give the pooled features, (N, channels), that the graph's classifier
+            reads. They are held against the manifest's outputs by what it makes of them. There are
+            no probabilities then.
 
     Attributes:
         form: what runs, as in "float32, fused".
@@ -57,7 +61,7 @@ class Predictor:
     Raises:
         UserError: the pair is damaged or can't be read, takes more memory than there is, no form
             computes what it should, or the native operator is not installed or has no instruction
-            for something in the graph.
+            for something in the graph; or, where features are wanted, as `features.features`.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class Predictor:
         max_batch: int = 64,
         shape: tuple | None = None,
         engine: str = "mxnet",
+        features: bool = False,
     ):
         if max_batch < 1:
             raise UserError(f"the largest batch must have at least 1 image, not {max_batch}")
@@ -81,14 +86,17 @@ class Predictor:
             )
         arguments, statistics = pair.arrays()
         arrays, symbol = {**arguments, **statistics}, pair.symbol()
-        plain = _Plain(pair, symbol, arrays, max_batch)
         manifest = artifact.manifest
+        self.output = manifest.output if manifest else _output(pair)
+        classify: Callable[[np.ndarray], np.ndarray] = np.asarray  # as they are
+        if features:
+            (symbol, classify), self.output = features_of(pair, artifact.name), "logits"
+        plain = _Plain(pair, symbol, arrays, max_batch)
         precision = manifest.precision if manifest else "float32"
         if engine == "native":
             forms: list[_Form] = [_Native(pair, symbol, arrays, max_batch, precision)]
         else:
             forms = [plain, _Fused(pair, symbol, arrays, max_batch)]
-        self.output = manifest.output if manifest else _output(pair)
         self._input = manifest.input if manifest else None
         if manifest:
             inputs, outputs, tolerance = recorded(artifact)
@@ -97,13 +105,15 @@ class Predictor:
         else:
             inputs, tolerance = reference_images(pair.shape), {"difference": TOLERANCE}
             try:
-                outputs = plain.run(inputs)
+                outputs = classify(plain.run(inputs))
             except mx.MXNetError as error:
                 raise artifact.does_not_run(last_line(error)) from None
             if self.output == "probabilities":
                 outputs = log(outputs)
             self.classes = [str(index) for index in range(outputs.shape[1])]
-        checks = {form: _check(form, inputs, outputs, tolerance, self.output) for form in forms}
+        checks = {
+            form: _check(form, classify, inputs, outputs, tolerance, self.output) for form in forms
+        }
         self.rejected = [str(check) for check in checks.values() if not check.passed]
         right = [form for form, check in checks.items() if check.passed]
         if not right:
@@ -114,17 +124,19 @@ class Predictor:
         name = "fused" if manifest and manifest.fused else self._form.name
         self.form = f"{precision}, {name}"
         for size in self._form.sizes:  # the first call of each plans its memory
-            self._form.run(np.zeros((size, *self.shape), "float32"))
+            _, self._width = self._form.run(np.zeros((size, *self.shape), "float32")).shape
 
     def run(self, inputs: np.ndarray) -> np.ndarray:
         """What the graph gives, (N, classes) float32, for `inputs` (N, C, H, W) as it takes them.
+
+        Where features are wanted, these, (N, channels).
 
         Raises:
             ValueError: they are of another shape.
         """
         inputs = self._checked(np.asarray(inputs, "float32"))
         if not len(inputs):
-            return np.zeros((0, len(self.classes)), "float32")
+            return np.zeros((0, self._width), "float32")
         with self._lock:
             return self._form.run(inputs)
 
@@ -284,9 +296,9 @@ def _output(pair):
     return "probabilities" if pair.graph["nodes"][head]["op"] in SOFTMAX else "logits"
 
 
-def _check(form, inputs, logits, tolerance, output):
+def _check(form, classify, inputs, logits, tolerance, output):
     try:
-        return compare(form.name, form.run(inputs), logits, tolerance, output)
+        return compare(form.name, classify(form.run(inputs)), logits, tolerance, output)
     except mx.MXNetError as error:  # this processor can't compute it
         return Check(form.name, None, None, tolerance, last_line(error))
 

@@ -6,18 +6,17 @@ import contextlib
 import copy
 import hashlib
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gluon_resnetv2.cli import tell_left_out
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.pixels import SUFFIXES
 
 IMAGES = f"images are CLASS/FILE with FILE ending in {', '.join(SUFFIXES)}"
-NAMED = 3  # of the files of a kind that are left out
 
 
 class Folder:
@@ -67,11 +66,7 @@ class Folder:
                     strange.append(f"{name}/{entry.name}")
         kinds = {"of other endings": other, "deeper": deeper, "outside of classes": outside}
         kinds["that are no files"] = strange
-        left_out = [
-            f"{len(files)} {kind} ({_some(files)})" for kind, files in kinds.items() if files
-        ]
-        if left_out:
-            print(f"{self.path}: left out are {', '.join(left_out)}; {IMAGES}", file=sys.stderr)
+        tell_left_out(self.path, kinds, IMAGES)
         self.class_labels = range(len(self.classes))
         self.labels = np.array(labels, np.int32)
 
@@ -128,7 +123,3 @@ def _below(folder: str, root: Path) -> list[str]:
         for file in files
         if not file.startswith(".")
     ]
-
-
-def _some(files: list[str]) -> str:
-    return ", ".join(sorted(files)[:NAMED]) + ", ..." * (len(files) > NAMED)
