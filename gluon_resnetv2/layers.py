@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import mxnet as mx
 import numpy as np
 from mxnet import initializer
-from mxnet.gluon import HybridBlock, nn
+from mxnet.gluon import Block, HybridBlock, nn
 
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.spec import Conv, Gate, Spec
@@ -75,11 +76,20 @@ class BatchNorm(HybridBlock):
             "moving_var", shape=shape, init="ones", differentiable=False
         )
 
+    @property
+    def frozen(self) -> bool:
+        """Whether it uses its moving statistics in training too, and leaves them alone."""
+        return self._kwargs.get("use_global_stats", False)
+
+    def freeze(self) -> None:
+        """Makes it `frozen`; before the network is first used."""
+        self._kwargs["use_global_stats"] = True
+
     def hybrid_forward(self, F, x, gamma, beta, moving_mean, moving_var):
         if self._kwargs["fix_gamma"] and F is mx.nd:  # where MXNet would write 1 into it
             gamma = gamma.copy()
         values = gamma, beta, moving_mean, moving_var
-        if self._numerics.sync_devices == 1:
+        if self._numerics.sync_devices == 1 or self.frozen:
             return F.BatchNorm(x, *values, axis=1, name="fwd", **self._kwargs)
         # It knows float32 alone. In it each device waits for the others.
         y = F.contrib.SyncBatchNorm(
@@ -185,6 +195,14 @@ def chain(ops: list[HybridBlock]) -> nn.HybridSequential:
     sequence = nn.HybridSequential(prefix="")
     sequence.add(*ops)
     return sequence
+
+
+def batch_norms(block: Block) -> Iterator[BatchNorm]:
+    """Every batch normalisation in a block."""
+    if isinstance(block, BatchNorm):
+        yield block
+    for child in block._children.values():
+        yield from batch_norms(child)
 
 
 def is_statistic(name: str) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 from mxnet import autograd
 
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.layers import BatchNorm, chain
+from gluon_resnetv2.layers import batch_norms, chain
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import Spec
 
@@ -65,8 +65,10 @@ class Recomputed:
         for segment in self._segments + self._first_runs:
             # Not static_alloc: that would keep each segment's buffers for as long as it lives.
             segment.hybridize(forward_bulk_size=BULK, backward_bulk_size=BULK)
-        self._norms = list(_batch_norms(net))
+        self._norms = list(batch_norms(net))
         self._random = net.spec.shortcut.random
+        learns = [_learns(segment) for segment in self._segments]
+        self._first = learns.index(True) if True in learns else len(parts) - 1
 
     def __len__(self) -> int:
         """The number of segments."""
@@ -107,9 +109,9 @@ class Recomputed:
                 inputs.append(self._run(segment, inputs[-1], segment_seeds))
 
         gradients = None  # of the outputs of the segment at hand
-        for k in reversed(range(len(self))):
+        for k in reversed(range(self._first, len(self))):  # before it, nothing has a gradient
             entering = inputs.pop()
-            if k > 0:
+            if k > self._first:
                 for x in entering:
                     x.attach_grad()
             with autograd.record():
@@ -118,7 +120,7 @@ class Recomputed:
                     outputs, losses = leaving, losses_of(leaving)
                     leaving = losses
             autograd.backward(leaving, gradients)
-            if k > 0:
+            if k > self._first:
                 gradients = [x.grad for x in entering]
                 for gradient in gradients:
                     # Nothing else would keep MXNet from running the segments before this one at
@@ -151,11 +153,8 @@ class Recomputed:
                 norm._kwargs["momentum"] = momentum
 
 
-def _batch_norms(block):
-    if isinstance(block, BatchNorm):
-        yield block
-    for child in block._children.values():
-        yield from _batch_norms(child)
+def _learns(block) -> bool:
+    return any(p.grad_req != "null" for p in block.collect_params().values())
 
 
 # -- Where to cut ----------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ from gluon_resnetv2.layers import Numerics, PadZeros, batch_norm, chain, convolu
 from gluon_resnetv2.spec import Spec, named
 from gluon_resnetv2.unit import ResidualUnit
 
+CLASSIFIER = ("fc1_weight", "fc1_bias")  # its parameters
+
 
 class ResNetV2(HybridBlock):
     """The residual network that `spec` describes.

@@ -30,7 +30,7 @@ from gluon_resnetv2.files import whole_folder
 from gluon_resnetv2.formats import artifact as artifact_module
 from gluon_resnetv2.formats.artifact import load
 from gluon_resnetv2.formats.manifest import write_manifest
-from gluon_resnetv2.interop import convert
+from gluon_resnetv2.interop import source as sources
 from gluon_resnetv2.net import ResNetV2, get_model
 from gluon_resnetv2.spec import named
 from tests.common import randomise, with_new_sums
@@ -522,7 +522,7 @@ def test_an_export_that_a_killed_process_was_replacing_is_found(small, tmp_path,
 
 def test_such_an_export_is_converted(small, tmp_path):
     small.folder.rename(tmp_path / ".export.abcdefgh.before")
-    assert convert.read(small.folder).spec == named("preact8", unit="basic", classes=10)
+    assert sources.read(small.folder).spec == named("preact8", unit="basic", classes=10)
 
 
 def test_the_parameters_are_those_of_the_same_name(small):

@@ -38,6 +38,7 @@ from gluoncv.data.transforms.presets.imagenet import transform_eval
 from gluoncv.model_zoo import get_model, get_model_list, model_zoo
 from gluoncv.model_zoo.ssd import SSD
 from gluoncv.nn.feature import FeatureExtractor, FPNFeatureExpander
+from gluoncv.utils import export_block
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples" / "gluoncv"
@@ -151,13 +152,41 @@ def test_an_export_s_weights_are_what_pretrained_means(theirs, tmp_path):
     assert np.array_equal(net(images()).asnumpy(), ours(images()).asnumpy())
     folder = tmp_path / "export"
     assert get_model("preact8", pretrained=folder, classes=7).spec == spec
-    with pytest.raises(UserError, match="whose classes is 7, not 10: ask for what it holds"):
-        get_model("preact8", pretrained=folder, classes=10)
+    other = get_model("preact8", pretrained=folder, classes=10)
+    assert np.array_equal(other.features(images()).asnumpy(), ours.features(images()).asnumpy())
+    assert other(images()).shape == (2, 10)
     with pytest.raises(UserError, match="whose name is preact8, not resnet8"):
         get_model("resnet8", pretrained=folder)
     (folder / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"no manifest\.json"):
         get_model("preact8", pretrained=folder)
+
+
+def test_scripts_that_say_pretrained_get_the_weights_of_that_name(theirs, tmp_path):
+    """What GluonCV's finetune_minc.py and export_pretrained.py do with a network."""
+    artifact = exported(named("preact8", unit="basic", classes=7), tmp_path / "export")
+    register()
+    register(pretrained={"preact8": tmp_path / "export"})
+    ours = ResNetV2(named("preact8", unit="basic", classes=7))
+    load_parameters(ours, artifact.params)
+    expected = ours(images())
+
+    net = get_model("preact8", pretrained=True)
+    assert np.array_equal(net(images()).asnumpy(), expected.asnumpy())
+    with net.name_scope():
+        net.output = mx.gluon.nn.Dense(3)
+    net.output.initialize(mx.init.Xavier(), ctx=mx.cpu())
+    net.collect_params().reset_ctx([mx.cpu()])
+    net.hybridize()
+    assert net(images()).shape == (2, 3)
+    features = ours.features(images()).asnumpy()
+    assert relative(net.features(images()).asnumpy(), features) < 1e-6
+
+    net = get_model("preact8", pretrained=True)
+    export_block(str(tmp_path / "block"), net, data_shape=(32, 32, 3))
+    assert (tmp_path / "block-0000.params").exists()
+    with pytest.raises(UserError, match="no weights of preact20 are published"):
+        get_model("preact20", pretrained=True)
 
 
 def test_the_model_zoo_works_where_there_is_no_pytorch(tmp_path):

@@ -22,6 +22,7 @@ from gluon_resnetv2.formats import torch_file, weights
 from gluon_resnetv2.formats.artifact import load
 from gluon_resnetv2.interop import LAYOUTS, convert
 from gluon_resnetv2.interop import layout as layout_module
+from gluon_resnetv2.interop import source as sources
 from gluon_resnetv2.interop.layout import Facts, shapes
 from gluon_resnetv2.interop.mxnet import GLUONCV_CIFAR, MODEL_ZOO, SYMBOLIC
 from gluon_resnetv2.interop.torch import TORCH_PRERESNET
@@ -116,7 +117,7 @@ def test_gluoncvs_cifar_networks_are_served_right_where_mxnet_fuses_them_wrongly
     net = gluoncv.model_zoo.get_model("cifar_resnet20_v2")
     gluon_arrays(net)
     net.save_parameters(str(tmp_path / "their.params"))
-    source = convert.read(tmp_path / "their.params")
+    source = sources.read(tmp_path / "their.params")
     assert source.layout is GLUONCV_CIFAR
     artifact = convert.to_export(source, tmp_path / "export")
     images = images_of(32)
@@ -144,7 +145,7 @@ def test_what_gluoncv_exports_with_preprocessing_is_served_and_converted(tmp_pat
     assert predictor.shape == (32, 32, 3)
     assert difference(predictor.run(pixels), expected) <= 1e-5
     told = []
-    convert.to_export(convert.read(artifact.params), tmp_path / "export", report=told.append)
+    convert.to_export(sources.read(artifact.params), tmp_path / "export", report=told.append)
     assert "mean 123.675,116.28,103.53, std 58.395,57.12,57.375" in told[0]
     predictor = Predictor(load(tmp_path / "export"))
     images = predictor.prepare(pixels.transpose(0, 3, 1, 2))
@@ -153,7 +154,7 @@ def test_what_gluoncv_exports_with_preprocessing_is_served_and_converted(tmp_pat
     name = next(name for name in values if name.endswith("init_scale"))
     mx.nd.save(str(artifact.params), {**values, name: mx.nd.zeros((1, 1, 1, 3))})
     with pytest.raises(UserError, match="std 0,0,0"):
-        convert.to_export(convert.read(artifact.params), tmp_path / "other")
+        convert.to_export(sources.read(artifact.params), tmp_path / "other")
 
 
 @pytest.mark.parametrize("depth", [34, 50])
@@ -311,7 +312,7 @@ def command(monkeypatch, capsys):
 
 
 def test_the_command_knows_every_layout_by_its_name():
-    assert {name: layout.name for name, layout in convert.LAYOUTS.items()} == {
+    assert {name: layout.name for name, layout in sources.LAYOUTS.items()} == {
         name: name for name in LAYOUTS
     }
 
@@ -449,7 +450,7 @@ def test_weights_without_a_classifier_get_one_to_be_trained(zoo, command, tmp_pa
     assert source["remarks"] == ["has no classifier; a new one, still to be trained, is drawn"]
     assert source["difference"] < 1e-5  # with the same classifier in MXNet's own network
     whole = MODEL_ZOO.to_ours(zoo[1])[1]
-    ours = convert.read(tmp_path / "export").ours
+    ours = sources.read(tmp_path / "export").ours
     assert set(ours) == set(whole)
     for name in whole:
         if not name.startswith("fc1"):
@@ -459,7 +460,7 @@ def test_weights_without_a_classifier_get_one_to_be_trained(zoo, command, tmp_pa
     assert not ours["fc1_bias"].any()
 
 
-@pytest.mark.parametrize("layout", convert.LAYOUTS.values(), ids=convert.LAYOUTS)
+@pytest.mark.parametrize("layout", sources.LAYOUTS.values(), ids=sources.LAYOUTS)
 def test_each_layout_takes_a_new_classifier(layout):
     facts = Facts("imagenet", (3, 4, 6, 3), (64, 128, 256, 512), "bottleneck", 7, 3)
     if layout.name in CIFAR:
@@ -482,7 +483,7 @@ def test_each_layout_takes_a_new_classifier(layout):
 def test_a_network_whose_logits_are_zero_is_no_other_network(zoo, tmp_path):
     arrays = {name: mx.nd.array(0 * a if "output" in name else a) for name, a in zoo[1].items()}
     mx.nd.save(str(tmp_path / "zero.params"), arrays)
-    source = convert.read(tmp_path / "zero.params")
+    source = sources.read(tmp_path / "zero.params")
     artifact = convert.to_export(source, tmp_path / "export", image_size=32)
     assert artifact.manifest.details["source"]["difference"] == 0
 
@@ -567,7 +568,7 @@ def test_mistakes_are_told_in_one_line(zoo, command, words, told, tmp_path, monk
 )
 def test_images_are_prepared_as_the_source_does(layout, mean, std, crop):
     """Numbers of the sources' own transforms, 0 to 255."""
-    prepared = convert.LAYOUTS[layout].input
+    prepared = sources.LAYOUTS[layout].input
     assert list(prepared["mean"]) == pytest.approx(mean)
     assert list(prepared["std"]) == pytest.approx(std)
     assert prepared["crop"] == crop

@@ -290,6 +290,9 @@ def test_json_gives_the_recipe_back(name):
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # There are no weights to take a network from.
+    with_network = "gluon_resnetv2.training.given.with_network"
+    monkeypatch.setattr(with_network, lambda recipe, told: recipe)
 
 
 def parse(*words, without=IMAGENET):
@@ -311,6 +314,11 @@ OPTIONS = {
     "input_bn": ("shift", "shift"),
     "init": ("out", "out"),
     "zero_init": (None, True),
+    "switches": ("bn_eps=2e-5", "bn_eps=2e-5"),
+    "init_from": ("timm:there", "timm:there"),
+    "normalise_by": ("data", "data"),
+    "freeze": ("2", 2),
+    "lr_scale_features": ("0.1", 0.1),
     "dataset": ("digits", "digits"),
     "data_dir": ("/there", "/there"),
     "image_size": ("48", 48),
@@ -379,6 +387,7 @@ CONTEXT = {
     "coarse": ["--dataset", "cifar100"],
     "mixup_off_epochs": ["--mixup", "1"],
     "lr_end": ["--lr-schedule", "cosine"],
+    **{name: ["--init-from", "timm:there"] for name in ("normalise_by", "freeze")},
 }
 
 

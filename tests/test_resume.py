@@ -171,7 +171,7 @@ def outcome(folder) -> dict:
     arrays = {
         f"{file} {name}": (array.dtype, array.shape, array.asnumpy().tobytes())
         for file in ("net.params", "training.params")
-        for name, array in mx.nd.load(str(path / file)).items()
+        for name, array in dict(mx.nd.load(str(path / file))).items()
     }
     metrics = [{k: v for k, v in m.items() if k not in TIMES} for m in read_metrics(folder)]
     return {**arrays, "state": state, "metrics": metrics}

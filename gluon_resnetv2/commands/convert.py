@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gluon_resnetv2 import cli
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.interop import LAYOUTS
+from gluon_resnetv2.interop import LAYOUTS, PACKAGES
 from gluon_resnetv2.spec import IMAGE_SIZE_MAX, IMAGE_SIZES_HELP
 
 
@@ -25,7 +25,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `convert`."""
     add = parser.add_argument
     add(
-        "source", metavar="SRC", help="a .params, .pth, .safetensors, .h5 or .keras file; an export"
+        "source",
+        metavar="SRC",
+        help="a .params, .pth, .safetensors, .h5 or .keras file; an export; "
+        f"{', '.join(f'{package}:NAME' for package in PACKAGES)}, from that package's own loader",
     )
     add("--from", dest="source_layout", choices=LAYOUTS, help="whose names; default: what fits")
     add("--to", dest="layout", choices=LAYOUTS, help="whose names; default: an export of ours")
@@ -53,16 +56,17 @@ def run(options: argparse.Namespace) -> None:
     """Converts, and prints what was read, what was written, and what its own package has of it.
 
     Raises:
-        UserError: as `convert.read`, `to_layout` and `to_export`.
+        UserError: as `source.read`, `to_layout` and `to_export`.
     """
     from gluon_resnetv2.interop import convert
+    from gluon_resnetv2.interop.source import read
 
     if options.image_size is not None and not 1 <= options.image_size <= IMAGE_SIZE_MAX:
         raise UserError(f"--image-size must be 1 to {IMAGE_SIZE_MAX}, not {options.image_size}")
     if options.layout and (options.image_size or options.classes or options.mean):
         raise UserError("--image-size, --classes and --mean are of an export; not with --to")
     classes = None if options.classes is None else _class_names(options.classes)
-    source = convert.read(
+    source = read(
         options.source,
         options.source_layout,
         report=print,

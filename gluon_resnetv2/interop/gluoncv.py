@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import mxnet as mx
 from mxnet.gluon import Block, SymbolBlock
 
-from gluon_resnetv2.checkpoint import set_parameters
 from gluon_resnetv2.engines.runtimes import as_block
 from gluon_resnetv2.errors import UserError, install
-from gluon_resnetv2.formats.artifact import Artifact, load
+from gluon_resnetv2.formats.artifact import Artifact
+from gluon_resnetv2.interop.zoo import get_model
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.paper import RESULTS
-from gluon_resnetv2.spec import FAMILIES, FIELDS, Spec, Unit, named
+from gluon_resnetv2.spec import FAMILIES, FIELDS, Spec, Unit
 
 # By name
 
 
-def register() -> None:
-    """Has `gluoncv.model_zoo.get_model` give our networks. Calling it again changes nothing.
+def register(pretrained: Mapping[str, str | Path] | None = None) -> None:
+    """Has `gluoncv.model_zoo.get_model` give our networks. Calling it again adds to `pretrained`.
 
     Every name that `spec.named` reads is known from then on, as "preact29"; the list of GluonCV's
     names grows by those of the paper's tables. GluonCV's own names are left alone. Beside the
     switches of `Spec`, as `classes`, a name of ours takes what GluonCV hands to every model:
 
-    - `pretrained`: the folder of a run or of an export of this network, whose weights and switches
-      it then has. True is an error: no weights are published.
+    - `pretrained`: weights of this network, as `zoo.get_model` takes them. True means those that
+      the argument `pretrained` here has for the name, and is an error where it has none.
     - `ctx`: the device or devices that take those weights; the CPU by default.
     - `root`: where GluonCV keeps what it downloads, which is nothing here.
+
+    Args:
+        pretrained: by name, the weights of scripts that say `pretrained=True`, as
+            {"preact50": "runs/imagenet"}.
 
     Raises:
         UserError: GluonCV is not installed, or has a model of its own by a name of ours.
@@ -43,11 +47,11 @@ def register() -> None:
         if "shared object" in str(error):  # its OpenCV, on a machine without a screen
             way_out = "apt install libgl1 libglib2.0-0, or dnf install mesa-libGL glib2"
         raise UserError(f"GluonCV can't be imported ({error}): {way_out}") from None
-    if isinstance(model_zoo._models, _Models):
-        return
-    if taken := sorted(filter(_is_ours, model_zoo._models)):
-        raise UserError(f"this GluonCV has a model '{taken[0]}' of its own; use version 0.10.5")
-    model_zoo._models = _Models(model_zoo._models)
+    if not isinstance(model_zoo._models, _Models):
+        if taken := sorted(filter(_is_ours, model_zoo._models)):
+            raise UserError(f"this GluonCV has a model '{taken[0]}' of its own; use version 0.10.5")
+        model_zoo._models = _Models(model_zoo._models)
+    model_zoo._models.pretrained.update(pretrained or {})
 
 
 class _Models(dict):
@@ -55,6 +59,7 @@ class _Models(dict):
 
     def __init__(self, models: dict):
         super().__init__(models)
+        self.pretrained: dict[str, str | Path] = {}
         self.update((result.model, self[result.model]) for result in RESULTS)
 
     def __contains__(self, name):
@@ -63,7 +68,7 @@ class _Models(dict):
     def __missing__(self, name):
         if not _is_ours(name):
             raise KeyError(name)
-        return partial(_build, name)
+        return partial(_build, name, self.pretrained)
 
 
 def _is_ours(name: str) -> bool:
@@ -71,32 +76,13 @@ def _is_ours(name: str) -> bool:
     return re.fullmatch(rf"({'|'.join(FAMILIES)})[0-9]+", name) is not None
 
 
-def _build(name, pretrained=False, ctx=None, root=None, **switches) -> ResNetV2:
+def _build(name, registered, pretrained=False, ctx=None, root=None, **switches) -> ResNetV2:
     if unknown := set(switches) - FIELDS:
         # SSD leaves out its norm_layer when it sees that error.
         raise TypeError(f"{name} takes no argument '{min(unknown)}'")
-    spec = named(name, **switches)
-    if not pretrained:
-        return ResNetV2(spec)
-    if not isinstance(pretrained, (str, Path)):
-        raise UserError(
-            f"no weights of {name} are published: train it, and name the folder of the run or of "
-            "an export, as in pretrained='runs/imagenet'"
-        )
-    artifact = load(pretrained)
-    held = artifact.own_manifest().spec
-    for field in ("name", *(key for key, value in switches.items() if value is not None)):
-        if getattr(held, field) != getattr(spec, field):
-            raise UserError(
-                f"{pretrained} holds a network whose {field} is {getattr(held, field)}, not "
-                f"{getattr(spec, field)}: ask for what it holds"
-            )
-    net = ResNetV2(held)
-    arguments, statistics = artifact.read().arrays()
-    # Built within another block's scope, as by SSD, it has that one's prefix.
-    values = {net.prefix + name: array for name, array in {**arguments, **statistics}.items()}
-    set_parameters(net, values, artifact.params, ctx)
-    return net
+    if pretrained is True:
+        pretrained = registered.get(name, True)
+    return get_model(name, pretrained or False, ctx, **switches)
 
 
 # What GluonCV's pipelines build on

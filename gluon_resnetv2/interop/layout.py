@@ -302,4 +302,6 @@ class _Numbers(dict):
 
 def shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
     """The shape of each parameter of a network, by our name for it."""
-    return {name: parameter.shape for name, parameter in ResNetV2(spec).collect_params().items()}
+    net = ResNetV2(spec)
+    # Built within another block's scope it has that one's prefix.
+    return {n.removeprefix(net.prefix): p.shape for n, p in net.collect_params().items()}

@@ -25,6 +25,7 @@ from gluon_resnetv2.training.answers import Answers
 from gluon_resnetv2.training.datasets import load_data
 from gluon_resnetv2.training.devices import split
 from gluon_resnetv2.training.evaluate import evaluate
+from gluon_resnetv2.training.given import prepared
 from gluon_resnetv2.training.recipe import Recipe
 from gluon_resnetv2.training.report import PICTURES, check_folder, write_report
 from gluon_resnetv2.training.step import forward_backward
@@ -111,7 +112,7 @@ def evaluate_source(
     images = load_data(recipe, **options)
     if list(images.classes) != list(classes):
         raise UserError(f"the network has other classes than the data set {name}")
-    images = images.normalised_by(described.mean, described.std)
+    images = prepared(images, vars(described))  # as the network has seen them
     if recalibrate:
         batches = images.batches(batch_size, train=True, devices=len(devices))
         few = itertools.islice(data.prefetch(batches), recalibrate)

@@ -425,12 +425,13 @@ class Training:
             started = Recipe.from_dict(state.recipe).schedule(self.steps)
             self.trainer.set_learning_rate(started(self.step - 1))
         arrays: dict[str, dict[str, mx.nd.NDArray]] = {"optimizer": {}}
-        for name, array in mx.nd.load(str(path / "training.params")).items():
+        # MXNet reads a file without arrays as a list.
+        for name, array in dict(mx.nd.load(str(path / "training.params"))).items():
             kind, _, name = name.partition(":")
             arrays.setdefault(kind, {})[name] = array
         restore_optimizer(self.trainer, arrays.pop("optimizer"), state.updates)
         if self.workers.count == 1 == state.workers and state.devices == len(self.devices):
-            own = [arrays[f"device{i}"] for i in range(len(self.devices))]
+            own = [arrays.get(f"device{i}", {}) for i in range(len(self.devices))]
             statistics.restore(self.net, {name: [one[name] for one in own] for name in own[0]})
         if self.workers.rank == 0:
             self.meter = Meter(state.meter, self.devices, self.recipe.array_dtype)

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import mxnet as mx
 
+from gluon_resnetv2.cli import printable
 from gluon_resnetv2.distributed.workers import Workers, connect
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2, he_normal
 from gluon_resnetv2.training.datasets import load_data
 from gluon_resnetv2.training.devices import contexts
+from gluon_resnetv2.training.frozen import freeze
+from gluon_resnetv2.training.given import Given
 from gluon_resnetv2.training.loop import fit
 from gluon_resnetv2.training.precision import SPACES, SPACES_VARIABLE, check_dtype, check_sync
 from gluon_resnetv2.training.recipe import Recipe
@@ -39,6 +42,7 @@ def train_network(
     devices = contexts(recipe.gpus, recipe.cpus)
     check_dtype(recipe.dtype, recipe.gpus)
     spec = recipe.spec(classes=1)  # an impossible network is refused before anything is downloaded
+    given = Given(recipe, resume)
     if recipe.sync_bn:
         check_sync(devices, dropout=spec.shortcut.random)
     with connect(recipe.kv_store) as workers:
@@ -50,14 +54,17 @@ def train_network(
             check_folder(recipe)
         if workers.rank == 0 and name in RECIPES:
             print(RECIPES[name].about(name))
-        dataset = load_data(recipe)
+        dataset = given.prepare(load_data(recipe))
         with Run(recipe, resume=resume, writes=workers.rank == 0) as run:
             workers.barrier()  # only now has the folder what the others read
             channels = dataset.image_shape[0]
             net = initial_network(recipe, len(dataset.classes), devices, channels)
+            given.begin(net, dataset)
             if run.writes:
                 size = f"{net.spec.name}, {net.spec.parameter_count():,} parameters"
                 print(f"{size}, on {devices}: {run.folder}", flush=True)
+                for line in given.lines:
+                    print(printable(line), flush=True)
                 whole = dataset.train_count
                 if rest := whole - recipe.epoch_images(whole, workers.count):
                     print(f"--sync-bn: each epoch leaves out {rest} of {whole} images, drawn anew")
@@ -68,7 +75,9 @@ def train_network(
 def initial_network(
     recipe: Recipe, classes: int, devices: Sequence[mx.Context], in_channels: int | None = None
 ) -> ResNetV2:
-    """The recipe's network with the weights that its training starts from.
+    """The recipe's network with the weights that its training starts from, unless some are given.
+
+    Where a part of it is not to learn, it does not.
 
     Args:
         classes, in_channels: as `Recipe.spec` takes them.
@@ -79,5 +88,7 @@ def initial_network(
     net = ResNetV2(recipe.spec(classes, in_channels), dtype=dtype, sync_devices=sync_devices)
     net.initialize(he_normal(recipe.init), ctx=devices, zero_last=recipe.zero_init)
     net.cast(recipe.array_dtype)
+    if recipe.freeze is not None:
+        freeze(net, recipe.freeze)
     net.hybridize(static_alloc=True, static_shape=True)
     return net

@@ -7,6 +7,7 @@ from mxnet import gluon
 
 from gluon_resnetv2.distributed.server_optimizer import ServerOptimizer
 from gluon_resnetv2.distributed.workers import Workers
+from gluon_resnetv2.net import CLASSIFIER
 from gluon_resnetv2.training.recipe import MOMENTUM, Recipe
 from gluon_resnetv2.training.schedule import Rate
 
@@ -32,6 +33,8 @@ def make_trainer(
     if recipe.wd_on == "weights":
         for name, parameter in params.items():
             parameter.wd_mult = float(name.endswith("weight"))
+    for name, parameter in params.items():
+        parameter.lr_mult = 1.0 if name.endswith(CLASSIFIER) else recipe.lr_scale_features
     arguments = {"learning_rate": recipe.lr, "wd": recipe.wd}
     if recipe.optimizer in MOMENTUM:
         arguments["momentum"] = recipe.mom

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gluon_resnetv2 import data
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.training import network
 from gluon_resnetv2.training.recipe import MOMENTUM, Recipe, flag
 from gluon_resnetv2.training.recipes import DEFAULTS, RECIPES
 
@@ -35,11 +36,25 @@ def read_options(given: dict, defaults: dict | None = None) -> tuple[Recipe, boo
         return _resumed(given, name, resume), True
     fields = read_recipe(name) if name else defaults or {}
     recipe = override({**fields, "output": None}, given)  # never the folder of another run
+    if recipe.init_from and ("init_from" in given or "model" not in fields):
+        recipe = _with_network(recipe, given, resume)
     folder = resume and (recipe.output or _last_of(recipe))
     if folder and (Path(folder) / "recipe.json").is_file():
         run_recipe(folder).check_goes_on(recipe, folder)
         return dataclasses.replace(recipe, output=str(folder)), True
     return recipe, bool(resume)
+
+
+def _with_network(recipe, given, resume):
+    """A recipe with the network of the weights that it begins with."""
+    told = {name: given[name] for name in network.FIELDS if name in given}
+    if resume and recipe.output and (Path(recipe.output) / "recipe.json").is_file():
+        started = run_recipe(recipe.output)  # the weights need not be there any more
+        fields = {name: getattr(started, name) for name in network.FIELDS}
+        return dataclasses.replace(recipe, **{**fields, **told})
+    from gluon_resnetv2.training.given import with_network  # which needs MXNet
+
+    return with_network(recipe, told)
 
 
 def _resumed(given, name, folder):

@@ -17,6 +17,7 @@ from gluon_resnetv2.data.folders import PADDED
 from gluon_resnetv2.distributed import PARAMETER_SERVER
 from gluon_resnetv2.engines.native import ENGINES
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.interop import PACKAGES, is_name
 from gluon_resnetv2.spec import (
     FAMILIES,
     IMAGE_SIZE_MAX,
@@ -29,6 +30,7 @@ from gluon_resnetv2.spec import (
     named,
 )
 from gluon_resnetv2.training import schedule
+from gluon_resnetv2.training.network import OPTIONS, SWITCHES, parse_switches
 
 # MXNet's optimisers whose whole state is arrays and a count of updates, so that a checkpoint can
 # hold it, and equal on every device; those that have a momentum take --mom.
@@ -69,6 +71,13 @@ def _segments(text: str) -> str | int:
 
 
 _segments.__name__ = "auto, off or a number"
+
+
+def _part(text: str) -> str | int:
+    return text if text in ("stem", "features") else int(text)
+
+
+_part.__name__ = "stem, features or a number of stages"
 
 
 def _option(
@@ -118,6 +127,32 @@ class Recipe:
     init: str = _network("in", "He initialisation by fan in or fan out", choices=("in", "out"))
     zero_init: bool = _network(
         False, "start the last convolution of every unit at zero, each unit as identity", flag=True
+    )
+    switches: str | None = _network(
+        None, f"what has no option of its own, as NAME=VALUE,...: {', '.join(SWITCHES)}", later=True
+    )
+    init_from: str | None = _network(
+        None,
+        "weights to begin with: a run, an export, a checkpoint, a file that convert reads, or "
+        f"{', '.join(f'{package}:NAME' for package in PACKAGES)}; the network is theirs, and so is "
+        "the classifier where the classes are the same",
+        later=True,
+    )
+    normalise_by: str = _data(
+        "source",
+        "--init-from: whose mean, deviation and crop images are prepared by",
+        choices=("source", "data"),
+        later=True,
+    )
+    freeze: str | int | None = _optimisation(
+        None,
+        "--init-from: what learns nothing, and is normalised by its stored statistics: stem, a "
+        "number of stages after it, or features, all but the classifier",
+        type=_part,
+        later=True,
+    )
+    lr_scale_features: float = _optimisation(
+        1.0, "factor of the learning rate of all but the classifier", later=True
     )
     dataset: str = _data("cifar10", "images to train on", choices=NAMES)
     data_dir: str | None = _data(
@@ -255,6 +290,7 @@ class Recipe:
         self._fill_in()
         self._check_schedule()
         self._check_correction()
+        self._check_beginning()
         self._check_devices()
 
     def _check_types(self):
@@ -293,6 +329,8 @@ class Recipe:
             values["warmup_steps"] = 400
         if self.data_dir is not None:  # runs go on, and are evaluated, from other folders
             values["data_dir"] = os.path.abspath(os.path.expanduser(self.data_dir))
+        if self.init_from is not None and not is_name(self.init_from):
+            values["init_from"] = os.path.abspath(os.path.expanduser(self.init_from))
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
@@ -356,6 +394,29 @@ class Recipe:
             what = "scales by the ratio of two learning rates; none, --warmup-lr too, may be 0"
         if what:
             raise UserError(f"--momentum-correction {what} (or --no-momentum-correction)")
+
+    def _check_beginning(self):
+        stages, what = len(self.spec(classes=10).stages), self.freeze
+        if what is not None:
+            if what not in ("stem", "features", *range(1, stages + 1)) or isinstance(what, bool):
+                raise UserError(
+                    f"--freeze is stem, features or a number of stages, 1 to {stages}: {what}"
+                )
+            if self.init_from is None:
+                raise UserError("--freeze needs --init-from: what does not learn has to be given")
+            if self.engine == "native":
+                raise UserError("--engine native and --freeze exclude each other; use mxnet")
+        if not 0 < self.lr_scale_features <= FLOAT32_MAX:
+            raise UserError(f"--lr-scale-features must be above 0: {self.lr_scale_features}")
+        if what == "features" and self.lr_scale_features != 1:
+            raise UserError("--lr-scale-features has no effect with --freeze features")
+        if self.init_from is None and self.normalise_by != "source":
+            raise UserError("--normalise-by has no effect without --init-from")
+        if self.init_from is not None and self.zero_init:
+            raise UserError(
+                "--zero-init has no effect with --init-from, which has weights for all units; "
+                "add --no-zero-init"
+            )
 
     def _check_devices(self):
         gpus = self.gpus
@@ -459,11 +520,9 @@ class Recipe:
         Raises:
             UserError: no such network.
         """
-        switches = ("order", "shortcut", "unit", "stem", "widening", "stride_on", "input_bn")
-        chosen = {name: getattr(self, name) for name in switches}
-        return named(
-            self.model, classes=classes, in_channels=in_channels or self.in_channels, **chosen
-        )
+        chosen = {name: getattr(self, name) for name in OPTIONS}
+        chosen |= {"classes": classes, "in_channels": in_channels or self.in_channels}
+        return named(self.model, **chosen, **parse_switches(self.switches))
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """How many steps the run has."""

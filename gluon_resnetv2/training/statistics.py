@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import mxnet as mx
 
-from gluon_resnetv2.layers import is_statistic
+from gluon_resnetv2.layers import batch_norms
 from gluon_resnetv2.net import ResNetV2
 
 
@@ -67,6 +67,8 @@ def recalibrate(net: ResNetV2, rounds: Iterable[list], forward_backward: Callabl
     statistics, momentum = _statistics(net), net.spec.bn_momentum
     sums = {parameter.name: 0 for parameter in statistics}
     count = 0
+    if not statistics:
+        return
     for images in rounds:
         for parameter in statistics:
             _set(parameter, 0)
@@ -81,7 +83,9 @@ def recalibrate(net: ResNetV2, rounds: Iterable[list], forward_backward: Callabl
 
 
 def _statistics(net):
-    return [p for name, p in net.collect_params().items() if is_statistic(name)]
+    """All but those of a part that is frozen, which stay what they are."""
+    norms = [norm for norm in batch_norms(net) if not norm.frozen]
+    return [p for norm in norms for p in (norm.moving_mean, norm.moving_var)]
 
 
 def _mean(copies):

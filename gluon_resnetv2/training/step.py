@@ -104,7 +104,7 @@ class Step:
         self._draws = net.spec.shortcut.random
         # MXNet moves the statistics of a normalisation on the way back, which it does not go to
         # one that learns nothing, unless somebody asks for the images' gradient.
-        self._asks = net.spec.input_bn == "plain"
+        self._asks = net.spec.input_bn == "plain" and recipe.freeze is None
         self._added = []  # parameters whose gradients add up over the rounds of a step
         if recipe.accumulate > 1:
             self._added = [p for p in net.collect_params().values() if p.grad_req != "null"]
