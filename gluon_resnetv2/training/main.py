@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,6 +66,10 @@ def train_network(
                 print(f"{size}, on {devices}: {run.folder}", flush=True)
                 for line in given.lines:
                     print(printable(line), flush=True)
+                if recipe.freeze is not None:
+                    learned = [p for p in net.collect_params().values() if p.grad_req != "null"]
+                    count = sum(math.prod(parameter.shape) for parameter in learned)
+                    print(f"--freeze {recipe.freeze}: {count:,} parameters learn", flush=True)
                 whole = dataset.train_count
                 if rest := whole - recipe.epoch_images(whole, workers.count):
                     print(f"--sync-bn: each epoch leaves out {rest} of {whole} images, drawn anew")
