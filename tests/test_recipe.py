@@ -210,7 +210,13 @@ def test_momenta_are_corrected_where_a_recipes_source_is_in_torch():
     assert corrected == {"released-cifar10", "paper-imagenet-aspect"}
 
 
-@pytest.mark.parametrize("later", ["momentum_correction", "mixup_off_epochs", "in_channels"])
+LATER = (
+    *("momentum_correction", "mixup_off_epochs", "cutmix", "rand_augment", "random_erasing"),
+    *("ema", "patience", "in_channels"),
+)
+
+
+@pytest.mark.parametrize("later", LATER)
 def test_a_recipe_of_before_an_option_has_none(later):
     older = Recipe().to_dict()
     assert not older.pop(later)
@@ -335,6 +341,9 @@ OPTIONS = {
     "label_smoothing": ("0.1", 0.1),
     "mixup": ("0.2", 0.2),
     "mixup_off_epochs": ("20", 20),
+    "cutmix": ("0.5", 0.5),
+    "rand_augment": ("2,9", (2, 9)),
+    "random_erasing": ("0.25", 0.25),
     "batch_size": ("96", 96),
     "num_epochs": ("7", 7),
     "num_steps": ("700", 700),
@@ -357,6 +366,8 @@ OPTIONS = {
     "sync_bn": (None, True),
     "dtype": ("float64", "float64"),
     "seed": ("3", 3),
+    "ema": ("0.999", 0.999),
+    "patience": ("5", 5),
     "gpus": ("0,2", (0, 2)),
     "cpus": ("2", 2),
     "kv_store": ("local", "local"),
@@ -366,6 +377,7 @@ OPTIONS = {
     "checkpoint_every": ("500", "500"),
     "keep": ("5", 5),
     "log_every": ("10", 10),
+    "export": ("best", "best"),
 }
 # What each of these also changes, since it is meant instead or follows from it.
 FOLLOWS = {
@@ -558,6 +570,19 @@ VALUE_MISTAKES = {
     "--mom -0.1": "--mom must",
     "--mixup -1": "--mixup must",
     "--mixup-off-epochs -1": "--mixup-off-epochs must",
+    "--cutmix -1": "--cutmix must",
+    "--rand-augment 2": "--rand-augment needs a whole number",
+    "--rand-augment 0,9": "--rand-augment needs a whole number",
+    "--rand-augment 1.5,9": "--rand-augment needs a whole number",
+    "--rand-augment 2,11": "strength from 0 to 10, as in 2,9, not 2.0,11.0",
+    "--rand-augment 2,nan": "--rand-augment needs a whole number",
+    "--rand-augment inf,9": "--rand-augment needs a whole number",
+    "--random-erasing 1.1": "--random-erasing must",
+    "--random-erasing nan": "--random-erasing must",
+    "--ema 1": "--ema must",
+    "--ema -0.1": "--ema must",
+    "--ema 0.9 --kv-store dist_async": "not one average; leave out --ema",
+    "--patience -1": "--patience must",
     "--momentum-correction --optimizer signum": "is for --optimizer sgd and nag, not signum",
     "--momentum-correction --kv-store dist_async": "servers of --kv-store dist_async",
     "--momentum-correction --warmup-lr 0": "none, --warmup-lr too, may be 0",

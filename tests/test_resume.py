@@ -198,6 +198,13 @@ CASES = {
     "dropout": {"shortcut": "dropout:0.5"},
     "dropout in parts": {"shortcut": "dropout:0.5", "accumulate": 2},
     "mixed images and smooth labels": {"mixup": 0.5, "label_smoothing": 0.1, "cpus": 2},
+    "CutMix or mixup": {"mixup": 0.5, "cutmix": 1.0, "cpus": 2},
+    "changed and erased images": {"rand_augment": (2, 9.0), "random_erasing": 0.5},
+    "an average": {"ema": 0.9},
+    "an average on two devices, in parts": {
+        **{"ema": 0.9999, "cpus": 2, "accumulate": 2, "cutmix": 0.5, "rand_augment": (1, 5)},
+    },
+    "an average by the native engine": {"ema": 0.5, "engine": "native", "random_erasing": 1.0},
     "cosine": {"lr_schedule": "cosine", "warmup": "linear", "warmup_lr": 0.0},
     "corrected momenta": {"momentum_correction": True, "warmup": "linear", "cpus": 2},
     "corrected momenta in parts": {

@@ -14,7 +14,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run", help="a run's folder")
     add("--output", help="the export's folder; default: RUN/export")
-    add("--checkpoint", default="last", help="last, best, or a step")
+    add("--checkpoint", help="last, best, or a step; default: the run's --export")
     add("--pixels", action="store_true", help="the graph takes 0 to 255 itself")
     add("--softmax", action="store_true", help="the graph gives probabilities")
     add(

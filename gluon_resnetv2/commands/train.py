@@ -116,10 +116,12 @@ def _train(recipe, resume, name, again):
         return 0
     try:
         with termination_as_interrupt():
-            verified = report(export_run(folder))
+            artifact = export_run(folder, checkpoint=recipe.export)
+            verified = report(artifact)
     except KeyboardInterrupt:
         return _stopped(folder, workers, again)
-    print(f"test accuracy {100 - last['test_error']:.2f} %; learning curves: {folder}/curves.png")
+    error = artifact.own_manifest().details["metrics"]["test_error"]
+    print(f"test accuracy {100 - error:.2f} %; learning curves: {folder}/curves.png")
     print(f"try: {python('-m', 'gluon_resnetv2', 'predict', str(folder), 'IMAGE')}")
     return 0 if verified else 1
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from gluon_resnetv2.data.augment import normalise, pad_crop_flip
 from gluon_resnetv2.data.batching import Batch, num_batches, random_numbers
 from gluon_resnetv2.data.dataset import Colour
+from gluon_resnetv2.data.policies import NO_POLICY, Policy
 
 CHUNK = 1000  # images handled at once where a whole split's temporaries would fill the memory
 SAMPLE = 10_000  # images over which a large data set's mean and std are measured
@@ -98,6 +99,7 @@ class ArrayDataset:
         start: int = 0,
         worker: int = 0,
         workers: int = 1,
+        policy: Policy = NO_POLICY,
     ) -> Iterator[Batch]:
         """As `Dataset.batches`."""
         split = self.train if train else self.test
@@ -111,13 +113,15 @@ class ArrayDataset:
             end = count if step == steps - 1 else (step + 1) * batch_size
             rows = order[step * batch_size : end]
             part = np.array_split(np.arange(len(rows)), workers)[worker]
-            images = normalise(split.images[rows[part]], self.mean, self.std)
-            if train:
-                rng = random_numbers(seed, epoch, step)
-                images = pad_crop_flip(
-                    images, rng, self.pad, self.flip, fill, of=len(rows), at=part
-                )
-            return images, split.labels[rows[part]]
+            pixels, labels = split.images[rows[part]], split.labels[rows[part]]
+            if not train:
+                return normalise(pixels, self.mean, self.std), labels
+            path, of = (seed, epoch, step), len(rows)
+            pixels = policy.on_pixels(pixels, path, self.fill, of, part)
+            images = normalise(pixels, self.mean, self.std)
+            rng = random_numbers(*path)
+            images = pad_crop_flip(images, rng, self.pad, self.flip, fill, of, part)
+            return policy.on_normalised(images, path, of, part), labels
 
         made = map(make, range(start, steps))
         return made if train or workers == 1 else (pair for pair in made if len(pair[1]))

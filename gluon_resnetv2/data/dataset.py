@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from gluon_resnetv2.data.batching import Batch
+from gluon_resnetv2.data.policies import NO_POLICY, Policy
 
 Colour = tuple[float, ...]  # a number for each channel, 0 to 255: red, green and blue, or grey
 
@@ -64,6 +65,7 @@ class Dataset(Protocol):
         start: int = 0,
         worker: int = 0,
         workers: int = 1,
+        policy: Policy = NO_POLICY,
     ) -> Iterator[Batch]:
         """One pass over the training images, shuffled and augmented, or over the test images.
 
@@ -82,6 +84,7 @@ class Dataset(Protocol):
             worker, workers: which part of every batch is wanted, of how many. Of a training
                 batch each has an image for every device; of a test batch some may have none, and
                 are left out.
+            policy: what else is done to training images.
 
         Yields:
             Images, float32 (n, C, H, W), normalised by mean and std; and labels, int32 (n,).

@@ -282,20 +282,22 @@ def _export_files(manifest: Path) -> set[str]:
 def export_run(
     run: str | Path,
     folder: str | Path | None = None,
-    checkpoint: str = "last",
+    checkpoint: str | None = None,
     **options: Any,
 ) -> Artifact:
     """Exports a checkpoint of a run to `folder`, by default RUN/export.
 
     Args:
-        checkpoint: "last", "best" or the number of a step.
+        checkpoint: "last", "best" or the number of a step; by default what the run's recipe says.
         options: `form`, `calibration`, `onnx` and `server` of `export`.
 
     Raises:
         UserError: `run` holds no such checkpoint; or as `export`.
         OSError: as `export`.
     """
-    net, state = load_run(run, checkpoint)
+    net, state = load_run(run, checkpoint or "last")
+    if checkpoint is None and state.recipe.get("export", "last") != "last":
+        net, state = load_run(run, state.recipe["export"])
     details = {key: getattr(state, key) for key in ("classes", "recipe", "metrics", "step")}
     details.update((key, state.input[key]) for key in ("mean", "std", "crop"))
     folder = folder or Path(run) / "export"

@@ -7,8 +7,8 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,8 +133,7 @@ class Training:
     def run_to_the_end(self, stop: StopSignal) -> dict | None:
         """As `fit`."""
         folder = self.run.folder
-        done = self.epoch == self.epochs
-        self.events = Events(folder, self.step) if self.run.writes and not done else None
+        self.events = Events(folder, self.step) if self.run.writes and not self._done else None
         total, quiet = self.steps_in_all, not self.run.writes
         with Progress(
             self.epochs, self.steps, self.step, total=total, quiet=quiet
@@ -142,9 +141,11 @@ class Training:
             for line in self.news:
                 self.progress.line(line)
             try:
-                while self.epoch < self.epochs:
+                while not self._done:
                     self._train(stop)
                     self._evaluate(stop)
+                if self.epoch < self.epochs:
+                    self.progress.line(self._early())
             except Stopped:
                 self._checkpoint_now(final=True)
                 return None
@@ -152,6 +153,20 @@ class Training:
                 if self.events:
                     self.events.close()
         return self.record
+
+    @property
+    def _done(self) -> bool:
+        """Whether all epochs are, or the last ones were no better than one before."""
+        waited = self.epoch - self.best["epoch"] if self.best else 0
+        return self.epoch == self.epochs or 0 < self.recipe.patience <= waited
+
+    def _early(self) -> str:
+        best = self.best or {}
+        return (
+            f"ends after epoch {self.epoch} of {self.epochs}: no better test error in "
+            f"{self.recipe.patience} (--patience) than {best['test_error']:.2f} % of epoch "
+            f"{best['epoch']}"
+        )
 
     # One epoch
 
@@ -198,6 +213,7 @@ class Training:
             start=start,
             worker=self.workers.rank,
             workers=self.workers.count,
+            policy=self.recipe.policy,
         )
 
     def _evaluate(self, stop):
@@ -206,7 +222,7 @@ class Training:
         passed = self.meter.read(workers.sum)
         speed = passed["images"] / self._clock()
         settle = self._recalibrate if self.step < STEPS_UNSETTLED else self._average
-        with statistics.settled(self.net, settle) as own:
+        with self._settled(settle) as besides:
             batches = self.dataset.batches(
                 recipe.batch_size, worker=workers.rank, workers=workers.count
             )
@@ -214,7 +230,7 @@ class Training:
             try:
                 tested = evaluate(self.net, batches, self.devices, recipe.array_dtype, workers.sum)
             except UserError:  # a test image can't be read: to be mended, and gone on from here
-                self._checkpoint(own)
+                self._checkpoint(besides)
                 raise
             record = self.record = {
                 "epoch": self.epoch + 1,
@@ -231,7 +247,7 @@ class Training:
                 self.best = {name: record[name] for name in ("step", "epoch", "test_error")}
             self.epoch, self.seconds, self.meter = self.epoch + 1, 0.0, Meter()
             self._log(**record)
-            self._checkpoint(own, final=self.epoch == self.epochs)
+            self._checkpoint(besides, final=self._done)
         if self.run.writes:
             with suppress(OSError, UserError):  # a full disk has kept the metrics back
                 draw_curves(self.run.folder)
@@ -262,7 +278,25 @@ class Training:
             stop, late = bool(wishes[0]), bool(wishes[1])
         return stop, due or late
 
-    # The moving statistics that are evaluated and saved
+    # The network that is evaluated and saved
+
+    @contextmanager
+    def _settled(self, settle: Callable[[], None]) -> Iterator[dict[str, mx.nd.NDArray]]:
+        """Within the block, the network to be evaluated and saved; after it, the one to train.
+
+        Args:
+            settle: gives every device the same moving statistics.
+
+        Yields:
+            What a checkpoint keeps beside the network and the optimiser's arrays.
+        """
+        average = self.update.average
+        with statistics.settled(self.net, self._average if average else settle) as own:
+            besides = {}
+            for name, copies in own.items():
+                besides.update((f"device{i}:{name}", copy) for i, copy in enumerate(copies))
+            with average.in_place(settle) if average else nullcontext({}) as more:
+                yield {**besides, **more}
 
     def _average(self):
         several = self.workers.count > 1
@@ -317,16 +351,14 @@ class Training:
     # Checkpoints
 
     def _checkpoint_now(self, final: bool = False) -> None:
-        with statistics.settled(self.net, self._average) as own:
-            self._checkpoint(own, final)
+        with self._settled(self._average) as besides:
+            self._checkpoint(besides, final)
 
-    def _checkpoint(self, own: dict[str, list], final: bool = False) -> None:
+    def _checkpoint(self, besides: dict[str, mx.nd.NDArray], final: bool = False) -> None:
         """Writes the run's state. Where it can't, says so and goes on, unless it is the last."""
         self._drain()
         arrays, updates = optimizer_state(self.trainer)
-        arrays = {f"optimizer:{name}": array for name, array in arrays.items()}
-        for name, copies in own.items():
-            arrays.update((f"device{i}:{name}", copy) for i, copy in enumerate(copies))
+        arrays = {**besides, **{f"optimizer:{name}": array for name, array in arrays.items()}}
         meter = self.meter.sums()
         if self.workers.count > 1:
             total = np.sum([[0.0] * 3, *meter], axis=0)
@@ -429,8 +461,11 @@ class Training:
         for name, array in dict(mx.nd.load(str(path / "training.params"))).items():
             kind, _, name = name.partition(":")
             arrays.setdefault(kind, {})[name] = array
-        restore_optimizer(self.trainer, arrays.pop("optimizer"), state.updates)
-        if self.workers.count == 1 == state.workers and state.devices == len(self.devices):
+        same = self.workers.count == 1 == state.workers and state.devices == len(self.devices)
+        if self.update.average:
+            self.update.average.load(arrays["trained"], arrays if same else {})
+        restore_optimizer(self.trainer, arrays["optimizer"], state.updates)
+        if same:
             own = [arrays.get(f"device{i}", {}) for i in range(len(self.devices))]
             statistics.restore(self.net, {name: [one[name] for one in own] for name in own[0]})
         if self.workers.rank == 0:

@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gluon_resnetv2.data import NAMES
+from gluon_resnetv2.data import NAMES, Policy
 from gluon_resnetv2.data.folders import PADDED
+from gluon_resnetv2.data.randaugment import STRONGEST
 from gluon_resnetv2.distributed import PARAMETER_SERVER
 from gluon_resnetv2.engines.native import ENGINES
 from gluon_resnetv2.errors import UserError
@@ -44,10 +45,10 @@ GONE = {"update_on_kvstore": False, "lr_power": 2.0}
 GONE_CHOICES = {"lr_schedule": "poly", "kv_store": "horovod"}
 CORRECTED = ("sgd", "nag")  # those whose momentum holds the learning rate; Signum's does not
 
-# Fields of the learning rate's schedule, which may change as a run goes on.
+# Fields of the learning rate's schedule, and of when it ends, which may change as a run goes on.
 SCHEDULE = (
     *("num_epochs", "num_steps", "lr", "lr_schedule", "lr_steps", "lr_step_epochs", "lr_factor"),
-    *("lr_end", "warmup", "warmup_lr", "warmup_steps", "warmup_epochs"),
+    *("lr_end", "warmup", "warmup_lr", "warmup_steps", "warmup_epochs", "patience"),
 )
 
 FORMAT = 2  # of recipe.json, where 0.1 wrote none
@@ -196,7 +197,24 @@ class Recipe:
     coarse: bool = _data(False, "CIFAR-100's 20 coarse classes instead of 100", flag=True)
     label_smoothing: float = _data(0.0, "share of each label that is spread over all classes")
     mixup: float = _data(0.0, "alpha of mixup, the Beta distribution of its weights; 0: none")
-    mixup_off_epochs: int = _data(0, "how many epochs at the end go without mixup", later=True)
+    mixup_off_epochs: int = _data(
+        0, "how many epochs at the end go without mixup and CutMix", later=True
+    )
+    cutmix: float = _data(
+        0.0,
+        "alpha of CutMix, likewise: a box of each image is another's; with mixup, either one of "
+        "them by chance; 0: none",
+        later=True,
+    )
+    rand_augment: tuple | None = _data(
+        None,
+        "RandAugment: N operations on each image, of strength M, 0 to 10, as in 2,9",
+        type=_numbers(float),
+        later=True,
+    )
+    random_erasing: float = _data(
+        0.0, "probability that a rectangle of an image becomes the mean colour", later=True
+    )
     batch_size: int = _optimisation(128, "images per step, over all devices and workers")
     num_epochs: int | None = _optimisation(
         None, "passes over the training images, instead of --num-steps"
@@ -258,6 +276,15 @@ class Recipe:
     seed: int = _optimisation(
         0, "random seed of the weights, the order of the images and their augmentation"
     )
+    ema: float = _optimisation(
+        0.0,
+        "evaluate and export an exponential moving average of the weights: its decay by step, as "
+        "in 0.9999, which is at most (1 + n) / (10 + n) after n steps; 0: none",
+        later=True,
+    )
+    patience: int = _optimisation(
+        0, "end after so many epochs without a better test error; 0: never", later=True
+    )
     gpus: tuple | None = _machine(None, "GPUs to train on, as in 0,1,2,3", type=_numbers(int))
     cpus: int = _machine(1, "devices to simulate on the CPU, without --gpus")
     kv_store: str = _machine(
@@ -281,6 +308,9 @@ class Recipe:
     )
     keep: int = _run(2, "checkpoints to keep, besides the best")
     log_every: int = _run(50, "steps between records of the loss")
+    export: str = _run(
+        "last", "which checkpoint is exported at the end", choices=("last", "best"), later=True
+    )
 
     def __post_init__(self):
         self._check_choices()
@@ -344,15 +374,23 @@ class Recipe:
                 raise UserError(f"{flag(name)} must be at least 1, not {value}")
         for name in (
             *("lr", "lr_factor", "lr_end", "warmup_lr", "warmup_steps"),
-            *("warmup_epochs", "wd", "seed", "mixup", "mixup_off_epochs", "split_seed"),
+            *("warmup_epochs", "wd", "seed", "mixup", "mixup_off_epochs", "cutmix", "patience"),
+            *("split_seed",),
         ):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= FLOAT32_MAX:
                 raise UserError(f"{flag(name)} must be a finite number, at least 0: {value}")
-        for name in ("label_smoothing", "mom"):
+        for name in ("label_smoothing", "mom", "ema"):
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise UserError(f"{flag(name)} must be from 0 to below 1: {value}")
+        if not 0 <= self.random_erasing <= 1:
+            raise UserError(f"--random-erasing must be from 0 to 1: {self.random_erasing}")
+        if self.rand_augment is not None and not _fits_policy(self.rand_augment):
+            raise UserError(
+                f"--rand-augment needs a whole number from 1 on and a strength from 0 to "
+                f"{STRONGEST}, as in 2,9, not {','.join(map(str, self.rand_augment))}"
+            )
         for name in ("image_size", "test_size"):
             size = getattr(self, name)
             if size is not None and not 1 <= size <= IMAGE_SIZE_MAX:
@@ -435,6 +473,11 @@ class Recipe:
             raise UserError(
                 "--kv-store dist_async updates on servers, which can't scale the loss as float16 "
                 "needs; use dist_sync"
+            )
+        if self.kv_store == "dist_async" and self.ema:
+            raise UserError(
+                "--kv-store dist_async has other weights on each worker, not one average; leave "
+                "out --ema, or use dist_sync"
             )
         self.check_batch(workers=1)
 
@@ -524,6 +567,12 @@ class Recipe:
         chosen |= {"classes": classes, "in_channels": in_channels or self.in_channels}
         return named(self.model, **chosen, **parse_switches(self.switches))
 
+    @property
+    def policy(self) -> Policy:
+        """What is done to training images besides moving and mirroring them."""
+        operations, strength = self.rand_augment or (0, 0)
+        return Policy(int(operations), strength, self.random_erasing)
+
     def total_steps(self, steps_per_epoch: int) -> int:
         """How many steps the run has."""
         if self.num_steps is not None:
@@ -531,7 +580,7 @@ class Recipe:
         return (self.num_epochs or 0) * steps_per_epoch
 
     def mixed_steps(self, steps_per_epoch: int) -> int:
-        """Before which step mixup ends."""
+        """Before which step mixup and CutMix end."""
         return self.total_steps(steps_per_epoch) - self.mixup_off_epochs * steps_per_epoch
 
     def schedule(self, steps_per_epoch: int) -> schedule.WarmUp:
@@ -639,6 +688,11 @@ class Recipe:
                 f"only the schedule can change (--num-epochs, --lr, ...): leave out {flag(name)}, "
                 "or name a new --output"
             )
+
+
+def _fits_policy(numbers: tuple) -> bool:
+    """Whether they are RandAugment's number of operations and their strength."""
+    return len(numbers) == 2 and numbers[0] in range(1, 1000) and 0 <= numbers[1] <= STRONGEST
 
 
 def flag(name: str) -> str:

@@ -51,7 +51,7 @@ def average(net: ResNetV2, mean_over_workers: Callable[[list], list] | None = No
     if mean_over_workers:
         means = mean_over_workers([mean.asnumpy() for mean in means])
     for parameter, mean in zip(statistics, means):
-        _set(parameter, mean)
+        give(parameter, mean)
 
 
 def recalibrate(net: ResNetV2, rounds: Iterable[list], forward_backward: Callable) -> None:
@@ -71,7 +71,7 @@ def recalibrate(net: ResNetV2, rounds: Iterable[list], forward_backward: Callabl
         return
     for images in rounds:
         for parameter in statistics:
-            _set(parameter, 0)
+            give(parameter, 0)
         forward_backward(images, lambda outputs: outputs, count)  # going back is when they move
         mx.nd.waitall()
         for parameter in statistics:  # they have come from 0, by 1 - momentum of the way
@@ -79,7 +79,7 @@ def recalibrate(net: ResNetV2, rounds: Iterable[list], forward_backward: Callabl
             sums[parameter.name] = batch + sums[parameter.name]
         count += 1
     for parameter in statistics:
-        _set(parameter, sums[parameter.name] / count)
+        give(parameter, sums[parameter.name] / count)
 
 
 def _statistics(net):
@@ -92,6 +92,7 @@ def _mean(copies):
     return mx.nd.add_n(*(copy.as_in_context(mx.cpu()) for copy in copies)) / len(copies)
 
 
-def _set(parameter, value):
+def give(parameter: mx.gluon.Parameter, value: mx.nd.NDArray) -> None:
+    """Gives every device the value."""
     for copy in parameter.list_data():  # set_data would have the Trainer forget all momentum
         copy[:] = value

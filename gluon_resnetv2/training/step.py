@@ -14,6 +14,7 @@ from gluon_resnetv2.data import random_numbers
 from gluon_resnetv2.engines.native.block import native_block
 from gluon_resnetv2.memory import Recomputed
 from gluon_resnetv2.net import ResNetV2
+from gluon_resnetv2.training.average import Average
 from gluon_resnetv2.training.devices import split
 from gluon_resnetv2.training.precision import LossScaler
 from gluon_resnetv2.training.recipe import Recipe
@@ -63,8 +64,8 @@ def cross_entropy(
     """The loss (n,) of logits (n, classes) whose classes are `label` (n,).
 
     Args:
-        other, weight: where an image is mixed from two (arXiv:1710.09412): the second one's class,
-            and what the first one weighs.
+        other, weight: where an image is made of two (mixup, arXiv:1710.09412, and CutMix,
+            arXiv:1905.04899): the second one's class, and what the first one weighs.
         smoothing: the part of each label that all classes share alike (arXiv:1512.00567).
     """
     log_probability = mx.nd.log_softmax(output)
@@ -76,6 +77,22 @@ def cross_entropy(
     return loss
 
 
+def cut_box(
+    height: int, width: int, weight: float, rng: np.random.Generator
+) -> tuple[slice, slice]:
+    """Rows and columns that CutMix takes from another image (arXiv:1905.04899, section 3.1).
+
+    The box has the image's shape and `1 - weight` of its area, and its middle is anywhere in the
+    image, so that part of it may lie outside, and is left out.
+    """
+    share = math.sqrt(1 - weight)
+    box = []
+    for size in (height, width):
+        middle, half = int(rng.integers(size)), int(size * share) // 2
+        box.append(slice(max(middle - half, 0), min(middle + half, size)))
+    return box[0], box[1]
+
+
 class Step:
     """What the recipe does with a batch: called with one, it makes one update.
 
@@ -85,7 +102,8 @@ class Step:
     Attributes:
         forward_backward: what computes the gradients, as the function of this name.
         scaler: a `LossScaler`, or None.
-        mixed_steps: before which step the recipe's mixup ends.
+        mixed_steps: before which step the recipe's mixup and CutMix end.
+        average: of the parameters, where the recipe has one; follows each update that is made.
     """
 
     def __init__(
@@ -101,6 +119,7 @@ class Step:
         self.mixed_steps = mixed_steps
         self.forward_backward = training_pass(net, recipe)
         self.scaler = LossScaler() if recipe.dtype == "float16" else None
+        self.average = Average(net, recipe.ema) if recipe.ema else None
         self._draws = net.spec.shortcut.random
         # MXNet moves the statistics of a normalisation on the way back, which it does not go to
         # one that learns nothing, unless somebody asks for the images' gradient.
@@ -164,10 +183,19 @@ class Step:
 
     def _mix(self, images, labels, step):
         """Images, the classes of those mixed in, and the weight of their own."""
-        if not self.recipe.mixup or step >= self.mixed_steps:
+        mixup, cutmix = self.recipe.mixup, self.recipe.cutmix
+        if not (mixup or cutmix) or step >= self.mixed_steps:
             return images, labels, 1.0
         rng = random_numbers(self.recipe.seed, step, self.worker, 1)
-        weight = float(rng.beta(self.recipe.mixup, self.recipe.mixup))
+        if cutmix and not (mixup and rng.random() < 0.5):
+            weight = float(rng.beta(cutmix, cutmix))
+            order = rng.permutation(len(labels))
+            box = cut_box(*images.shape[2:], weight, rng)
+            mixed = images.copy()
+            mixed[(..., *box)] = images[order][(..., *box)]
+            cut = mixed[(0, 0, *box)].size
+            return mixed, labels[order], 1 - cut / mixed[0, 0].size
+        weight = float(rng.beta(mixup, mixup))
         weight = max(weight, 1 - weight)  # the same pairs, and `labels` are the larger part
         order = rng.permutation(len(labels))
         mixed = np.float32(weight) * images + np.float32(1 - weight) * images[order]
@@ -181,10 +209,14 @@ class Step:
             count = self.recipe.batch_size  # the servers know no other; a last batch weighs less
         if self.scaler:
             self.trainer.allreduce_grads()
-            if self.scaler.passed(self.trainer._params):
+            updates = self.scaler.passed(self.trainer._params)
+            if updates:
                 self.trainer.update(count)
         else:
+            updates = True
             self.trainer.step(count)
+        if updates and self.average:
+            self.average.follow(self.trainer.optimizer.num_update)
         self.forget_gradients()
 
     def forget_gradients(self) -> None:

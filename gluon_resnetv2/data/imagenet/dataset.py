@@ -22,6 +22,7 @@ from gluon_resnetv2.data.imagenet.damage import check
 from gluon_resnetv2.data.imagenet.folder import Folder
 from gluon_resnetv2.data.imagenet.images import Source, centre_crop, read
 from gluon_resnetv2.data.imagenet.records import Records
+from gluon_resnetv2.data.policies import NO_POLICY, Policy
 from gluon_resnetv2.errors import UserError
 
 # Of each channel over the training images of ILSVRC 2012, in 0..255: the numbers that
@@ -199,6 +200,7 @@ class ImageFiles:
         start: int = 0,
         worker: int = 0,
         workers: int = 1,
+        policy: Policy = NO_POLICY,
     ) -> Iterator[Batch]:
         """As `Dataset.batches`; what each image looks like depends on its row and the epoch."""
         if not train:
@@ -208,7 +210,7 @@ class ImageFiles:
         order = random_numbers(seed, epoch).permutation(self.train_count)[:images]
         batches = np.split(order, np.arange(1, steps) * batch_size)[start:]
         return (
-            self._training_batch(np.array_split(rows, workers)[worker], seed, epoch)
+            self._training_batch(np.array_split(rows, workers)[worker], seed, epoch, policy)
             for rows in batches
         )
 
@@ -250,7 +252,9 @@ class ImageFiles:
                 views, labels = self._views(rows, make)
                 yield np.stack([view for (view,) in views]), labels
 
-    def _training_batch(self, rows: NDArray[np.intp], seed: int, epoch: int) -> Batch:
+    def _training_batch(
+        self, rows: NDArray[np.intp], seed: int, epoch: int, policy: Policy
+    ) -> Batch:
         images = np.empty((len(rows), *self._train_shape), np.float32)
         labels = np.empty(len(rows), np.int32)
         source = self._train
@@ -258,8 +262,11 @@ class ImageFiles:
         def fill(place: int) -> None:
             row = rows[place]
             image, label = read(source, row, self._channels)
-            pixels, light = self._augmentation(image, random_numbers(seed, epoch, row))
+            path = seed, epoch, int(row)
+            pixels, light = self._augmentation(image, random_numbers(*path))
+            pixels = policy.on_pixels(np.atleast_3d(pixels)[None], path, self.mean)[0]
             images[place] = self._normalise(pixels, self.mean - light)
+            policy.on_normalised(images[place : place + 1], path)
             labels[place] = class_number(self._train_numbers, label, source)
 
         for _ in self._pool.map(fill, range(len(rows))):
