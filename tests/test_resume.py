@@ -898,6 +898,42 @@ def test_the_best_checkpoint_and_the_last_ones_are_kept(graded, keep, every, kep
     }
 
 
+@pytest.mark.parametrize(("patience", "epochs"), [(0, 5), (1, 3), (2, 4), (3, 5), (4, 5)], ids=str)
+def test_a_run_ends_after_so_many_epochs_without_a_better_one(graded, capfd, patience, epochs):
+    """The second epoch is the best; that the fourth is as good does not count."""
+    folder = graded(patience=patience)
+    assert [record["epoch"] for record in read_metrics(folder) if "epoch" in record][-1] == epochs
+    early = f"no better test error in {patience} (--patience) than 20.00 % of epoch 2"
+    told = [f"ends after epoch {epochs} of 5: {early}"] if epochs < 5 else []
+    assert [line for line in capfd.readouterr().out.splitlines() if "ends" in line] == told
+    before = outcome(folder)
+    again = train(folder, variant(num_epochs=5, patience=patience))  # it is at its end already
+    assert again["epoch"] == epochs
+    assert differences(outcome(folder), before) == []
+    assert capfd.readouterr().out.splitlines() == told
+
+
+def test_a_run_that_ended_early_goes_on_with_more_patience(graded, monkeypatch):
+    folder = graded(patience=1)
+    errors = iter(ERRORS[3:])
+    monkeypatch.setattr(loop, "evaluate", lambda *args: {"loss": 1.0, "error": next(errors)})
+    assert train(folder, variant(num_epochs=5, patience=3))["epoch"] == 5
+    assert json.loads((folder / "recipe.json").read_text())["patience"] == 3
+
+
+def test_patience_is_counted_over_interruptions(tmp_path, monkeypatch):
+    recipe, errors = variant(num_epochs=5, patience=2), iter(ERRORS)
+    monkeypatch.setattr(loop, "evaluate", lambda *args: {"loss": 1.0, "error": next(errors)})
+    train(tmp_path / "run", recipe, before_update(3 * STEPS + 1, kill))
+    assert train(tmp_path / "run", recipe)["epoch"] == 4
+
+
+def test_a_recipe_says_which_checkpoint_is_exported(graded, tmp_path):
+    folder = graded(export="best")
+    assert export_run(folder).manifest.details["step"] == 8
+    assert export_run(folder, tmp_path / "last", "last").manifest.details["step"] == 20
+
+
 def test_best_last_and_numbered_checkpoints_can_be_exported(graded, tmp_path):
     folder = graded(keep=2)
     for which, step in (("best", 8), ("last", 20), ("16", 16), ("0016", 16)):

@@ -19,7 +19,7 @@ from gluon_resnetv2.training.optimizer import (
     set_learning_rate,
 )
 from gluon_resnetv2.training.recipe import OPTIMIZERS, Recipe
-from gluon_resnetv2.training.step import Step, cross_entropy
+from gluon_resnetv2.training.step import Step, cross_entropy, cut_box
 from tests.common import randomise, relative, skip_unless_installed, use_moving_statistics
 
 RECIPE = Recipe(dataset="synthetic", model="preact8", unit="basic", batch_size=12)
@@ -165,7 +165,74 @@ def test_weights_of_mixup_are_a_beta_distributions(alpha, mean, deviation):
     assert np.std(weights) == pytest.approx(deviation, rel=0.05)
 
 
-@pytest.mark.parametrize("change", [{"shortcut": "dropout:0.5"}, {"mixup": 0.4}])
+# Image i has value i everywhere: where a pixel has another one, it is from that image.
+NUMBERED = np.ones((12, 3, 9, 7), "float32") * np.arange(12, dtype="float32")[:, None, None, None]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(("cpus", "accumulate"), [(1, 1), (2, 3)])
+def test_cutmix_takes_a_box_from_another_image_and_its_share_of_the_label(
+    cpus, accumulate, smoothing
+):
+    recipe = variant(cutmix=1.0, cpus=cpus, accumulate=accumulate, label_smoothing=smoothing)
+    shares = set()
+    for step in range(6):
+        seen = Seen(recipe, cpus)
+        _, _, answers = seen.step(NUMBERED, LABELS, step, 12)
+        mixed = np.concatenate(seen.images)
+        own = np.arange(12)[:, None, None, None]
+        foreign = (mixed != own).any(axis=0)  # where the box is: the same in all images
+        assert (foreign == foreign[0]).all()
+        rows, columns = foreign[0].any(axis=1).nonzero()[0], foreign[0].any(axis=0).nonzero()[0]
+        assert foreign[0].sum() == len(rows) * len(columns), "it is a rectangle"
+        share = 1 - len(rows) * len(columns) / 63
+        others = mixed[:, 0, rows[:1], columns[:1]].astype(int).ravel() if len(rows) else range(12)
+        assert sorted(others) == list(range(12))
+        expected = np.where(foreign, np.reshape(others, (12, 1, 1, 1)), own)
+        np.testing.assert_array_equal(mixed, expected)
+        logits = np.concatenate([seen.logits(mx.nd.array(p)).asnumpy() for p in seen.images])
+        loss = by_hand(logits, LABELS, LABELS[np.array(others)], smoothing, share)
+        np.testing.assert_allclose(np.concatenate(seen.losses), loss, rtol=1e-4)
+        assert np.array_equal(np.concatenate([part.asnumpy() for part in answers]), LABELS)
+        shares.add(share)
+    assert len(shares) > 3
+    assert (np.arange(12)[:, None, None, None] == NUMBERED).all(), "it changes its own copy"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "weight", "middle", "expected"),
+    [
+        ((8, 8), 0.75, (3, 4), (1, 5, 2, 6)),  # half of either side
+        ((8, 8), 0.75, (0, 7), (0, 2, 5, 8)),  # cut off
+        ((9, 7), 0.75, (4, 3), (2, 6, 2, 4)),  # sides are rounded down to even numbers
+        ((8, 8), 1.0, (3, 4), (3, 3, 4, 4)),
+        ((8, 6), 0.0, (4, 3), (0, 8, 0, 6)),
+        ((8, 6), 0.0, (0, 5), (0, 4, 2, 6)),
+    ],
+)
+def test_the_box_of_cutmix(sizes, weight, middle, expected):
+    middles = iter(middle)
+    rows, columns = cut_box(sizes, weight, SimpleNamespace(integers=lambda size: next(middles)))
+    assert (rows.start, rows.stop, columns.start, columns.stop) == expected
+
+
+def test_with_both_each_batch_has_mixup_or_cutmix_by_chance():
+    """Mixup makes values that no image has. Alone, each does in every batch what it does."""
+    cut = {}
+    for name, change in (
+        *(("mixup", {"mixup": 1.0}), ("cutmix", {"cutmix": 1.0})),
+        ("both", {"mixup": 1.0, "cutmix": 1.0}),
+    ):
+        step = Seen(variant(**change)).step
+        mixed = [step._mix(NUMBERED, LABELS, number)[0] for number in range(400)]
+        cut[name] = sum(np.array_equal(images, images.round()) for images in mixed)
+    assert (cut["mixup"], cut["cutmix"]) == (0, 400)
+    assert 160 < cut["both"] < 240  # standard deviation 10
+
+
+@pytest.mark.parametrize(
+    "change", [{"shortcut": "dropout:0.5"}, {"mixup": 0.4}, {"mixup": 1.0, "cutmix": 1.0}]
+)
 def test_what_is_random_depends_on_seed_step_and_worker_alone(change):
     recipe = variant(accumulate=2, **change)
 
@@ -224,9 +291,10 @@ def prepared(recipe, cpus, values=None):
     [
         {},
         {"mixup": 0.5, "label_smoothing": 0.1},
+        {"cutmix": 1.0, "label_smoothing": 0.1},
         {"momentum_correction": True, "lr_step_epochs": (1.0, 2.0)},
     ],
-    ids=["plain", "mixup", "corrected momenta"],
+    ids=["plain", "mixup", "cutmix", "corrected momenta"],
 )
 def test_parts_of_a_batch_make_the_update_of_the_whole(cpus, accumulate, extra):
     """Three updates, with seven images: no two numbers of parts divide them alike."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +85,7 @@ def erase(
     size = of or count
     wanted = rng.random(size)[at] < probability
     area = height * width * rng.uniform(*AREA, (TRIES, size))[:, at]
-    ratio = np.exp(rng.uniform(*np.log(RATIO), (TRIES, size)))[:, at]
+    ratio = np.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1]), (TRIES, size)))[:, at]
     place = rng.random((2, size))[:, at]
     tall, wide = (np.rint(np.sqrt(one)).astype(int) for one in (area * ratio, area / ratio))
     fits = (tall < height) & (wide < width)

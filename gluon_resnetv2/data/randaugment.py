@@ -125,7 +125,8 @@ def solarise(images: Images, shares: Shares, fill: Images) -> Images:
 def posterise(images: Images, shares: Shares, fill: Images) -> Images:
     """Takes the lowest bits away."""
     mask = 0xFF << np.rint(BITS * np.abs(shares)).astype(int) & 0xFF
-    return images & mask.astype(np.uint8)[:, None, None, None]
+    masked: Images = images & mask.astype(np.uint8)[:, None, None, None]
+    return masked
 
 
 def colour(images: Images, shares: Shares, fill: Images) -> Images:
@@ -173,7 +174,8 @@ def _grey(images: Images) -> Images:
     if images.shape[-1] == 1:
         return images
     red, green, blue = (images[..., i : i + 1].astype(np.int32) * LUMA[i] for i in range(3))
-    return (red + green + blue + 0x8000 >> 16).astype(np.uint8)
+    grey: Images = (red + green + blue + 0x8000 >> 16).astype(np.uint8)
+    return grey
 
 
 def _blend(plain: Images, images: Images, shares: Shares) -> Images:
@@ -192,7 +194,7 @@ def _affine(images: Images, matrix: tuple[Any, ...], fill: Images) -> Images:
     count, height, width, channels = images.shape
     a, b, c, d, e, f = (np.broadcast_to(one, count)[:, None, None] for one in matrix)
 
-    def fixed(number: Any) -> NDArray[np.int32]:  # Pillow computes in 1/65536 pixels
+    def fixed(number: Any) -> Any:  # Pillow computes in 1/65536 pixels
         return np.floor(number * 65536 + 0.5).astype(np.int32)
 
     x, y = np.arange(width, dtype=np.int32), np.arange(height, dtype=np.int32)[:, None]

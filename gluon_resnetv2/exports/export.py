@@ -295,7 +295,7 @@ def export_run(
         UserError: `run` holds no such checkpoint; or as `export`.
         OSError: as `export`.
     """
-    net, state = load_run(run, checkpoint or "last")
+    net, state = load_run(run, "last" if checkpoint is None else checkpoint)
     if checkpoint is None and state.recipe.get("export", "last") != "last":
         net, state = load_run(run, state.recipe["export"])
     details = {key: getattr(state, key) for key in ("classes", "recipe", "metrics", "step")}

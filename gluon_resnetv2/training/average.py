@@ -39,14 +39,12 @@ class Average:
     def follow(self, updates: int) -> None:
         """Moves towards the parameters after update number `updates`. Waits for nothing."""
         share = 1 - min(self.decay, (1 + updates) / (10 + updates))
-        devices = zip(*(p.list_data() for p in self._statistics))
-        for device, found in enumerate(devices):
+        for device, found in enumerate(zip(*(p.list_data() for p in self._statistics))):
             # For MXNet's scheduler a backward pass only reads the statistics that it writes: what
             # reads them would not wait for it, what writes them, if only the same again, does.
             _move(found, found, 0)
             _move([self._own[p.name][device] for p in self._statistics], found, share)
-        found = [p.list_data()[0] for p in self._learned]
-        _move(list(self._parameters.values()), found, share)
+        _move([*self._parameters.values()], [p.list_data()[0] for p in self._learned], share)
 
     @contextlib.contextmanager
     def in_place(self, settle: Callable[[], None]) -> Iterator[Arrays]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -280,7 +281,7 @@ class Training:
 
     # The network that is evaluated and saved
 
-    @contextmanager
+    @contextlib.contextmanager
     def _settled(self, settle: Callable[[], None]) -> Iterator[dict[str, mx.nd.NDArray]]:
         """Within the block, the network to be evaluated and saved; after it, the one to train.
 
@@ -292,11 +293,13 @@ class Training:
         """
         average = self.update.average
         with statistics.settled(self.net, self._average if average else settle) as own:
-            besides = {}
+            besides: dict[str, mx.nd.NDArray] = {}
             for name, copies in own.items():
                 besides.update((f"device{i}:{name}", copy) for i, copy in enumerate(copies))
-            with average.in_place(settle) if average else nullcontext({}) as more:
-                yield {**besides, **more}
+            with contextlib.ExitStack() as stack:
+                if average:
+                    besides.update(stack.enter_context(average.in_place(settle)))
+                yield besides
 
     def _average(self):
         several = self.workers.count > 1

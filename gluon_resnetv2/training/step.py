@@ -77,20 +77,21 @@ def cross_entropy(
     return loss
 
 
-def cut_box(
-    height: int, width: int, weight: float, rng: np.random.Generator
-) -> tuple[slice, slice]:
+def cut_box(sizes: Sequence[int], weight: float, rng: np.random.Generator) -> list[slice]:
     """Rows and columns that CutMix takes from another image (arXiv:1905.04899, section 3.1).
 
     The box has the image's shape and `1 - weight` of its area, and its middle is anywhere in the
     image, so that part of it may lie outside, and is left out.
+
+    Args:
+        sizes: the image's height and width.
     """
     share = math.sqrt(1 - weight)
     box = []
-    for size in (height, width):
+    for size in sizes:
         middle, half = int(rng.integers(size)), int(size * share) // 2
         box.append(slice(max(middle - half, 0), min(middle + half, size)))
-    return box[0], box[1]
+    return box
 
 
 class Step:
@@ -190,10 +191,10 @@ class Step:
         if cutmix and not (mixup and rng.random() < 0.5):
             weight = float(rng.beta(cutmix, cutmix))
             order = rng.permutation(len(labels))
-            box = cut_box(*images.shape[2:], weight, rng)
+            rows, columns = cut_box(images.shape[2:], weight, rng)
             mixed = images.copy()
-            mixed[(..., *box)] = images[order][(..., *box)]
-            cut = mixed[(0, 0, *box)].size
+            mixed[..., rows, columns] = images[order][..., rows, columns]
+            cut = mixed[0, 0, rows, columns].size
             return mixed, labels[order], 1 - cut / mixed[0, 0].size
         weight = float(rng.beta(mixup, mixup))
         weight = max(weight, 1 - weight)  # the same pairs, and `labels` are the larger part
