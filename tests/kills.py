@@ -21,11 +21,12 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Everything that draws random numbers: dropout, mixup, augmentation, the order of the images.
+# Everything that draws random numbers: dropout, mixup, CutMix, augmentation, the order of images.
 OPTIONS = (
     *("--dataset", "digits", "--image-size", "8", "--model", "resnet8", "--unit", "basic"),
     *("--shortcut", "dropout:0.5", "--mixup", "0.2", "--label-smoothing", "0.1"),
     *("--optimizer", "nag", "--lr", "0.05", "--warmup", "linear", "--lr-schedule", "cosine"),
+    *("--cutmix", "1", "--rand-augment", "1,5", "--random-erasing", "0.2", "--ema", "0.9"),
     *("--batch-size", "50", "--checkpoint-every", "3", "--log-every", "5"),
 )
 TIMES = ("seconds", "images_per_second")  # what may differ
