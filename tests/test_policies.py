@@ -10,6 +10,8 @@ import pytest
 from gluon_resnetv2 import data
 from gluon_resnetv2.data.policies import Policy, erase
 from gluon_resnetv2.data.randaugment import rand_augment
+from gluon_resnetv2.engines.images import denormalise
+from tests.imagenet_tree import make_tree
 
 
 def rectangles(images):
@@ -95,6 +97,40 @@ def test_workers_and_a_later_start_get_the_same_images():
     for (images, labels), *some in zip(whole[1:], *parts):
         np.testing.assert_array_equal(np.concatenate([part for part, _ in some]), images)
         np.testing.assert_array_equal(np.concatenate([part for _, part in some]), labels)
+
+
+def test_images_that_are_decoded_get_it_whatever_their_batch_and_thread(tmp_path):
+    """Each by the numbers of its row: held against the same crops without a policy."""
+    root = make_tree(tmp_path, train=2, val=1)
+    one, many = (
+        data.load("imagenet", root, image_size=16, colour=False, threads=threads)
+        for threads in (1, 3)
+    )
+    options = {"train": True, "seed": 3, "epoch": 1}
+    ((images, labels),) = one.batches(99, policy=POLICY, **options)
+    parts = [list(many.batches(5, policy=POLICY, worker=i, workers=2, **options)) for i in (0, 1)]
+    found = [image for some in zip(*parts) for images, _ in some for image in images]
+    np.testing.assert_array_equal(np.stack(found), images)
+    ((plain, same),) = one.batches(99, **options)
+    np.testing.assert_array_equal(same, labels)
+    pixels = denormalise(plain, one.mean, one.std).round().astype(np.uint8).transpose(0, 2, 3, 1)
+    order = data.random_numbers(3, 1).permutation(len(labels))
+    for image, result, row in zip(pixels, images, order):
+        made = rand_augment(image[None], data.random_numbers(3, 1, row, 2), 2, 9.0, one.mean)
+        expected = data.normalise(made, one.mean, one.std)
+        erase(expected, data.random_numbers(3, 1, row, 3), 0.5)
+        np.testing.assert_allclose(result, expected[0], atol=1e-6)
+    tested, plain = (list(one.batches(5, **policy)) for policy in ({"policy": POLICY}, {}))
+    assert all(np.array_equal(a, b) for (a, _), (b, _) in zip(tested, plain))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_data_set_takes_it_in_colour_and_in_grey(channels):
+    dataset = data.load("digits", image_size=16, in_channels=channels)
+    images, _ = next(iter(dataset.batches(32, train=True, policy=POLICY)))
+    plain, _ = next(iter(dataset.batches(32, train=True)))
+    assert images.shape == plain.shape == (32, channels, 16, 16)
+    assert (images != plain).any(axis=(1, 2, 3)).sum() > 20
 
 
 def test_pixels_are_changed_before_and_erased_after_all_else():
