@@ -2,7 +2,8 @@
 
 RUN/checkpoints/step-00001234/
     net.params       the network as it is evaluated and exported
-    training.params  what training needs besides: the optimiser's arrays, each device's statistics
+    training.params  what training needs besides: the optimiser's arrays, each device's statistics;
+                     where net.params is an average (--ema), the parameters that are trained, too
     state.json       step, epoch and every other number
     manifest.json    the SHA-256 of these, without which a checkpoint counts for nothing
 """

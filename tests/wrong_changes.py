@@ -91,6 +91,16 @@ CHANGES = (
         "test_step.py", "",
     ),
     Change(
+        "CutMix counts the part of its box that lies outside",
+        "training/step.py", "1 - cut / mixed[0, 0].size", "weight",
+        "test_step.py", "cutmix_takes",
+    ),
+    Change(
+        "the weights' average reads statistics that are still being written",
+        "training/average.py", "            _move(found, found, 0)", "            pass",
+        "test_average.py", "ends_with_the_average",
+    ),
+    Change(
         "the learning rate falls a step late",
         "training/schedule.py", "step >= boundary for", "step > boundary for",
         "test_recipe.py", "",
