@@ -198,19 +198,51 @@ def test_the_images_gradient_may_be_left_out():
     assert not images.grad.asnumpy().any()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_gate_is_as_exact_as_what_it_multiplies(dtype):
-    """In bfloat16, what it leaves of 1 would be 0.99609 instead of 0.99753 at a bias of -6."""
-    z = np.linspace(-8, 8, 257, dtype="float32").reshape(-1, 1, 1, 1)  # exact in bfloat16
+@pytest.mark.parametrize(
+    ("dtype", "side", "bound"), [("float32", 1, 3e-7), ("bfloat16", 32, 2**-11)]
+)
+def test_a_gate_is_as_exact_as_what_it_multiplies(dtype, side, bound):
+    """In bfloat16, what it leaves of 1 would be 0.99609 instead of 0.99753 at a bias of -6.
+
+    Each pixel is rounded up or down there, by 2^-8 of it at most; the mean of 1024 is nearer.
+    """
+    z = np.linspace(-8, 8, 257, dtype="float32")  # exact in bfloat16
+    images = mx.nd.array(np.tile(z.reshape(-1, 1, 1, 1), (1, 1, side, side)))
     gate = mx.sym.sigmoid(DATA)
     for factor, of_1 in ((gate, 1), (1 - gate, -1)):
         graph = mx.sym.mean(DATA * factor, axis=(2, 3), name="features")
         features = native_symbol(graph, 1, dtype)
-        found = features.bind(mx.cpu(), {"data": mx.nd.array(z)}).forward()[0].asnumpy()
-        expected = z.ravel() / (1 + np.exp(-of_1 * z.ravel().astype("float64")))
-        np.testing.assert_allclose(
-            found.ravel(), expected, rtol={"float32": 3e-7, "bfloat16": 2**-8}[dtype]
-        )
+        found = features.bind(mx.cpu(), {"data": images}).forward()[0].asnumpy()
+        expected = z / (1 + np.exp(-of_1 * z.astype("float64")))
+        np.testing.assert_allclose(found.ravel(), expected, rtol=bound)
+
+
+@pytest.mark.parametrize("bias", [-5, -6, -7])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_gates_take_unit_after_unit_is_not_lost(dtype, bias):
+    """Less than half a step of bfloat16, it would be if each product were rounded to the nearest.
+
+    It is rounded up or down, by 2^-8 of it at most, 54 times; the mean is of 1024 pixels.
+    """
+    z, x = DATA * -1, DATA
+    for _ in range(54):
+        x = x * (1 - mx.sym.sigmoid(z))
+    graph = native_symbol(mx.sym.mean(x, axis=(2, 3), name="features"), 1, dtype)
+    images = mx.nd.full((1, 1, 32, 32), -bias)
+    (found,) = graph.bind(mx.cpu(), {"data": images}).forward()
+    expected = -bias * (1 - 1 / (1 + np.exp(-bias))) ** 54
+    assert found.asscalar() == pytest.approx(expected, rel=4 * 2**-8 * 54**0.5 / 1024**0.5)
+
+
+def test_an_image_is_rounded_alike_wherever_it_comes_in_a_batch():
+    x = DATA * mx.sym.sigmoid(DATA)
+    graph = native_symbol(mx.sym.mean(x, axis=(2, 3), name="features"), 3, "bfloat16")
+    images = mx.nd.random.normal(shape=(3, 3, 5, 6))
+    one, other = (
+        graph.bind(mx.cpu(), {"data": batch}).forward()[0].asnumpy()
+        for batch in (images, images[::-1])
+    )
+    assert (one == other[::-1]).all()
 
 
 def test_two_devices_train_side_by_side():

@@ -57,13 +57,32 @@ inline float load(bfloat16 x) {
   return value;
 }
 
-inline void store(float& to, float x) { to = x; }
-inline void store(bfloat16& to, float x) {
+// The output function of SplitMix64 (Steele et al., OOPSLA 2014, Fig. 14).
+inline uint64_t mixed(uint64_t x) {
+  x += 0x9e3779b97f4a7c15;
+  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
+  x = (x ^ x >> 27) * 0x94d049bb133111eb;
+  return x ^ x >> 31;
+}
+
+inline uint32_t bits_of(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
-  // To the nearest, ties to even; what is no number stays none.
-  to.bits = x != x ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return bits;
 }
+
+// What is no number stays none.
+inline void cut(bfloat16& to, float x, uint32_t more) {
+  to.bits = x != x ? 0x7fc0 : (bits_of(x) + more) >> 16;
+}
+
+// To the nearest, ties to even.
+inline void store(float& to, float x) { to = x; }
+inline void store(bfloat16& to, float x) { cut(to, x, 0x7fff + (bits_of(x) >> 16 & 1)); }
+
+// Up or down by 16 random bits: the nearer the likelier, so that the mean stays.
+inline void store(float& to, float x, uint16_t) { to = x; }
+inline void store(bfloat16& to, float x, uint16_t random) { cut(to, x, random); }
 
 // To three units in the last place. A loop over it vectorises, unlike one over std::exp.
 inline float sigmoid(float x) {
@@ -103,6 +122,25 @@ void map(F f, const memory& to, const M&... from) {
       [=](auto* y, auto*... x) {
 #pragma omp parallel for simd
         for (ptrdiff_t i = 0; i < n; ++i) store(y[i], f(load(x[i])...));
+      },
+      to, from...);
+}
+
+// The same, rounded by random bits, which depend on `place` and on where in its image an element is.
+template <class F, class... M>
+void map_at_random(uint64_t place, F f, const memory& to, const M&... from) {
+  const auto shape = to.get_desc().get_dims();
+  const ptrdiff_t height = shape[2], row = shape[3] * shape[1];
+  typed(
+      [=](auto* y, auto*... x) {
+#pragma omp parallel for
+        for (ptrdiff_t r = 0; r < shape[0] * height; ++r) {
+          const uint64_t start = mixed(place << 32 | r % height);
+          const ptrdiff_t begin = r * row;
+#pragma omp simd
+          for (ptrdiff_t k = 0; k < row; ++k)
+            store(y[begin + k], f(load(x[begin + k])...), mixed(start + k) >> 48);
+        }
       },
       to, from...);
 }
@@ -434,23 +472,27 @@ class Trunk {
   }
 
   // The sigmoid is computed anew wherever it is needed, so that it is never rounded to the type.
+  // What it leaves of an activation may differ from it by less than half a step of bfloat16, in
+  // unit after unit: rounded to the nearest, it would never become less. Nor would its gradient.
   std::function<void()> gate(const Instruction& i) {
     auto x = *values_[i["in"]], z = *values_[i["gate"]];
     auto y = compute(i["out"], x.get_desc().get_dims());
     const float sign = i["sign"];
+    const uint64_t place = 2 * i["out"];
     auto gated = [=](float a, float b) { return a * sigmoid(sign * b); };
     if (!i.has("add")) {
-      forward_.push_back([=] { map(gated, y, x, z); });
+      forward_.push_back([=] { map_at_random(place, gated, y, x, z); });
     } else {
       forward_.push_back([=, more = *values_[i["add"]]] {
-        map([=](float a, float b, float c) { return gated(a, b) + c; }, y, x, z, more);
+        map_at_random(
+            place, [=](float a, float b, float c) { return gated(a, b) + c; }, y, x, z, more);
       });
     }
     return [=] {
       auto dy = take(i["out"]);
       if (i.has("add")) pass_on(i["add"], dy);
       give(i["in"], [&](const memory& dx) {
-        backward_.push_back([=, dy = *dy] { map(gated, dx, dy, z); });
+        backward_.push_back([=, dy = *dy] { map_at_random(place + 1, gated, dx, dy, z); });
       });
       give(i["gate"], [&](const memory& dz) {
         backward_.push_back([=, dy = *dy] {
@@ -536,14 +578,6 @@ class Trunk {
         backward_.push_back([=, dy = *dy] { apply(dy, dx); });
       });
     };
-  }
-
-  // The output function of SplitMix64 (Steele et al., OOPSLA 2014, Fig. 14).
-  static uint64_t mixed(uint64_t x) {
-    x += 0x9e3779b97f4a7c15;
-    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
-    x = (x ^ x >> 27) * 0x94d049bb133111eb;
-    return x ^ x >> 31;
   }
 
   std::function<void()> maxpool(const Instruction& i) {
