@@ -115,7 +115,7 @@ RECIPES = {
     ),
     "folder": Named(
         _OWN_IMAGES,
-        source="this project: what --dataset folder takes by default",
+        source="this project: what --dataset folder and sets like MNIST take by default",
         cost="depends on the images",
         expected="depends on the images",
     ),
@@ -227,4 +227,7 @@ RECIPES = {
 }
 
 # Of data sets for which the paper's recipe for CIFAR is none, the recipe without --recipe.
-DEFAULTS = {"folder": "folder", "imagenet": "paper-imagenet"}
+DEFAULTS = {
+    **dict.fromkeys(("mnist", "fashion-mnist", "kmnist", "idx", "folder"), "folder"),
+    "imagenet": "paper-imagenet",
+}
