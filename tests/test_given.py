@@ -300,6 +300,7 @@ PARTS = {
         {"recompute": 3, "cpus": 2},
         {"accumulate": 2, "optimizer": "adam", "lr": 0.01},
         {"mom": 0.0},
+        {"ema": 0.9, "cpus": 2},
         {"dtype": "float64"},
         pytest.param(
             {"dtype": "bfloat16"},
