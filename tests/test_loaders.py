@@ -14,6 +14,7 @@ import gluon_resnetv2
 from gluon_resnetv2 import commands, interop
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.exports.export import export
+from gluon_resnetv2.formats import pretrained
 from gluon_resnetv2.formats.artifact import load
 from gluon_resnetv2.interop import convert, source
 from gluon_resnetv2.interop.keras import KERAS
@@ -242,7 +243,7 @@ def test_weights_that_come_along_have_a_name_and_a_path_of_it_comes_first(
     small, tmp_path, monkeypatch, capsys
 ):
     folder, theirs = small
-    monkeypatch.setitem(interop.BUILT_IN, "tiny", folder)
+    monkeypatch.setitem(pretrained.FOLDERS, "tiny", folder)
     empty = tmp_path / "elsewhere"
     empty.mkdir()
     monkeypatch.chdir(empty)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import mxnet as mx
 import numpy as np
 import pytest
 
-from gluon_resnetv2 import data
+from gluon_resnetv2 import data, get_model
 from gluon_resnetv2.engines.predictor import Predictor
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.formats import pretrained
@@ -16,10 +17,10 @@ from gluon_resnetv2.formats.artifact import load
 from gluon_resnetv2.training.options import read_options
 
 
-@pytest.mark.parametrize("name", pretrained.NAMES)
+@pytest.mark.parametrize("name", pretrained.FOLDERS)
 def test_they_classify_the_images_that_they_were_not_trained_on(name, capsys):
     artifact = load(name)
-    assert "the weights that come with the package" in capsys.readouterr().err
+    assert "the weights that come with this package" in capsys.readouterr().err
     test = data.load(name).test
     images = test.images[:256].transpose(0, 3, 1, 2).astype("float32")
     described = artifact.own_manifest().input
@@ -28,7 +29,7 @@ def test_they_classify_the_images_that_they_were_not_trained_on(name, capsys):
     assert np.mean(logits.argmax(1) == test.labels[:256]) > 0.9
 
 
-@pytest.mark.parametrize("name", pretrained.NAMES)
+@pytest.mark.parametrize("name", pretrained.FOLDERS)
 def test_their_manifests_name_the_command_and_nothing_of_the_machine(name):
     text = (pretrained.FOLDER / name / "manifest.json").read_text()
     manifest = json.loads(text)
@@ -46,8 +47,17 @@ def test_a_path_of_that_name_wins(tmp_path, monkeypatch, capsys):
     Path("digits").mkdir()
     with pytest.raises(UserError, match="digits is no export"):
         load("digits")
-    assert "what is there is taken" in capsys.readouterr().err
+    assert "digits is the one here" in capsys.readouterr().err
+
+
+def test_a_run_and_a_network_begin_with_them(capsys):
+    recipe, _ = read_options({"recipe": None, "resume": None, "init_from": "digits"})
+    assert (recipe.init_from, recipe.model) == ("digits", "preact20")
+    net = get_model("preact20", pretrained="digits")
+    images = mx.nd.random.normal(shape=(2, 3, 32, 32))
+    expected = Predictor(load("digits")).run(images.asnumpy())
+    np.testing.assert_allclose(net(images).asnumpy(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_some_come_with_the_package():
-    assert "digits" in pretrained.NAMES
+    assert "digits" in pretrained.FOLDERS

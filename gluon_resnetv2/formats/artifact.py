@@ -111,7 +111,7 @@ def load(path: str | Path) -> Artifact:
     Args:
         path: a folder of an export or of a run, or of any pair of files the -symbol.json or, where
             there are several epochs, the NAME-NNNN.params. Otherwise the last epoch is taken, and
-            a line on stderr says so. Or one of `pretrained.NAMES`.
+            a line on stderr says so. Or one of `pretrained.FOLDERS`.
 
     Raises:
         UserError: there is no pair of files, or it is not what the manifest says.

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from gluon_resnetv2.cli import printable
 
 FOLDER = Path(__file__).resolve().parents[1] / "pretrained"
-NAMES = tuple(sorted(folder.name for folder in FOLDER.iterdir())) if FOLDER.is_dir() else ()
+FOLDERS = {folder.name: folder for folder in sorted(FOLDER.iterdir())}
 
 
-def find(source: str | Path) -> Path:
-    """The folder of the weights called `source`, or else `source` itself.
+def find(source: str | Path, report: Callable[[str], object] | None = None) -> Path:
+    """The folder of the weights called `source`, one of `FOLDERS`, or else `source` itself.
 
-    A path of that name wins; where there are both, or the package's are taken, a line on standard
-    error says so.
+    A path of that name wins.
+
+    Args:
+        report: is told which was taken, where the name is one of `FOLDERS`; stderr by default.
     """
-    if str(source) not in NAMES:
-        return Path(source)
-    exists = Path(source).exists()
-    what = "what is there is taken, not the" if exists else "taken are the"
-    print(printable(f"{source}: {what} weights that come with the package"), file=sys.stderr)
-    return Path(source) if exists else FOLDER / str(source)
+    path = Path(source)
+    if str(source) not in FOLDERS:
+        return path
+    if there := path.exists():
+        told = f"{source} is the one here, not the weights that come with this package"
+    else:
+        told = f"{source}: the weights that come with this package"
+    if report:
+        report(told)
+    else:
+        print(printable(told), file=sys.stderr)
+    return path if there else FOLDERS[str(source)]

@@ -5,8 +5,6 @@ Nothing here imports a framework; its modules do.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 # The layouts of weights that `convert` knows, and the module that has each as NAME_IN_CAPITALS.
 LAYOUTS = {
     "symbolic": "mxnet",
@@ -20,13 +18,11 @@ LAYOUTS = {
     "keras": "keras",
 }
 
-# Weights that come with this package: their names, and the folders of their exports.
-BUILT_IN: dict[str, Path] = {}
 # Packages that have weights of their own, as in "timm:resnetv2_50.a1h_in1k".
 PACKAGES = ("timm", "keras", "gluoncv")
 
 
 def is_name(source: str) -> bool:
-    """Whether weights are called by a name, where there is no path that is called so."""
+    """Whether it is a name in another package, where there is no path that is called so."""
     package, colon, _ = source.partition(":")
-    return source in BUILT_IN or bool(colon and package in PACKAGES)
+    return bool(colon and package in PACKAGES)

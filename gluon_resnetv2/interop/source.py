@@ -14,7 +14,7 @@ from gluon_resnetv2 import interop
 from gluon_resnetv2.checkpoint import checkpoints, choose_checkpoint, read_checkpoint
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import recover_folder
-from gluon_resnetv2.formats import weights
+from gluon_resnetv2.formats import pretrained, weights
 from gluon_resnetv2.formats.artifact import Artifact, load
 from gluon_resnetv2.formats.manifest import MANIFEST
 from gluon_resnetv2.formats.params_file import read_arrays
@@ -127,7 +127,7 @@ def read(
     Args:
         source: a file of weights, as `weights.read` takes it; a folder of an export, of a run or of
             a checkpoint; "timm:NAME" and the like, as `loaders.load` takes them; or a name of
-            `interop.BUILT_IN`. A path of such a name comes first.
+            `pretrained.FOLDERS`. A path of such a name comes first.
         layout: a name of `LAYOUTS`; by default the one that fits.
         report: is told each of `Source.remarks`, and which of a name and a path was taken.
         key: which set of weights is taken, of a PyTorch file that holds several.
@@ -139,14 +139,8 @@ def read(
     path = Path(source)
     if not path.exists():  # a process may have been killed as it replaced an export
         recover_folder(path)
-    there = path.exists()
-    if str(source) in interop.BUILT_IN:
-        if there:
-            report(f"{source} is the one here, not the weights that come with this package")
-        else:
-            report(f"{source}: the weights that come with this package")
-            path, there = interop.BUILT_IN[str(source)], True
-    if not there and interop.is_name(str(source)):
+    path = pretrained.find(source, report)
+    if not path.exists() and interop.is_name(str(source)):
         return _read_loaded(str(source), layout, report, key, classes)
     if layout is None and key is None and _is_part_of_ours(path):
         path = path.parent

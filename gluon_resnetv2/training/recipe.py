@@ -18,6 +18,7 @@ from gluon_resnetv2.data.randaugment import STRONGEST
 from gluon_resnetv2.distributed import PARAMETER_SERVER
 from gluon_resnetv2.engines.native import ENGINES
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.formats.pretrained import FOLDERS
 from gluon_resnetv2.interop import PACKAGES, is_name
 from gluon_resnetv2.spec import (
     FAMILIES,
@@ -359,7 +360,8 @@ class Recipe:
             values["warmup_steps"] = 400
         if self.data_dir is not None:  # runs go on, and are evaluated, from other folders
             values["data_dir"] = os.path.abspath(os.path.expanduser(self.data_dir))
-        if self.init_from is not None and not is_name(self.init_from):
+        ours = self.init_from in FOLDERS and not os.path.exists(self.init_from)
+        if self.init_from is not None and not (ours or is_name(self.init_from)):
             values["init_from"] = os.path.abspath(os.path.expanduser(self.init_from))
         for name, value in values.items():
             object.__setattr__(self, name, value)
