@@ -92,7 +92,11 @@ def _gluoncv(gluoncv: ModuleType, model: str) -> Loaded:
 
 # What gets weights, the wheels that it takes, and what to fetch where it can't.
 _PACKAGES: dict[str, tuple[Callable[[ModuleType, str], Loaded], tuple[str, ...], str]] = {
-    "timm": (_timm, ("timm",), "model.safetensors of huggingface.co/timm"),
+    "timm": (
+        _timm,
+        ("timm", "torch", "torchvision"),
+        "model.safetensors of huggingface.co/timm",
+    ),
     "keras": (
         _keras,
         ("keras", "torch"),
