@@ -68,6 +68,7 @@ def fake_timm(monkeypatch, fails=None):
         return types.SimpleNamespace(state_dict=lambda: state, pretrained_cfg=told)
 
     module = types.ModuleType("timm")
+    module.__version__ = "1.0"
     module.create_model = create_model
     monkeypatch.setitem(sys.modules, "timm", module)
     return ours

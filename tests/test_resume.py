@@ -1196,7 +1196,9 @@ def test_a_signal_while_verifying_is_a_line(tmp_path, monkeypatch, capfd, number
     monkeypatch.chdir(tmp_path)
     trained = (Path("run"), {}, Workers("device"))
     monkeypatch.setattr("gluon_resnetv2.training.main.train_network", lambda *_: trained)
-    monkeypatch.setattr("gluon_resnetv2.exports.export.export_run", lambda folder: folder)
+    monkeypatch.setattr(
+        "gluon_resnetv2.exports.export.export_run", lambda folder, checkpoint: folder
+    )
     monkeypatch.setattr(
         "gluon_resnetv2.exports.verify.report", lambda _: send(number)(None) or time.sleep(60)
     )
