@@ -65,6 +65,7 @@ def draw(curves: dict[str, list[float]], path: Path) -> None:
         axes.plot(range(1, len(errors) + 1), errors, label=f"{name}: {errors[-1]:.1f} % at the end")
     axes.set(xlabel="epoch", ylabel="test error in %", ylim=(0, None))
     axes.set_title(f"{', '.join(NEW)}: {FEW} training images each", fontsize=10)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
