@@ -76,7 +76,7 @@ def load(
     pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
     train, test = _parts(root, pool, leave_out, val_fraction, split_seed, classes is not None)
     names = train.classes if classes is None else tuple(classes)
-    augmentation = augmentation or ("pad" if size <= PADDED else "scale-aspect")
+    augmentation = augmentation or default_augmentation(size)
     if augmentation != "pad":
         return files.ImageFiles(
             "folder",
@@ -109,6 +109,11 @@ def load(
         flip=flip is not False,
         fill=mean,  # zero once normalised
     )
+
+
+def default_augmentation(size: int) -> str:
+    """That of images which are brought to so many pixels."""
+    return "pad" if size <= PADDED else "scale-aspect"
 
 
 class Decoded:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gluon_resnetv2.data import NAMES, Policy
-from gluon_resnetv2.data.folders import PADDED
+from gluon_resnetv2.data.folders import default_augmentation
 from gluon_resnetv2.data.randaugment import STRONGEST
 from gluon_resnetv2.distributed import PARAMETER_SERVER
 from gluon_resnetv2.engines.native import ENGINES
@@ -351,9 +351,9 @@ class Recipe:
                 epochs = length["num_epochs"]
                 values["lr_step_epochs"] = (epochs / 2, epochs * 3 / 4)
         if self.augmentation is None:
-            small = (self.image_size or IMAGE_SIZES[self.spec(classes=10).stem]) <= PADDED
-            cut = "pad" if small else "scale-aspect"
-            values["augmentation"] = cut if self.dataset == "folder" else "scale"
+            size = self.image_size or IMAGE_SIZES[self.spec(classes=10).stem]
+            own = self.dataset == "folder"
+            values["augmentation"] = default_augmentation(size) if own else "scale"
         if self.warmup_lr is None:
             values["warmup_lr"] = self.lr / 10
         if self.warmup_steps is None and self.warmup_epochs is None:
