@@ -183,6 +183,19 @@ def test_the_list_of_checked_files_notices_what_was_added_removed_and_changed(cl
     assert data.load("folder", classes, leave_out=True).train_count == 24
 
 
+def test_a_split_folder_that_streams_is_checked_once(classes, monkeypatch):
+    looked_at = []
+    real = damage._problem
+    monkeypatch.setattr(
+        damage, "_problem", lambda source, row: looked_at.append(row) or real(source, row)
+    )
+    for expected in (31, 0):
+        looked_at.clear()
+        dataset = data.load("folder", classes, image_size=SIZE, augmentation="scale")
+        assert (dataset.train_count, dataset.test_count) == (25, 6)
+        assert len(looked_at) == expected
+
+
 STRANGE = {
     "an empty file": ("a b/x.png", b"", "x.png is no image"),
     "another file's ending": ("c,d/x.jpg", b"hello", "x.jpg is no image"),

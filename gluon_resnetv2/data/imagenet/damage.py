@@ -23,7 +23,8 @@ def check(sources: Sequence[Source], pool: ThreadPoolExecutor, leave_out: bool =
     """Decodes all images, unless an earlier call or `pack` did: their `marker` says so.
 
     That file also says which are damaged, and these are looked at again; where the folder can't be
-    written to, all images are checked each time.
+    written to, all images are checked each time. Sources that were checked before, or are a part
+    of such a one, are not looked at.
 
     Args:
         leave_out: the sources forget images that can't be decoded; else they are an error.
@@ -31,6 +32,7 @@ def check(sources: Sequence[Source], pool: ThreadPoolExecutor, leave_out: bool =
     Raises:
         UserError: some can't be decoded, each named on standard error; or a whole class.
     """
+    sources = [source for source in sources if not source.checked]
     bad = {source: _damaged(source, pool) for source in sources}
     messages = [message for found in bad.values() for message in found.values()]
     for message in messages:
@@ -45,6 +47,7 @@ def check(sources: Sequence[Source], pool: ThreadPoolExecutor, leave_out: bool =
             source.leave_out(list(found))
             _refuse_to_lose(source)
             print(f"{source.path}: {len(found)} images are left out", file=sys.stderr)
+        source.checked = True
 
 
 def mark(source: Source, bad: Sequence[int] = ()) -> None:

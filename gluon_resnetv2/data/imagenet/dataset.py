@@ -157,7 +157,6 @@ class ImageFiles:
         self.test_size, self.crop = test_size, crop
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
-        self._checked: set[Source] = set()  # of the parts, those that were
 
     @property
     def train_count(self) -> int:
@@ -177,9 +176,7 @@ class ImageFiles:
 
     def _usable(self, number: int) -> Source:
         """The training or the test images, whose damaged ones are known and not among them."""
-        new = [part for part in self._parts[number:] if part not in self._checked]
-        check(new, self._pool, self._leave_out)
-        self._checked.update(new)
+        check(self._parts[number:], self._pool, self._leave_out)
         return self._parts[number]
 
     def normalised_by(self, mean: Colour, std: Colour) -> ImageFiles:

@@ -27,7 +27,7 @@ class Folder:
 
     Attributes:
         path: the folder that holds the classes' folders.
-        marker: see `Records`.
+        marker, checked: see `Records`.
         classes: their names, sorted.
         class_labels: the label of each class: its index.
         named: True; see `Records`.
@@ -42,6 +42,7 @@ class Folder:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path, self.marker = Path(path), Path(path) / ".checked"
+        self.checked = False
         if not self.path.is_dir():
             raise UserError(f"{self.path} is no folder")
         inside = _entries(self.path)

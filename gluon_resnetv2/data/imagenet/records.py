@@ -34,6 +34,7 @@ class Records:
     Attributes:
         path, index: of the .rec and the .idx file.
         marker: NAME.checked, which `damage.check` writes.
+        checked: whether `damage.check` has been here; what can't be decoded is left out then.
         keys: int64 (N,), ascending.
         classes: the classes' names, sorted; numbers in their order.
         class_labels: the label that each has in this file.
@@ -48,6 +49,7 @@ class Records:
         self.index = self.path.with_suffix(".idx")
         self._list = self.path.with_suffix(".lst")
         self.marker = self.path.with_suffix(".checked")
+        self.checked = False
         if not self.path.is_file():
             raise UserError(f"{self.path} is missing; pack the images again")
         self._has_keys = True
