@@ -488,6 +488,34 @@ def test_a_network_whose_logits_are_zero_is_no_other_network(zoo, tmp_path):
     assert artifact.manifest.details["source"]["difference"] == 0
 
 
+@pytest.fixture(scope="module")
+def given(zoo, tmp_path_factory):
+    """A folder of files to be converted, with their faults; nothing is to write there."""
+    folder = tmp_path_factory.mktemp("given")
+    zoo[0].save_parameters(str(folder / "ZOO"))
+    (folder / "ONE").write_text("one\n")
+    (folder / "NONE").write_text("")
+    (folder / "GAP").write_text("one\n\nthree\n\n")
+    (folder / "ZOO.params").write_text("mine")
+    arrays = preresnet_arrays()
+    torch_file.write(folder / "PRERESNET", arrays)
+    torch_file.write(folder / "NO-VAR", without(arrays, "layer2.1.bn2.running_var"))
+    (folder / "README").write_text("No weights here.\n")
+    first = {name: a[:1] if name.startswith("output.") else a for name, a in zoo[1].items()}
+    mx.nd.save(
+        str(folder / "ONE-LOGIT"), {name: mx.nd.array(array) for name, array in first.items()}
+    )
+    headless(folder / "HEADLESS", zoo[1])
+    mx.nd.save(str(folder / "V1"), {name: mx.nd.array(array) for name, array in v1().items()})
+    net = ResNetV2(named("preact8", unit="basic"))
+    net.initialize()
+    classes = list("0123456789")
+    export(net, folder / "EXPORT", (3, 16, 16), classes=classes, mean=[0.0] * 3, std=[1.0] * 3)
+    without_manifest = shutil.ignore_patterns("manifest.json")
+    shutil.copytree(folder / "EXPORT", folder / "PAIR", ignore=without_manifest)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -527,28 +555,10 @@ def test_a_network_whose_logits_are_zero_is_no_other_network(zoo, tmp_path):
         (("ONE-LOGIT", "-o", "out"), "ONE-LOGIT gives one number, as for a sigmoid, and exports"),
     ],
 )
-def test_mistakes_are_told_in_one_line(zoo, command, words, told, tmp_path, monkeypatch):
+def test_mistakes_are_told_in_one_line(given, command, words, told, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    zoo[0].save_parameters("ZOO")
-    (tmp_path / "ONE").write_text("one\n")
-    (tmp_path / "NONE").write_text("")
-    (tmp_path / "GAP").write_text("one\n\nthree\n\n")
-    (tmp_path / "ZOO.params").write_text("mine")
-    arrays = preresnet_arrays()
-    torch_file.write("PRERESNET", arrays)
-    torch_file.write("NO-VAR", without(arrays, "layer2.1.bn2.running_var"))
-    (tmp_path / "README").write_text("No weights here.\n")
-    first = {name: a[:1] if name.startswith("output.") else a for name, a in zoo[1].items()}
-    mx.nd.save("ONE-LOGIT", {name: mx.nd.array(array) for name, array in first.items()})
-    headless("HEADLESS", zoo[1])
-    mx.nd.save("V1", {name: mx.nd.array(array) for name, array in v1().items()})
-    if "EXPORT" in str(words) or "PAIR" in words:
-        net = ResNetV2(named("preact8", unit="basic"))
-        net.initialize()
-        export(
-            net, "EXPORT", (3, 16, 16), classes=list("0123456789"), mean=[0.0] * 3, std=[1.0] * 3
-        )
-        shutil.copytree("EXPORT", "PAIR", ignore=shutil.ignore_patterns("manifest.json"))
+    for path in given.iterdir():
+        (tmp_path / path.name).symlink_to(path)
     status, _, err = command("convert", *words)
     assert (status, err.count("\n")) == (2, 1)
     assert told in err
