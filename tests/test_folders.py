@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,6 +53,8 @@ def test_images_are_scaled_and_cut_as_in_evaluation(tree):
     assert isinstance(dataset, ArrayDataset)
     assert dataset.classes == CLASSES
     assert (dataset.name, dataset.image_shape, dataset.crop) == ("folder", (3, SIZE, SIZE), 1.0)
+    names = [Path(dataset.test_name(row)) for row in range(dataset.test_count)]
+    assert names == [path for _, path in files(tree / "val")]
     for split, part in ((dataset.train, "train"), (dataset.test, "val")):
         expected = files(tree / part)
         assert split.labels.tolist() == [label for label, _ in expected]
@@ -67,6 +70,7 @@ def test_what_streams_is_what_is_held_in_memory(tree, monkeypatch, channels):
     held = data.load("folder", tree, image_size=SIZE, in_channels=channels)
     monkeypatch.setattr(folders, "HELD", 0)
     streamed = data.load("folder", tree, image_size=SIZE, in_channels=channels)
+    assert held.test_name(1) == streamed.test_name(1)
     assert isinstance(held.train.images, np.ndarray)
     assert isinstance(streamed.train.images, folders.Decoded)
     assert held.mean == streamed.mean

@@ -7,6 +7,7 @@ import csv
 import html.parser
 import io
 import tracemalloc
+from types import SimpleNamespace
 
 import mxnet as mx
 import numpy as np
@@ -135,6 +136,11 @@ class Page(html.parser.HTMLParser):
             self.tables[-1][-1][-1] += data
 
 
+def written(folder, found, classes, mean, std, title, loss):
+    dataset = SimpleNamespace(classes=classes, mean=mean, std=std, test_name=str)
+    write_report(folder, found, dataset, title, loss)
+
+
 def read_csv(path):
     with open(path, encoding="utf-8", newline="") as file:
         return list(csv.reader(file))
@@ -143,7 +149,7 @@ def read_csv(path):
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reports") / "below" / "report"
-    write_report(folder, answers(), NAMES, MEAN, STD, "runs/<x> & y", 1.5)
+    written(folder, answers(), NAMES, MEAN, STD, "runs/<x> & y", 1.5)
     return folder
 
 
@@ -206,7 +212,7 @@ def test_a_matrix_of_many_classes_is_a_picture(tmp_path):
         scores = np.zeros((1, 2500))
         scores[0, taken] = 1
         found.add(scores, np.array([own]))
-    write_report(tmp_path, found, [str(i) for i in range(2500)], [0.0], [1.0], "many", 0.0)
+    written(tmp_path, found, [str(i) for i in range(2500)], [0.0], [1.0], "many", 0.0)
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     image = Image.open(io.BytesIO(base64.b64decode(page.sources[0].partition(",")[2])))
     pixels = np.asarray(image)
@@ -221,11 +227,11 @@ def test_a_matrix_of_many_classes_is_a_picture(tmp_path):
 def test_one_channel_is_grey_and_nothing_wrong_is_said(tmp_path):
     found = Answers(2, pictures=2)
     found.add(np.eye(2), np.array([0, 1]), np.zeros((2, 1, 3, 3), "float32"))
-    write_report(tmp_path / "right", found, "ab", [7.0], [1.0], "right", 0.0)
+    written(tmp_path / "right", found, "ab", [7.0], [1.0], "right", 0.0)
     page = Page((tmp_path / "right" / "report.html").read_text(encoding="utf-8"))
     assert "There are none." in page.texts
     found.add(np.eye(2), np.array([1, 1]), np.zeros((2, 1, 3, 3), "float32"))
-    write_report(tmp_path / "wrong", found, "ab", [7.0], [1.0], "wrong", 0.0)
+    written(tmp_path / "wrong", found, "ab", [7.0], [1.0], "wrong", 0.0)
     page = Page((tmp_path / "wrong" / "report.html").read_text(encoding="utf-8"))
     image = Image.open(io.BytesIO(base64.b64decode(page.sources[0].partition(",")[2])))
     assert (image.mode, set(image.tobytes())) == ("L", {7})

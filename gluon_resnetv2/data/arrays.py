@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -34,10 +34,12 @@ class Split:
     Attributes:
         images: uint8 (N, H, W, C); red, green, blue where C is 3, grey where it is 1.
         labels: int32 (N,), indices into the data set's classes.
+        name: what to call an image by its row: its file, or the row's number.
     """
 
     images: Images
     labels: NDArray[np.int32]
+    name: Callable[[int], str] = str
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +84,10 @@ class ArrayDataset:
     def test_count(self) -> int:
         """How many test images there are."""
         return len(self.test.labels)
+
+    def test_name(self, row: int) -> str:
+        """As `Dataset.test_name`."""
+        return self.test.name(row)
 
     def normalised_by(self, mean: Colour, std: Colour) -> ArrayDataset:
         """As `Dataset.normalised_by`."""

@@ -46,6 +46,9 @@ class Dataset(Protocol):
     def test_count(self) -> int:
         """How many test images there are."""
 
+    def test_name(self, row: int) -> str:
+        """What to call a test image: its file, or its number from 0."""
+
     def normalised_by(self, mean: Colour, std: Colour) -> Dataset:
         """The same images, normalised by other numbers.
 

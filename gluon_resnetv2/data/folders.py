@@ -152,7 +152,7 @@ def _split(
     decoded = Decoded(source, size, channels, pool)
     images: Images = decoded.all() if np.prod(decoded.shape) <= HELD else decoded
     classes = [files.class_number(numbers, label, source) for label in source.labels.tolist()]
-    return Split(images, np.array(classes, np.int32))
+    return Split(images, np.array(classes, np.int32), source.name)
 
 
 def _parts(

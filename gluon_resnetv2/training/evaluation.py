@@ -137,7 +137,7 @@ def evaluate_source(
         found = {**answers.errors(), **found}
     if report is not None:
         title = f"{source} on {name}"
-        write_report(Path(report), answers, classes, images.mean, images.std, title, found["loss"])
+        write_report(Path(report), answers, images, title, found["loss"])
     return found
 
 

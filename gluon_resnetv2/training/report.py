@@ -2,8 +2,8 @@
 
 per_class.csv   class, images, right, accuracy (0 to 1; empty where a class has no images)
 confusion.csv   class, predicted, images: each pair that occurs
-mistakes.csv    image (its number among the test images, from 0), class, predicted, score (0 to 1),
-                the most confident first
+mistakes.csv    image (its file, or its number among the test images, from 0), class, predicted,
+                score (0 to 1); the most confident first
 report.html     all of it in one file, which loads nothing
 """
 
@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from gluon_resnetv2.data.dataset import Dataset
 from gluon_resnetv2.engines.images import denormalise
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import whole_file
@@ -77,9 +78,7 @@ def check_folder(folder: Path) -> None:
 def write_report(
     folder: Path,
     answers: Answers,
-    classes: Sequence[str],
-    mean: Sequence[float],
-    std: Sequence[float],
+    dataset: Dataset,
     title: str,
     loss: float,
 ) -> None:
@@ -87,14 +86,14 @@ def write_report(
 
     Args:
         answers: with pictures.
-        classes: their names.
-        mean, std: of each channel, 0 to 255, by which the pictures are normalised.
+        dataset: what the test images are of; the pictures are normalised as it says.
         title: what was evaluated on which data set.
 
     Raises:
         OSError: they can't be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    classes = dataset.classes
     images, right = answers.per_class()
     accuracy = right / np.where(images, images, np.nan)
     confusion, predicted, scores = answers.confusion(), answers.predicted, answers.scores
@@ -111,22 +110,29 @@ def write_report(
         ("class", "predicted", "images"),
         ((classes[own], classes[taken], count) for own, taken, count in confusion),
     )
-    labels = answers.labels
+    labels, name = answers.labels, dataset.test_name
     _write_csv(
         folder / "mistakes.csv",
         ("image", "class", "predicted", "score"),
         (
-            (row, classes[labels[row]], classes[predicted[row]], f"{scores[row]:.6g}")
+            (
+                dataset.test_name(row),
+                classes[labels[row]],
+                classes[predicted[row]],
+                f"{scores[row]:.6g}",
+            )
             for row in answers.mistakes()
         ),
     )
-    captions = {
-        number: (classes[labels[number]], classes[predicted[number]], scores[number])
-        for number, _ in answers.pictures
-    }
     shown = [
-        _figure(number, denormalise(image[None], mean, std)[0], *captions[number])
-        for number, image in answers.pictures
+        _figure(
+            name(row),
+            denormalise(image[None], dataset.mean, dataset.std)[0],
+            classes[labels[row]],
+            classes[predicted[row]],
+            scores[row],
+        )
+        for row, image in answers.pictures
     ]
     parts = [
         f"<h1>{escape(title)}</h1>",
@@ -173,16 +179,17 @@ def _mistakes(figures: Sequence[str], wrong: int, images: int) -> str:
     )
 
 
-def _figure(number: int, pixels: np.ndarray, own: str, predicted: str, score: float) -> str:
+def _figure(name: str, pixels: np.ndarray, own: str, predicted: str, score: float) -> str:
     """An image (C, H, W) in 0..255 with what it is and what it was taken for."""
     levels = pixels.round().clip(0, 255).astype("uint8").transpose(1, 2, 0)
     image = Image.fromarray(levels[:, :, 0] if levels.shape[2] == 1 else levels)
     small = max(image.size) < LARGEST_PICTURE // 2
     image.thumbnail((LARGEST_PICTURE, LARGEST_PICTURE))
+    called = escape(f"image {name}" if name.isdecimal() else name)
     return (
-        f"<figure>{_picture(image, 'small' if small else '', f'image {number}')}<figcaption>"
+        f"<figure>{_picture(image, 'small' if small else '', called)}<figcaption>"
         f"<b>{escape(own)}</b><br>taken for {escape(predicted)}, {_percent(100 * score)}"
-        f'<br><span class="quiet">image {number}</span></figcaption></figure>'
+        f'<br><span class="quiet">{called}</span></figcaption></figure>'
     )
 
 

@@ -179,6 +179,10 @@ class ImageFiles:
         check(self._parts[number:], self._pool, self._leave_out)
         return self._parts[number]
 
+    def test_name(self, row: int) -> str:
+        """As `Dataset.test_name`."""
+        return self._test.name(row)
+
     def normalised_by(self, mean: Colour, std: Colour) -> ImageFiles:
         """As `Dataset.normalised_by`."""
         other = copy.copy(self)
