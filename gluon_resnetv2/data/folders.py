@@ -129,12 +129,13 @@ class Decoded:
         self.shape = len(source), size, size, channels
 
     def __getitem__(self, rows: Any) -> NDArray[np.uint8]:
-        return self._stack(self._pool.map(self._one, np.arange(len(self._source))[rows]))
+        chosen = range(len(self._source))[rows] if isinstance(rows, slice) else rows.tolist()
+        return self._stack(in_turn(self._pool, self._one, chosen))
 
     def all(self) -> NDArray[np.uint8]:
         """All images, with a word now and then on how many there are."""
         count = len(self._source)
-        return self._stack(told(in_turn(self._pool, self._one, count), "read images", count))
+        return self._stack(told(in_turn(self._pool, self._one, range(count)), "read images", count))
 
     def _stack(self, images: Iterable[NDArray[np.uint8]]) -> NDArray[np.uint8]:
         return np.array([*images], np.uint8).reshape(-1, *self.shape[1:])

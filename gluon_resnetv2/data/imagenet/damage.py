@@ -69,11 +69,11 @@ def _damaged(source: Source, pool: ThreadPoolExecutor) -> dict[int, str]:
     problem = partial(_problem, source)
     known = _known(source)
     if known is not None:
-        again = in_turn(pool, lambda i: problem(known[i]), len(known))
+        again = in_turn(pool, problem, known)
         found = {row: message for row, message in zip(known, again) if message}
         if len(found) == len(known):
             return found
-    rows = told(in_turn(pool, problem, len(source)), f"check {source.path}", len(source))
+    rows = told(in_turn(pool, problem, range(len(source))), f"check {source.path}", len(source))
     found = {row: message for row, message in enumerate(rows) if message}
     with contextlib.suppress(OSError):
         mark(source, list(found))

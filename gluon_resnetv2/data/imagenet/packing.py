@@ -137,7 +137,7 @@ def _check(
 
     checksums, bad = {}, []
     with ThreadPoolExecutor(threads) as pool:
-        found = told(in_turn(pool, one, len(folder)), "check", len(folder))
+        found = told(in_turn(pool, one, range(len(folder))), "check", len(folder))
         for row, checksum in enumerate(found):
             if isinstance(checksum, str):
                 bad.append(checksum)
