@@ -21,7 +21,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Everything that draws random numbers: dropout, mixup, CutMix, augmentation, the order of images.
+# Everything that draws random numbers: dropout, mixup, CutMix, augmentation, the order of images;
+# an average; and weights that are given, of which the first learn nothing.
 OPTIONS = (
     *("--dataset", "digits", "--image-size", "8", "--model", "resnet8", "--unit", "basic"),
     *("--shortcut", "dropout:0.5", "--mixup", "0.2", "--label-smoothing", "0.1"),
@@ -29,6 +30,7 @@ OPTIONS = (
     *("--cutmix", "1", "--rand-augment", "1,5", "--random-erasing", "0.2", "--ema", "0.9"),
     *("--batch-size", "50", "--checkpoint-every", "3", "--log-every", "5"),
 )
+GIVEN = ("--freeze", "1", "--lr-scale-features", "0.5", "--init-from")
 TIMES = ("seconds", "images_per_second")  # what may differ
 
 
@@ -90,6 +92,11 @@ def main(kills: int, while_writing: int, seed: int, options) -> int:
     rng = random.Random(seed)
     folder = Path(tempfile.mkdtemp())
     try:
+        process = start(folder / "given", ("--num-steps", "1"))
+        if process.wait():
+            print(process.stderr.read())
+            return 1
+        options = (*options, *GIVEN, str(folder / "given"))
         process = start(folder / "in-peace", options)
         if process.wait():
             print(process.stderr.read())
