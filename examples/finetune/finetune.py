@@ -54,7 +54,8 @@ def train(output: Path, images: Path, *words: str) -> list[float]:
     if not (output / "export").exists():
         command = [sys.executable, "-m", "gluon_resnetv2", "train", "--dataset", "folder"]
         command += ["--data-dir", str(images), "--output", str(output), *words]
-        subprocess.run([*command, "--resume", "auto"], check=True)
+        if status := subprocess.run([*command, "--resume", "auto"], check=False).returncode:
+            sys.exit(status)  # it has said why
     return [record["test_error"] for record in read_metrics(output) if "epoch" in record]
 
 
