@@ -18,7 +18,7 @@ from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.exports.export import export_run
 from gluon_resnetv2.net import ResNetV2, get_model, he_normal
 from gluon_resnetv2.spec import named
-from gluon_resnetv2.training import statistics
+from gluon_resnetv2.training import loop, statistics
 from gluon_resnetv2.training.curves import draw_curves
 from gluon_resnetv2.training.devices import contexts, split
 from gluon_resnetv2.training.evaluate import evaluate
@@ -370,6 +370,17 @@ def test_what_a_run_leaves_behind(run):
     assert [path.name for path in checkpoints(run)] == ["step-00000011", "step-00000022"]
     with Image.open(draw_curves(run)) as picture:
         assert picture.size == (840, 600)
+
+
+@pytest.mark.parametrize(("between", "drawn"), [(0, [1, 2, 3]), (1e9, [1, 3])])
+def test_curves_are_drawn_in_a_part_of_the_time_and_at_the_end(
+    between, drawn, tmp_path, monkeypatch
+):
+    shown = []
+    monkeypatch.setattr(loop, "BETWEEN_DRAWINGS", between)
+    monkeypatch.setattr(loop, "draw_curves", lambda run: shown.append(len(read_metrics(run))))
+    train(tmp_path / "run", dataclasses.replace(TINY, num_epochs=3))
+    assert shown == drawn
 
 
 def test_a_checkpoint_is_the_network_that_was_evaluated(run):

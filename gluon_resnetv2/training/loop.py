@@ -52,6 +52,9 @@ STATISTICS_BATCHES = 10  # what takes their place is the mean over so many batch
 # How many steps workers take between agreeing on whether to stop or to write a checkpoint.
 STEPS_AGREED = 10
 
+# Between two drawings of the curves there pass so many times what one takes: half a second.
+BETWEEN_DRAWINGS = 20
+
 
 class Stopped(Exception):
     """A signal asked the run to end."""
@@ -71,8 +74,9 @@ def fit(
 ) -> dict | None:
     """Trains `net`, already initialised on `devices`, from the run's last valid checkpoint on.
 
-    Every epoch ends with an evaluation, a line in metrics.jsonl, a checkpoint and fresh curves.
-    SIGTERM and SIGINT end it after the step under way, with a checkpoint.
+    Every epoch ends with an evaluation, a line in metrics.jsonl and a checkpoint. Curves are drawn
+    at the end, and before that as often as a small part of the time allows. SIGTERM and SIGINT end
+    it after the step under way, with a checkpoint.
 
     Args:
         workers: the processes that train together; by default this one alone.
@@ -129,7 +133,8 @@ class Training:
         # images, too, are this worker's.
         self._pending: deque[tuple[int, int, list[mx.nd.NDArray]]] = deque()
         self._start()
-        self._saved_at = self._looked = time.monotonic()
+        self._saved_at = self._looked = self._draws_at = time.monotonic()
+        self._drawn = self.epoch
 
     def run_to_the_end(self, stop: StopSignal) -> dict | None:
         """As `fit`."""
@@ -151,6 +156,7 @@ class Training:
                 self._checkpoint_now(final=True)
                 return None
             finally:
+                self._draw()
                 if self.events:
                     self.events.close()
         return self.record
@@ -249,10 +255,20 @@ class Training:
             self.epoch, self.seconds, self.meter = self.epoch + 1, 0.0, Meter()
             self._log(**record)
             self._checkpoint(besides, final=self._done)
+        if time.monotonic() >= self._draws_at:
+            self._draw()
         if self.run.writes:
-            with suppress(OSError, UserError):  # a full disk has kept the metrics back
-                draw_curves(self.run.folder)
             self.progress.epoch(record)
+
+    def _draw(self):
+        """Draws the curves, unless they show the last epoch already."""
+        if not self.run.writes or self._drawn == self.epoch:
+            return
+        began = time.monotonic()
+        with suppress(OSError, UserError):  # a full disk has kept the metrics back
+            draw_curves(self.run.folder)
+        ended = time.monotonic()
+        self._drawn, self._draws_at = self.epoch, ended + BETWEEN_DRAWINGS * (ended - began)
 
     def _clock(self) -> float:
         """Seconds that the epoch under way has taken, in earlier processes too."""
