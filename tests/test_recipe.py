@@ -15,8 +15,9 @@ from gluon_resnetv2 import cli, data
 from gluon_resnetv2.commands.train import CIFAR, IMAGENET, add_options
 from gluon_resnetv2.distributed import hosts
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.training.fields import flag
 from gluon_resnetv2.training.options import read_options
-from gluon_resnetv2.training.recipe import SCHEDULE, Recipe, flag
+from gluon_resnetv2.training.recipe import SCHEDULE, Recipe
 from gluon_resnetv2.training.recipes import RECIPES
 from gluon_resnetv2.training.run import Run
 from gluon_resnetv2.training.schedule import Cosine, Steps, WarmUp

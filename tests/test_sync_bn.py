@@ -22,6 +22,7 @@ from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.layers import Numerics, batch_norm
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import named
+from gluon_resnetv2.training.checks import check_shares
 from gluon_resnetv2.training.main import train_network
 from gluon_resnetv2.training.precision import SPACES, SPACES_VARIABLE, check_sync, cpu_has_bfloat16
 from gluon_resnetv2.training.recipe import Recipe
@@ -207,7 +208,7 @@ def test_shares_are_equal(options, workers, images, taken):
     assert recipe.epoch_images(images, workers) == taken
     refused = pytest.raises(UserError, match=f"{images} images do not divide")
     with nullcontext() if taken == images else refused:
-        recipe.check_shares(workers)
+        check_shares(recipe, workers)
 
 
 def test_uneven_batches_are_refused_before_there_is_a_run(tmp_path, monkeypatch):

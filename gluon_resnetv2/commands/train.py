@@ -14,8 +14,9 @@ from gluon_resnetv2 import cli
 from gluon_resnetv2.data import NAMES
 from gluon_resnetv2.distributed import watch
 from gluon_resnetv2.errors import python
+from gluon_resnetv2.training.fields import GROUPS, flag, kind_of
 from gluon_resnetv2.training.options import read_options
-from gluon_resnetv2.training.recipe import GROUPS, Recipe, flag, kind_of
+from gluon_resnetv2.training.recipe import Recipe
 from gluon_resnetv2.training.recipes import RECIPES
 
 # Fields, and choices of "dataset", that only one of the scripts in train/ has; `train` has all.

@@ -17,8 +17,9 @@ from gluon_resnetv2.data import options
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.paper import FAIL, Result
 from gluon_resnetv2.spec import FAMILIES, UNIT, named
+from gluon_resnetv2.training.fields import flag
 from gluon_resnetv2.training.options import DERIVED
-from gluon_resnetv2.training.recipe import GONE, Recipe, flag
+from gluon_resnetv2.training.recipe import GONE, Recipe
 from gluon_resnetv2.training.recipes import RECIPES
 from gluon_resnetv2.training.run import read_metrics
 

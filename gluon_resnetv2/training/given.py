@@ -14,8 +14,9 @@ from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.interop import beginning, source
 from gluon_resnetv2.interop.source import NORMALISING, Source, for_channels
 from gluon_resnetv2.net import ResNetV2
+from gluon_resnetv2.training.fields import words
 from gluon_resnetv2.training.network import FIELDS, fields_of
-from gluon_resnetv2.training.recipe import Recipe, words
+from gluon_resnetv2.training.recipe import Recipe
 
 
 def with_network(recipe: Recipe, told: Mapping[str, Any]) -> Recipe:

@@ -28,6 +28,7 @@ from gluon_resnetv2.training import statistics
 from gluon_resnetv2.training.curves import draw_curves
 from gluon_resnetv2.training.evaluate import Meter, evaluate
 from gluon_resnetv2.training.events import Events
+from gluon_resnetv2.training.fields import words
 from gluon_resnetv2.training.optimizer import (
     make_trainer,
     optimizer_state,
@@ -36,7 +37,7 @@ from gluon_resnetv2.training.optimizer import (
 )
 from gluon_resnetv2.training.precision import all_finite
 from gluon_resnetv2.training.progress import Progress
-from gluon_resnetv2.training.recipe import Recipe, words
+from gluon_resnetv2.training.recipe import Recipe
 from gluon_resnetv2.training.run import Run
 from gluon_resnetv2.training.step import Step
 from gluon_resnetv2.training.stop import StopSignal

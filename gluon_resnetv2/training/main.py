@@ -13,6 +13,7 @@ from gluon_resnetv2.cli import printable
 from gluon_resnetv2.distributed.workers import Workers, connect
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2, he_normal
+from gluon_resnetv2.training.checks import check_batch, check_shares
 from gluon_resnetv2.training.datasets import load_data
 from gluon_resnetv2.training.devices import contexts
 from gluon_resnetv2.training.frozen import freeze
@@ -47,8 +48,8 @@ def train_network(
     if recipe.sync_bn:
         check_sync(devices, dropout=spec.shortcut.random)
     with connect(recipe.kv_store) as workers:
-        recipe.check_batch(workers.count)
-        recipe.check_shares(workers.count)
+        check_batch(recipe, workers.count)
+        check_shares(recipe, workers.count)
         if workers.count > 1 and not recipe.output:
             raise UserError("several workers need --output, a folder that all of them see")
         if workers.rank == 0 and not resume:

@@ -11,7 +11,8 @@ from pathlib import Path
 from gluon_resnetv2 import data
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.training import network
-from gluon_resnetv2.training.recipe import MOMENTUM, Recipe, flag
+from gluon_resnetv2.training.fields import flag
+from gluon_resnetv2.training.recipe import MOMENTUM, Recipe
 from gluon_resnetv2.training.recipes import DEFAULTS, RECIPES
 
 

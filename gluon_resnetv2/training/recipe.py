@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +11,6 @@ from typing import Any
 
 from gluon_resnetv2.data import NAMES, Policy
 from gluon_resnetv2.data.folders import default_augmentation
-from gluon_resnetv2.data.randaugment import STRONGEST
 from gluon_resnetv2.distributed import PARAMETER_SERVER
 from gluon_resnetv2.engines.native import ENGINES
 from gluon_resnetv2.errors import UserError
@@ -22,7 +18,6 @@ from gluon_resnetv2.formats.pretrained import FOLDERS
 from gluon_resnetv2.interop import PACKAGES, is_name
 from gluon_resnetv2.spec import (
     FAMILIES,
-    IMAGE_SIZE_MAX,
     IMAGE_SIZES,
     ORDER,
     SHORTCUT_HELP,
@@ -31,7 +26,8 @@ from gluon_resnetv2.spec import (
     Spec,
     named,
 )
-from gluon_resnetv2.training import schedule
+from gluon_resnetv2.training import checks, schedule
+from gluon_resnetv2.training.fields import GROUPS, flag, numbers, option, part, segments, words
 from gluon_resnetv2.training.network import OPTIONS, SWITCHES, parse_switches
 
 # MXNet's optimisers whose whole state is arrays and a count of updates, so that a checkpoint can
@@ -44,7 +40,6 @@ MOMENTUM = ("sgd", "nag", "signum")
 # What recipes of 0.1 may have besides: options, by their defaults, and choices.
 GONE = {"update_on_kvstore": False, "lr_power": 2.0}
 GONE_CHOICES = {"lr_schedule": "poly", "kv_store": "horovod"}
-CORRECTED = ("sgd", "nag")  # those whose momentum holds the learning rate; Signum's does not
 
 # Fields of the learning rate's schedule, and of when it ends, which may change as a run goes on.
 SCHEDULE = (
@@ -53,45 +48,10 @@ SCHEDULE = (
 )
 
 FORMAT = 2  # of recipe.json, where 0.1 wrote none
-FLOAT32_MAX = 3.4e38  # MXNet's optimisers take no larger number
 
 
-# Under which headings `train --help` shows the fields.
-GROUPS = ("run", "network", "data", "optimisation", "machine")
-
-
-def _numbers(kind):
-    def parse(text: str) -> tuple:
-        return tuple(kind(number) for number in text.split(",") if number.strip())
-
-    parse.__name__ = f"comma-separated {kind.__name__}"  # argparse names it in its message
-    return parse
-
-
-def _segments(text: str) -> str | int:
-    return text if text in ("auto", "off") else int(text)
-
-
-_segments.__name__ = "auto, off or a number"
-
-
-def _part(text: str) -> str | int:
-    return text if text in ("stem", "features") else int(text)
-
-
-_part.__name__ = "stem, features or a number of stages"
-
-
-def _option(
-    group, default, help, *, type=None, choices=None, flag=False, machine=False, later=False
-):
-    details = {"group": group, "help": help, "type": type, "choices": choices, "flag": flag}
-    details |= {"machine": machine, "later": later}
-    return dataclasses.field(default=default, metadata=details)
-
-
-_network, _data, _optimisation = (partial(_option, group) for group in GROUPS[1:4])
-_run, _machine = (partial(_option, group, machine=True) for group in ("run", "machine"))
+_network, _data, _optimisation = (partial(option, group) for group in GROUPS[1:4])
+_run, _machine = (partial(option, group, machine=True) for group in ("run", "machine"))
 
 
 @dataclass(frozen=True)
@@ -150,7 +110,7 @@ class Recipe:
         None,
         "--init-from: what learns nothing, and is normalised by its stored statistics: stem, a "
         "number of stages after it, or features, all but the classifier",
-        type=_part,
+        type=part,
         later=True,
     )
     lr_scale_features: float = _optimisation(
@@ -210,7 +170,7 @@ class Recipe:
     rand_augment: tuple | None = _data(
         None,
         "RandAugment: N operations on each image, of strength M, 0 to 10, as in 2,9",
-        type=_numbers(float),
+        type=numbers(float),
         later=True,
     )
     random_erasing: float = _data(
@@ -231,10 +191,10 @@ class Recipe:
     lr_steps: tuple | None = _optimisation(
         None,
         "steps at which the learning rate falls; default: half and 3/4 of all",
-        type=_numbers(int),
+        type=numbers(int),
     )
     lr_step_epochs: tuple | None = _optimisation(
-        None, "epochs at which the learning rate falls", type=_numbers(float)
+        None, "epochs at which the learning rate falls", type=numbers(float)
     )
     lr_factor: float = _optimisation(0.1, "factor of the learning rate each time it falls")
     lr_end: float = _optimisation(0.0, "learning rate at the end of the cosine")
@@ -286,7 +246,7 @@ class Recipe:
     patience: int = _optimisation(
         0, "end after so many epochs without a better test error; 0: never", later=True
     )
-    gpus: tuple | None = _machine(None, "GPUs to train on, as in 0,1,2,3", type=_numbers(int))
+    gpus: tuple | None = _machine(None, "GPUs to train on, as in 0,1,2,3", type=numbers(int))
     cpus: int = _machine(1, "devices to simulate on the CPU, without --gpus")
     kv_store: str = _machine(
         "device",
@@ -301,7 +261,7 @@ class Recipe:
     recompute: str | int = _machine(
         "off",
         "save memory: compute the activations of so many segments again in the backward pass",
-        type=_segments,
+        type=segments,
     )
     output: str | None = _run(None, "the run's folder; default: a new one in runs/")
     checkpoint_every: str = _run(
@@ -314,27 +274,10 @@ class Recipe:
     )
 
     def __post_init__(self):
-        self._check_choices()
-        self._check_types()
+        checks.check_fields(self)
         self.spec(classes=10)
-        self._check_numbers()
         self._fill_in()
-        self._check_schedule()
-        self._check_correction()
-        self._check_beginning()
-        self._check_devices()
-
-    def _check_types(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not _fits(field, value):
-                raise UserError(f"a recipe's {field.name} can't be {value!r}")
-
-    def _check_choices(self):
-        for field in dataclasses.fields(self):
-            value, choices = getattr(self, field.name), field.metadata["choices"]
-            if choices and value not in choices and not (value is None and field.default is None):
-                raise UserError(f"{flag(field.name)} is one of {', '.join(choices)}, not {value!r}")
+        checks.check_together(self)
 
     def _fill_in(self):
         """Puts numbers where None stands for a default that depends on other fields."""
@@ -366,174 +309,15 @@ class Recipe:
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
-    def _check_numbers(self):
-        for name in (
-            *("batch_size", "num_epochs", "num_steps", "accumulate", "cpus", "keep", "log_every"),
-            *("threads",),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{flag(name)} must be at least 1, not {value}")
-        for name in (
-            *("lr", "lr_factor", "lr_end", "warmup_lr", "warmup_steps"),
-            *("warmup_epochs", "wd", "seed", "mixup", "mixup_off_epochs", "cutmix", "patience"),
-            *("split_seed",),
-        ):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= FLOAT32_MAX:
-                raise UserError(f"{flag(name)} must be a finite number, at least 0: {value}")
-        for name in ("label_smoothing", "mom", "ema"):
-            value = getattr(self, name)
-            if not 0 <= value < 1:
-                raise UserError(f"{flag(name)} must be from 0 to below 1: {value}")
-        if not 0 <= self.random_erasing <= 1:
-            raise UserError(f"--random-erasing must be from 0 to 1: {self.random_erasing}")
-        if self.rand_augment is not None and not _fits_policy(self.rand_augment):
-            raise UserError(
-                f"--rand-augment needs a whole number from 1 on and a strength from 0 to "
-                f"{STRONGEST}, as in 2,9, not {','.join(map(str, self.rand_augment))}"
-            )
-        for name in ("image_size", "test_size"):
-            size = getattr(self, name)
-            if size is not None and not 1 <= size <= IMAGE_SIZE_MAX:
-                raise UserError(f"{flag(name)} must be 1 to {IMAGE_SIZE_MAX}, not {size}")
-        if self.in_channels not in (None, 1, 3):
-            raise UserError(f"--in-channels must be 1 or 3, not {self.in_channels}")
-        if self.seed >= 2**31:
-            raise UserError(f"--seed must be below 2^31: {self.seed}")
-        if not re.fullmatch(
-            r"0*[1-9]\d{0,17}|(\d{1,9}\.?\d{0,9}|\.\d{1,9})m", self.checkpoint_every
-        ):
-            raise UserError(
-                f"--checkpoint-every needs steps or minutes, as in 500 or 10m: "
-                f"{self.checkpoint_every}"
-            )
-
-    def _check_schedule(self):
-        for one, other in (
-            ("num_epochs", "num_steps"),
-            ("lr_steps", "lr_step_epochs"),
-            ("warmup_steps", "warmup_epochs"),
-        ):
-            if getattr(self, one) is not None and getattr(self, other) is not None:
-                raise UserError(f"{flag(one)} and {flag(other)} exclude each other")
-        for name in ("lr_steps", "lr_step_epochs"):
-            boundaries = list(getattr(self, name) or ())
-            if not all(0 < n < math.inf for n in boundaries) or boundaries != sorted(boundaries):
-                raise UserError(f"{flag(name)} needs rising positive numbers, as in 82,123")
-
-    def _check_correction(self):
-        if not self.momentum_correction:
-            return
-        what = None
-        if self.optimizer not in CORRECTED:
-            what = f"is for --optimizer {' and '.join(CORRECTED)}, not {self.optimizer}"
-        elif self.kv_store == "dist_async":
-            what = "can't reach momenta on the servers of --kv-store dist_async; use dist_sync"
-        elif self.lr == 0 or (self.warmup_lr == 0 and (self.warmup_steps or self.warmup_epochs)):
-            what = "scales by the ratio of two learning rates; none, --warmup-lr too, may be 0"
-        if what:
-            raise UserError(f"--momentum-correction {what} (or --no-momentum-correction)")
-
-    def _check_beginning(self):
-        stages, what = len(self.spec(classes=10).stages), self.freeze
-        if what is not None:
-            if what not in ("stem", "features", *range(1, stages + 1)) or isinstance(what, bool):
-                raise UserError(
-                    f"--freeze is stem, features or a number of stages, 1 to {stages}: {what}"
-                )
-            if self.init_from is None:
-                raise UserError("--freeze needs --init-from: what does not learn has to be given")
-            if self.engine == "native":
-                raise UserError("--engine native and --freeze exclude each other; use mxnet")
-        if not 0 < self.lr_scale_features <= FLOAT32_MAX:
-            raise UserError(f"--lr-scale-features must be above 0: {self.lr_scale_features}")
-        if what == "features" and self.lr_scale_features != 1:
-            raise UserError("--lr-scale-features has no effect with --freeze features")
-        if self.init_from is None and self.normalise_by != "source":
-            raise UserError("--normalise-by has no effect without --init-from")
-        if self.init_from is not None and self.zero_init:
-            raise UserError(
-                "--zero-init has no effect with --init-from, which has weights for all units; "
-                "add --no-zero-init"
-            )
-
-    def _check_devices(self):
-        gpus = self.gpus
-        if gpus is not None and (not gpus or len(set(gpus)) < len(gpus) or min(gpus) < 0):
-            raise UserError("--gpus needs numbers that differ, as in 0,1,2,3")
-        if gpus and self.cpus > 1:
-            raise UserError("--gpus and --cpus exclude each other")
-        if self.kv_store == "nccl" and not gpus:
-            raise UserError("--kv-store nccl needs --gpus; CPUs use 'device' or 'local'")
-        segments = self.recompute
-        if segments not in ("auto", "off") and (type(segments) is not int or segments < 1):
-            raise UserError(f"--recompute must be auto, off or at least 1, not {segments}")
-        if self.engine == "native":
-            self._check_native()
-        if self.kv_store == "dist_async" and self.dtype == "float16":
-            raise UserError(
-                "--kv-store dist_async updates on servers, which can't scale the loss as float16 "
-                "needs; use dist_sync"
-            )
-        if self.kv_store == "dist_async" and self.ema:
-            raise UserError(
-                "--kv-store dist_async has other weights on each worker, not one average; leave "
-                "out --ema, or use dist_sync"
-            )
-        self.check_batch(workers=1)
-
-    def _check_native(self):
-        for name, what in (
-            ("gpus", self.gpus),
-            ("recompute", self.recompute != "off"),
-            ("sync_bn", self.sync_bn),
-        ):
-            if what:
-                raise UserError(f"--engine native and {flag(name)} exclude each other")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise UserError(f"--engine native computes in float32 or bfloat16, not {self.dtype}")
-
-    def check_batch(self, workers: int) -> None:
-        """Lets a batch be that has an image for every part it is split into.
-
-        Raises:
-            UserError: it has not.
-        """
-        if self.batch_size < self.parts * workers:
-            what = f"the number of devices, {self.devices}"
-            if self.accumulate > 1:
-                what += f", times --accumulate, {self.accumulate}"
-            if workers > 1:
-                what += f", times the workers, {workers}"
-            raise UserError(
-                f"--batch-size {self.batch_size} is smaller than {what}; every device needs an "
-                "image each time"
-            )
-
-    def check_shares(self, workers: int) -> None:
-        """Lets batches be such that devices share them equally for --sync-bn.
-
-        MXNet weighs each device's mean alike, however large its share.
-
-        Raises:
-            UserError: they don't divide.
-        """
-        if rest := self.batch_size % self._equal_shares(workers):
-            raise UserError(
-                f"--sync-bn needs equal shares of a batch, and {self.batch_size} images do not "
-                f"divide by {self.devices * workers} devices; --batch-size "
-                f"{self.batch_size - rest or self.devices * workers} does"
-            )
-
     def epoch_images(self, count: int, workers: int) -> int:
-        """How many of `count` training images an epoch takes: all that `check_shares` lets.
+        """How many of `count` training images an epoch takes: all but the rest of `equal_shares`.
 
         An epoch's last batch is what the others leave, so devices share that equally, too.
         """
-        return count - count % self._equal_shares(workers)
+        return count - count % self.equal_shares(workers)
 
-    def _equal_shares(self, workers):
+    def equal_shares(self, workers: int) -> int:
+        """By how many a batch has to divide: the devices of all workers, where --sync-bn has any."""
         return self.devices * workers if self.sync_bn and self.devices > 1 else 1
 
     @property
@@ -674,7 +458,7 @@ class Recipe:
         }
 
     def check_goes_on(self, other: Recipe, source: str | Path) -> None:
-        """Lets a run of this recipe go on with another that differs in its schedule, or in how.
+        """A run of this recipe goes on with one that differs in its schedule, or in how it runs.
 
         Args:
             source: of this recipe, to name.
@@ -690,55 +474,3 @@ class Recipe:
                 f"only the schedule can change (--num-epochs, --lr, ...): leave out {flag(name)}, "
                 "or name a new --output"
             )
-
-
-def _fits_policy(numbers: tuple) -> bool:
-    """Whether they are RandAugment's number of operations and their strength."""
-    return len(numbers) == 2 and numbers[0] in range(1, 1000) and 0 <= numbers[1] <= STRONGEST
-
-
-def flag(name: str) -> str:
-    """The option of a field: "--batch-size" of "batch_size"."""
-    return f"--{name.replace('_', '-')}"
-
-
-def words(fields: Iterable[tuple[str, object]]) -> str:
-    """The options that set fields, such as "--batch-size 128", without those that are None."""
-    return " ".join(_words(name, value) for name, value in fields if value is not None)
-
-
-def _words(name, value):
-    if isinstance(value, bool):
-        return flag(name if value else f"no_{name}")
-    values = value if isinstance(value, tuple) else (value,)
-    texts = (f"{one:.12g}" if isinstance(one, float) else str(one) for one in values)
-    return f"{flag(name)} {','.join(texts)}"
-
-
-# What a field's annotation lets a value in JSON be.
-_JSON = {
-    "str": (str,),
-    "int": (int,),
-    "float": (float, int),
-    "bool": (bool,),
-    "tuple": (list, tuple),
-    "str | int": (str, int),
-}
-
-
-def kind_of(field: dataclasses.Field) -> str:
-    """What a field holds where it is not None, as its annotation has it."""
-    return str(field.type).removesuffix(" | None")
-
-
-def _fits(field: dataclasses.Field, value) -> bool:
-    if value is None:
-        return field.default is None
-    if isinstance(value, bool) != (kind_of(field) == "bool"):
-        return False
-    if not isinstance(value, _JSON[kind_of(field)]):
-        return False
-    if isinstance(value, (list, tuple)):
-        kinds = (int,) if field.name in ("gpus", "lr_steps") else (int, float)
-        return all(type(number) in kinds for number in value)
-    return True
