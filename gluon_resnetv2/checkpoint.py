@@ -29,7 +29,7 @@ from gluon_resnetv2.formats.params_file import save_arrays
 from gluon_resnetv2.layers import is_statistic
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import Spec
-from gluon_resnetv2.untrusted import check_fields, read_bytes, read_json, told_of
+from gluon_resnetv2.untrusted import check_fields, faults_of, read_bytes, read_json
 
 FORMAT = 2
 REMAINS = r"\.step-\d{8}\.(old|\w{8}\.(new|before))"
@@ -256,7 +256,7 @@ def read_checkpoint(path: Path) -> State:
             raise UserError(f"{path / name} can't be read: {error.strerror}") from None
         if found != expected:
             raise UserError(f"{path / name} is damaged: its SHA-256 differs from the manifest's")
-    with told_of(path / "state.json"):
+    with faults_of(path / "state.json"):
         values = read_json(read_bytes(path / "state.json", STATE_BYTES), finite=False)
         state = State.from_dict(values)
     if path.name != f"step-{state.step:08d}":

@@ -46,11 +46,11 @@ class Numerics:
         if self.sync_devices < 1:
             raise UserError("sync_devices must be at least 1")
 
-    def reduce(self, F, x):
+    def to_dtype(self, F, x):
         """`x` in `dtype`; the gradient comes back in the type of `x`."""
         return x if self.dtype == "float32" else F.amp_cast(x, dtype=DTYPES[self.dtype])
 
-    def restore(self, F, x):
+    def to_float32(self, F, x):
         """`x` in float32; the gradient comes back in `dtype`."""
         return x if self.dtype == "float32" else F.amp_cast(x, dtype="float32")
 
@@ -93,14 +93,14 @@ class BatchNorm(HybridBlock):
             return F.BatchNorm(x, *values, axis=1, name="fwd", **self._kwargs)
         # It knows float32 alone. In it each device waits for the others.
         y = F.contrib.SyncBatchNorm(
-            self._numerics.restore(F, x),
+            self._numerics.to_float32(F, x),
             *values,
             ndev=self._numerics.sync_devices,
             key=f"{self._numerics.key}_{self.name}",
             name="fwd",
             **self._kwargs,
         )
-        return self._numerics.reduce(F, y)
+        return self._numerics.to_dtype(F, y)
 
     def cast(self, dtype):
         if self._numerics.sync_devices > 1 and np.dtype(dtype) == np.float64:
@@ -126,7 +126,7 @@ class Convolution(nn.Conv2D):
 
     def hybrid_forward(self, F, x, weight, bias=None):
         inputs = (x, weight) if bias is None else (x, weight, bias)
-        return super().hybrid_forward(F, *(self._numerics.reduce(F, value) for value in inputs))
+        return super().hybrid_forward(F, *(self._numerics.to_dtype(F, value) for value in inputs))
 
 
 class PadChannels(HybridBlock):

@@ -62,7 +62,7 @@ class ResNetV2(HybridBlock):
             yield self._bn_or_relu(op, self.spec.out_channels)
         # The mean over the axes, not a pooling: that operator's backward pass is slow in MXNet.
         yield nn.HybridLambda(
-            lambda F, x: F.mean(self.numerics.restore(F, x), axis=(2, 3), name="fwd"),
+            lambda F, x: F.mean(self.numerics.to_float32(F, x), axis=(2, 3), name="fwd"),
             prefix="pool1_",
         )
 

@@ -103,7 +103,7 @@ class ResidualUnit(HybridBlock):
             residual = residual * gate if kind.exclusive else residual
         elif isinstance(kind, Dropout):
             # MXNet has no dropout of bfloat16.
-            shortcut = self.dropout(self.numerics.restore(F, shortcut))
-            shortcut = self.numerics.reduce(F, shortcut)
+            shortcut = self.dropout(self.numerics.to_float32(F, shortcut))
+            shortcut = self.numerics.to_dtype(F, shortcut)
         # The convolution's output comes first: MXNet 1.9.1 cannot fuse the sum the other way round.
         return residual + shortcut

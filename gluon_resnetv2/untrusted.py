@@ -29,8 +29,8 @@ class Fault(ValueError):
 
 
 @contextlib.contextmanager
-def told_of(path: str | os.PathLike) -> Iterator[None]:
-    """Has a `Fault` in the block become the user's error about `path`."""
+def faults_of(path: str | os.PathLike) -> Iterator[None]:
+    """Turns a `Fault` in the block into a `UserError` that names `path`."""
     try:
         yield
     except Fault as fault:
@@ -45,14 +45,14 @@ def quote(text: str) -> str:
 def check_fields(
     values: Any, checks: Mapping[str, Callable[[Any], object]], prefix: str = ""
 ) -> None:
-    """Holds what parsed JSON says in each field against what it can say there.
+    """Checks the fields of parsed JSON.
 
     Args:
-        checks: for each field whether a value could be one; it may raise what it likes.
+        checks: by field, a function that says whether a value will do; it may raise anything.
         prefix: to the fields' names, where `values` is itself a field.
 
     Raises:
-        Fault: one can't be, or is missing; or `values` is no JSON object.
+        Fault: a field is missing or has a wrong value; or `values` is no JSON object.
     """
     if not isinstance(values, dict):
         raise Fault("is no JSON object")
@@ -65,7 +65,8 @@ def check_fields(
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
             pass
         if not good:
-            raise Fault(f"has no {prefix}{name} that could be one{reason}")
+            what = "a wrong" if name in values else "no"
+            raise Fault(f"has {what} {prefix}{name}{reason}")
 
 
 def read_bytes(path: str | os.PathLike, limit: int, sha256: str | None = None) -> bytes:

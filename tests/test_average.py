@@ -16,7 +16,7 @@ from gluon_resnetv2.exports.export import export_run
 from gluon_resnetv2.net import ResNetV2, get_model, he_normal
 from gluon_resnetv2.training import loop
 from gluon_resnetv2.training.devices import contexts
-from gluon_resnetv2.training.evaluate import evaluate
+from gluon_resnetv2.training.meter import evaluate
 from gluon_resnetv2.training.optimizer import make_trainer
 from gluon_resnetv2.training.precision import cpu_has_bfloat16
 from gluon_resnetv2.training.recipe import Recipe

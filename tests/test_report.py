@@ -16,7 +16,7 @@ from PIL import Image
 
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.training.answers import Answers
-from gluon_resnetv2.training.evaluate import evaluate
+from gluon_resnetv2.training.meter import evaluate
 from gluon_resnetv2.training.report import check_folder, write_report
 
 NAMES = ('a "quoted", name', "<b>bold</b>", "кошка", "x&y", "it's", "猫", "seven")

@@ -11,7 +11,7 @@ import pytest
 
 from gluon_resnetv2.net import get_model
 from gluon_resnetv2.training.devices import contexts
-from gluon_resnetv2.training.evaluate import Meter
+from gluon_resnetv2.training.meter import Meter
 from gluon_resnetv2.training.optimizer import (
     make_trainer,
     optimizer_state,

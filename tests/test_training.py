@@ -21,10 +21,10 @@ from gluon_resnetv2.spec import named
 from gluon_resnetv2.training import loop, statistics
 from gluon_resnetv2.training.curves import draw_curves
 from gluon_resnetv2.training.devices import contexts, split
-from gluon_resnetv2.training.evaluate import evaluate
 from gluon_resnetv2.training.evaluation import evaluate_source
 from gluon_resnetv2.training.loop import fit
 from gluon_resnetv2.training.main import train_network
+from gluon_resnetv2.training.meter import evaluate
 from gluon_resnetv2.training.optimizer import make_trainer
 from gluon_resnetv2.training.options import override
 from gluon_resnetv2.training.recipe import Recipe

@@ -111,7 +111,7 @@ def _serve(options, listener, threads):
             print(f"{name}: a form that is wrong here is not run: {line}", file=sys.stderr)
         models[name] = Model(name, predictor, metrics, limits.queue, not options.no_batching)
     # Two sockets can have one address, of which one listens; uvloop would not tell the other.
-    with _told_of(options.host, options.port):
+    with _address_faults(options.host, options.port):
         listener.listen()
     service = Service(models, limits, metrics, options.page, hosts)
     gc.collect()
@@ -189,7 +189,7 @@ def _check(options):
 
 def _listener(host, port):
     """A socket that has the address already, and listens later."""
-    with _told_of(host, port):
+    with _address_faults(host, port):
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         # Of a socket whose protocol it is not told, asyncio has answers wait for acknowledgements.
         listener = socket.socket(family, kind, socket.IPPROTO_TCP)
@@ -203,8 +203,8 @@ def _listener(host, port):
 
 
 @contextlib.contextmanager
-def _told_of(host, port):
-    """Has what is wrong with an address become the user's error."""
+def _address_faults(host, port):
+    """Turns an address's fault in the block into a `UserError`."""
     try:
         yield
     except (OSError, UnicodeError) as error:  # the latter for what can't be a host's name

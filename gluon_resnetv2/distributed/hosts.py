@@ -7,7 +7,7 @@ import re
 import socket
 
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.untrusted import quote, read_bytes, told_of
+from gluon_resnetv2.untrusted import faults_of, quote, read_bytes
 
 LOOPBACK = "127.0.0.1"
 HOSTS_BYTES = 2**20  # of a hosts file
@@ -21,7 +21,7 @@ def read_hosts(path: str) -> list[tuple[str, str]]:
     Raises:
         UserError: there are none, or what stands there is none.
     """
-    with told_of(f"--hosts {path}"):
+    with faults_of(f"--hosts {path}"):
         data = read_bytes(path, HOSTS_BYTES)
     try:
         lines = data.decode("utf-8-sig").splitlines()

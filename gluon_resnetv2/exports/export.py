@@ -257,7 +257,7 @@ def _save_calibration(path, pixels, logits):
 
 
 def _refuse_to_replace(folder: Path) -> None:
-    """Lets a folder be replaced that is missing, empty, or an export and nothing else."""
+    """Refuses a folder that holds anything but an export."""
     if not folder.exists():
         return
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}

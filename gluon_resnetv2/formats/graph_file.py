@@ -20,7 +20,7 @@ import numpy as np
 from gluon_resnetv2.formats.old_graph import VERSION, modern
 from gluon_resnetv2.formats.operators import FUSIBLE, OPERATORS, dimensions
 from gluon_resnetv2.formats.params_file import NAME, PARAMS_BYTES, TYPES, bare, parse_arrays
-from gluon_resnetv2.untrusted import Fault, quote, read_bytes, read_json, told_of
+from gluon_resnetv2.untrusted import Fault, faults_of, quote, read_bytes, read_json
 
 # The largest graph; resnet1202's has 10 219 nodes. MXNet takes 60 kB for each node.
 SYMBOL_BYTES, NODES = 8 << 20, 12_000
@@ -160,10 +160,10 @@ def seal(text: str, params: str | Path) -> str:
     Raises:
         UserError: one of them is damaged, or they are no pair.
     """
-    with told_of(params):
+    with faults_of(params):
         data = read_bytes(params, PARAMS_BYTES)
         names = set(map(bare, parse_arrays(data)))
-    with told_of("the graph"):
+    with faults_of("the graph"):
         graph = modern(read_json(text.encode()))
         images, _ = free_inputs(check_graph(graph), names)
     for node in graph["nodes"]:

@@ -28,7 +28,7 @@ from gluon_resnetv2.errors import UserError, install
 from gluon_resnetv2.formats import keras_config
 from gluon_resnetv2.formats.bounds import MOST_BYTES, MOST_DESCRIPTION, MOST_GROUPS, check_members
 from gluon_resnetv2.formats.keras_config import Layer, network, stages_of
-from gluon_resnetv2.untrusted import Fault, quote, read_bytes, read_json, told_of
+from gluon_resnetv2.untrusted import Fault, faults_of, quote, read_bytes, read_json
 
 DEEPEST = 8  # groups in groups
 ZIP, HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
@@ -63,7 +63,7 @@ def read(
         UserError: the file is missing, damaged, of another kind or of a model that computes
             otherwise; or h5py is not installed.
     """
-    with told_of(path):
+    with faults_of(path):
         data, names = read_bytes(path, MOST_BYTES), None
         if data.startswith(ZIP):
             data, names = _unzipped(data)

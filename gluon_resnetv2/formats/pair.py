@@ -33,7 +33,7 @@ from gluon_resnetv2.formats.old_graph import modern
 from gluon_resnetv2.formats.operators import OPERATORS
 from gluon_resnetv2.formats.params_file import PARAMS_BYTES, bare, parse_arrays
 from gluon_resnetv2.layers import DTYPES
-from gluon_resnetv2.untrusted import Fault, read_bytes, read_json, told_of
+from gluon_resnetv2.untrusted import Fault, faults_of, read_bytes, read_json
 
 # What one image may make of memory, in elements: an array as large as so many of its planes (a
 # wide layer has 2048 at a quarter of the size), and all arrays of the graph together.
@@ -119,7 +119,7 @@ class Pair:
             UserError: it does not take them, mixes those of a batch, or would make far more of
                 them than a network does.
         """
-        with told_of("the graph"):
+        with faults_of("the graph"):
             return _check_shapes(self, shape)
 
 
@@ -140,12 +140,12 @@ def read_pair(
     Raises:
         UserError: a file is missing, damaged, no image classifier's, or not what `sums` says.
     """
-    with told_of(params):
+    with faults_of(params):
         data = read_bytes(params, PARAMS_BYTES, _sum_of(params, sums))
         named = parse_arrays(data)
     arrays = {bare(name): array for name, array in named.items()}
     kinds = not any(name in arrays for name in named)
-    with told_of(symbol):
+    with faults_of(symbol):
         graph = modern(read_json(read_bytes(symbol, SYMBOL_BYTES, _sum_of(symbol, sums))))
         nodes = check_graph(graph, {n for n, array in arrays.items() if array.dtype.kind in "iu"})
         check_seal(graph, data)

@@ -28,7 +28,7 @@ import mxnet as mx
 import numpy as np
 
 from gluon_resnetv2.layers import DTYPES
-from gluon_resnetv2.untrusted import Fault, quote, read_bytes, told_of
+from gluon_resnetv2.untrusted import Fault, faults_of, quote, read_bytes
 
 PARAMS_BYTES = 4 << 30  # the most that is read
 LIST = 0x112
@@ -60,7 +60,7 @@ def read_arrays(path: str | Path, sha256: str | None = None) -> dict[str, np.nda
     Raises:
         UserError: the file is missing, damaged, or another one.
     """
-    with told_of(path):
+    with faults_of(path):
         arrays = parse_arrays(read_bytes(path, PARAMS_BYTES, sha256))
     return {bare(name): array for name, array in arrays.items()}
 

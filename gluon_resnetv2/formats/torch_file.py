@@ -30,7 +30,7 @@ from gluon_resnetv2.formats.bounds import (
     check_members,
     is_name,
 )
-from gluon_resnetv2.untrusted import told_of
+from gluon_resnetv2.untrusted import faults_of
 
 # Keys under which training scripts put the state dict among other things.
 WRAPPERS = (
@@ -122,7 +122,7 @@ def read(
 
 
 def _check_members(path):
-    with path.open("rb") as file, told_of(path):
+    with path.open("rb") as file, faults_of(path):
         check_members(file)
 
 

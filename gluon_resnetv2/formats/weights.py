@@ -85,7 +85,7 @@ def write_pair_params(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def check_new(path: Path) -> None:
-    """Lets nothing be lost where a file is written.
+    """Refuses to write over what is there.
 
     Raises:
         UserError: it exists, its folder does not, or that is an export, whose files are counted.

@@ -308,7 +308,7 @@ def _read_checkpoint(folder: Path) -> Source:
 
 
 def check_fits(ours: Arrays, spec: Spec, path: str | Path) -> None:
-    """Lets parameters be that are a network's, by their names and shapes.
+    """Checks that parameters are a network's, by their names and shapes.
 
     Raises:
         UserError: some are not; the message names the first, and how many.

@@ -24,8 +24,8 @@ from gluon_resnetv2.training import statistics
 from gluon_resnetv2.training.answers import Answers
 from gluon_resnetv2.training.datasets import load_data
 from gluon_resnetv2.training.devices import split
-from gluon_resnetv2.training.evaluate import evaluate
 from gluon_resnetv2.training.given import prepared
+from gluon_resnetv2.training.meter import evaluate
 from gluon_resnetv2.training.recipe import Recipe
 from gluon_resnetv2.training.report import PICTURES, check_folder, write_report
 from gluon_resnetv2.training.step import forward_backward

@@ -26,9 +26,9 @@ from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.training import statistics
 from gluon_resnetv2.training.curves import draw_curves
-from gluon_resnetv2.training.evaluate import Meter, evaluate
 from gluon_resnetv2.training.events import Events
 from gluon_resnetv2.training.fields import words
+from gluon_resnetv2.training.meter import Meter, evaluate
 from gluon_resnetv2.training.optimizer import (
     make_trainer,
     optimizer_state,
@@ -442,7 +442,7 @@ class Training:
             self._restore(path, state)
 
     def _check(self, path, state) -> dict[str, tuple]:
-        """Lets a run go on from a checkpoint; returns what its schedule has that is new."""
+        """Checks that a run can go on from a checkpoint; returns what is new in its schedule."""
         if state.steps_per_epoch != self.steps:
             raise UserError(
                 f"{path} has {state.steps_per_epoch} steps in an epoch, not {self.steps}: "

@@ -87,7 +87,7 @@ def all_finite(arrays: Sequence[mx.nd.NDArray]) -> bool:
 
 
 def check_dtype(dtype: str, gpus: Sequence[int] | None) -> None:
-    """Lets through what MXNet can train in: float16 on GPUs, bfloat16 on CPUs with AVX-512.
+    """Checks that MXNet can train in it here: float16 on GPUs, bfloat16 on CPUs with AVX-512.
 
     oneDNN emulates bfloat16, with the same results, where AVX-512 comes without instructions for
     it (avx512_bf16).
@@ -121,7 +121,7 @@ SPACES_VARIABLE, SPACES = "MXNET_CPU_TEMP_COPY", 65536
 
 
 def check_sync(devices: Sequence[mx.Context], dropout: bool = False) -> None:
-    """Lets through devices that can share batch statistics without waiting for each other for ever.
+    """Refuses devices that would wait for each other for ever when they share batch statistics.
 
     Several CPU devices, which are for trials (one computes the same), need an environment variable
     that MXNet reads once, at its first operation: each operator gets memory of its own. Nothing may

@@ -317,7 +317,7 @@ class Recipe:
         return count - count % self.equal_shares(workers)
 
     def equal_shares(self, workers: int) -> int:
-        """By how many a batch has to divide: the devices of all workers, where --sync-bn has any."""
+        """By how many a batch has to divide: with --sync-bn the devices of all workers."""
         return self.devices * workers if self.sync_bn and self.devices > 1 else 1
 
     @property

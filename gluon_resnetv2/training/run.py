@@ -23,7 +23,7 @@ from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import locked, whole_file, write_json
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.training.recipe import SCHEDULE, Recipe
-from gluon_resnetv2.untrusted import Fault, read_bytes, read_json, told_of
+from gluon_resnetv2.untrusted import Fault, faults_of, read_bytes, read_json
 
 # What the names of a run's files begin with that has done nothing yet.
 UNBEGUN = ("recipe.json", ".recipe.json.", "events.out.tfevents.")
@@ -108,7 +108,7 @@ class Run:
                     self.folder.rmdir()
 
     def close(self) -> None:
-        """Lets another process go on here."""
+        """Releases the folder: another process may go on here."""
         self._alone.close()
 
     def last_checkpoint(self, warn: Callable[[str], object] = print) -> tuple[Path, State] | None:
@@ -243,7 +243,7 @@ def read_metrics(folder: str | Path) -> list[dict]:
     path = Path(folder) / "metrics.jsonl"
     if not path.exists():
         raise UserError(f"{path} is missing; is {folder} a run's folder?")
-    with told_of(path):
+    with faults_of(path):
         lines = io.BytesIO(read_bytes(path, METRICS_BYTES))
     records = []
     for line in lines:

@@ -159,7 +159,7 @@ class Records:
         return names if usable else None
 
     def check_list(self) -> None:
-        """Lets no list of other images name the classes: some records are looked up in it.
+        """Checks that the list is of these images: some records are looked up in it.
 
         Raises:
             UserError: it says another label of one.
