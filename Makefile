@@ -43,18 +43,19 @@ test-slow: $(VENV)/$(TEST_EXTRAS)
 	$(RUN) -W error -m pytest -m slow $(SLOW)
 
 # The tests on every other Python of MINORS that is on PATH or that pyenv has, without PyTorch,
-# whose wheels for them may bring gigabytes of CUDA.
+# whose wheels for them may bring gigabytes of CUDA. An error where there is none of them.
 MINORS := 10 11 12 13 14
 test-pythons:
-	@for minor in $(MINORS); do \
+	@ran=; for minor in $(MINORS); do \
 		for python in python3.$$minor $$(pyenv root 2>/dev/null)/versions/3.$$minor.*/bin/python; do \
-			if $$python -c '$(WORKS)' 2>/dev/null; then \
-				test $$($(PYTHON) -c 'import sys; print(sys.version_info[1])') = $$minor && break; \
-				$(MAKE) test PYTHON=$$python VENV=.venv-3.$$minor TEST_EXTRAS=cpu,dev,mlserver,native,onnx || exit 1; \
-				break; \
-			fi; \
+			$$python -c '$(WORKS)' 2>/dev/null || continue; \
+			ran="$$ran $$minor"; \
+			test $$($(PYTHON) -c 'import sys; print(sys.version_info[1])') = $$minor && break; \
+			$(MAKE) test PYTHON=$$python VENV=.venv-3.$$minor TEST_EXTRAS=cpu,dev,mlserver,native,onnx || exit 1; \
+			break; \
 		done; \
-	done
+	done; \
+	test -n "$$ran" || { echo "error: no Python 3.N is here, N being $(MINORS)" >&2; exit 2; }
 
 lint: $(VENV)/$(TEST_EXTRAS)
 	$(RUN) -m ruff check .
