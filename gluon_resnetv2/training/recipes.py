@@ -115,9 +115,24 @@ RECIPES = {
     ),
     "folder": Named(
         _OWN_IMAGES,
-        source="this project: what --dataset folder and sets like MNIST take by default",
+        source="this project: what --dataset folder takes by default",
         cost="depends on the images",
         expected="depends on the images",
+    ),
+    "fashion-mnist": Named(
+        {
+            **_OWN_IMAGES,
+            "dataset": "fashion-mnist",
+            "optimizer": "nag",
+            "batch_size": 128,
+            "num_epochs": 45,
+            "lr": 0.1,
+            "warmup_epochs": 1.0,
+            "wd": 5e-4,
+        },
+        source="this project: what --dataset fashion-mnist, mnist, kmnist and idx take by default",
+        cost="",
+        expected="",
     ),
     "paper-cifar10": Named(
         {"model": "preact164"},
@@ -228,6 +243,7 @@ RECIPES = {
 
 # Of data sets for which the paper's recipe for CIFAR is none, the recipe without --recipe.
 DEFAULTS = {
-    **dict.fromkeys(("mnist", "fashion-mnist", "kmnist", "idx", "folder"), "folder"),
+    **dict.fromkeys(("mnist", "fashion-mnist", "kmnist", "idx"), "fashion-mnist"),
+    "folder": "folder",
     "imagenet": "paper-imagenet",
 }
