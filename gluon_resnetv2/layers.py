@@ -13,7 +13,7 @@ from mxnet import initializer
 from mxnet.gluon import Block, HybridBlock, nn
 
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.spec import Conv, Gate, Spec
+from gluon_resnetv2.spec import Conv, Spec
 
 # What a network computes in, and MXNet's word for it.
 DTYPES: dict[str, Any] = {
@@ -173,18 +173,16 @@ def batch_norm(
     )
 
 
-def convolution(conv: Conv, spec: Spec, numerics: Numerics) -> Convolution:
-    """The convolution that `conv` describes; a gate's bias starts where the shortcut says."""
-    gate = spec.shortcut
-    bias = gate.bias if conv.name == "gate" and isinstance(gate, Gate) else 0.0
+def convolution(conv: Conv, numerics: Numerics) -> Convolution:
+    """The convolution that `conv` describes."""
     return Convolution(
         conv.out_channels,
         conv.kernel,
         strides=conv.stride,
         padding=conv.kernel // 2,
         in_channels=conv.in_channels,
-        use_bias=conv.bias,
-        bias_initializer=initializer.Constant(bias),
+        use_bias=conv.bias is not None,
+        bias_initializer=initializer.Constant(conv.bias or 0.0),
         numerics=numerics,
         prefix=f"{conv.name}_",
     )

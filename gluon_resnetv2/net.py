@@ -48,7 +48,7 @@ class ResNetV2(HybridBlock):
             yield batch_norm("bn_data", spec.in_channels, spec, self.numerics, **learned)
         for op in spec.stem_ops:
             yield (
-                convolution(spec.stem_conv, spec, self.numerics)
+                convolution(spec.stem_conv, self.numerics)
                 if op == "conv0"
                 else self._bn_or_relu(op, spec.channels[0])
             )

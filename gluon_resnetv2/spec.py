@@ -49,13 +49,19 @@ class Shortcut:
 
     Attributes:
         random: whether each training step draws it anew.
+        projects: whether it is a 1x1 convolution in every unit.
     """
 
-    random = False
+    random = projects = False
 
     @property
     def factor(self) -> float | None:
         """By which h(x) is a multiple of x, where it is nothing else."""
+        return None
+
+    @property
+    def gate_bias(self) -> float | None:
+        """Where the bias of its gate, another 1x1 convolution, starts; None without a gate."""
         return None
 
 
@@ -101,6 +107,10 @@ class Gate(Shortcut):
     def __post_init__(self) -> None:
         _check_finite(self.bias)
 
+    @property
+    def gate_bias(self) -> float:
+        return self.bias
+
     def __str__(self) -> str:
         return f"{'exclusive-gate' if self.exclusive else 'gate'}:{self.bias:g}"
 
@@ -108,6 +118,8 @@ class Gate(Shortcut):
 @dataclass(frozen=True)
 class Conv1x1(Shortcut):
     """A 1x1 convolution on every shortcut (Fig. 2e; option C of [v1])."""
+
+    projects = True
 
     def __str__(self) -> str:
         return "conv1x1"
@@ -167,14 +179,18 @@ def parse_shortcut(text: str) -> Shortcut:
 
 @dataclass(frozen=True)
 class Conv:
-    """A square convolution, padded to keep the map's size but for its stride."""
+    """A square convolution, padded to keep the map's size but for its stride.
+
+    Attributes:
+        bias: where its bias starts; None without one.
+    """
 
     name: str
     in_channels: int
     out_channels: int
     kernel: int
     stride: int = 1
-    bias: bool = False
+    bias: float | None = None
 
 
 @dataclass(frozen=True)
@@ -318,7 +334,7 @@ class Spec:
     @property
     def stem_conv(self) -> Conv:
         kernel, stride, _ = STEM[self.stem]
-        return Conv("conv0", self.in_channels, self.channels[0], kernel, stride, self.biases)
+        return Conv("conv0", self.in_channels, self.channels[0], kernel, stride, self._bias)
 
     @property
     def stem_pool(self) -> bool:
@@ -357,7 +373,7 @@ class Spec:
         strided = 0
         if self.stride_on == "3x3":
             strided = [kernel for kernel, _ in layers].index(3)
-        biases = [False] * (len(layers) - 1) + [self.biases]
+        biases = [None] * (len(layers) - 1) + [self._bias]
         convs = tuple(
             Conv(f"conv{i + 1}", before, after, kernel, stride if i == strided else 1, bias)
             for i, ((kernel, _), before, after, bias) in enumerate(
@@ -368,7 +384,7 @@ class Spec:
         widens = in_channels != outs[-1]
         changes_shape = stride > 1 or widens
         projects = self.has_shortcut and (
-            isinstance(self.shortcut, Conv1x1)
+            self.shortcut.projects
             or self.widening == "C"
             or (self.widening == "B" and (widens or (changes_shape and self.stride_in == "first")))
             or (self.project_first and index == 1)
@@ -384,16 +400,21 @@ class Spec:
             convs=convs,
             split_after_pre=(self.split_after_pre == "projection" and projects)
             or (self.split_after_pre == "widening" and changes_shape),
-            projection=Conv("sc", in_channels, outs[-1], 1, stride, self.biases)
+            projection=Conv("sc", in_channels, outs[-1], 1, stride, self._bias)
             if projects
             else None,
             # Both summands are normalised or neither is: "BN layers are adopted right after the
             # weight layers" (caption of [v2] Fig. 2).
             projection_bn=any(op.startswith("bn") for op in body[body.index(convs[-1].name) :]),
-            gate=Conv("gate", in_channels, outs[-1], 1, stride, bias=True)
-            if isinstance(self.shortcut, Gate)
+            gate=Conv("gate", in_channels, outs[-1], 1, stride, self.shortcut.gate_bias)
+            if self.shortcut.gate_bias is not None
             else None,
         )
+
+    @property
+    def _bias(self) -> float | None:
+        """As of a `Conv`: that of convolutions which have one with `biases` alone."""
+        return 0.0 if self.biases else None
 
     @property
     def has_shortcut(self) -> bool:
@@ -412,7 +433,7 @@ class Spec:
             bn += sum(2 * unit.bn_channels(op) for op in ops if op.startswith("bn"))
             bn += 2 * unit.out_channels * (unit.projection is not None and unit.projection_bn)
         weights = sum(
-            conv.in_channels * conv.out_channels * conv.kernel**2 + conv.out_channels * conv.bias
+            conv.out_channels * (conv.in_channels * conv.kernel**2 + (conv.bias is not None))
             for conv, _ in self._convs(image_size=1)
         )
         return bn + weights + (self.out_channels + 1) * self.classes

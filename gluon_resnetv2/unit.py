@@ -30,7 +30,7 @@ class ResidualUnit(HybridBlock):
         self.shortcut = spec.shortcut
         self.has_shortcut = spec.has_shortcut
         with self.name_scope():
-            blocks = {conv.name: convolution(conv, spec, numerics) for conv in unit.convs}
+            blocks = {conv.name: convolution(conv, numerics) for conv in unit.convs}
             for op in unit.pre + unit.body + unit.after:
                 if op.startswith("bn"):
                     blocks[op] = batch_norm(op, unit.bn_channels(op), spec, numerics)
@@ -41,7 +41,7 @@ class ResidualUnit(HybridBlock):
             self.after = chain([blocks[op] for op in unit.after])
             self.widen = chain(self._widening(spec))
             if unit.gate:
-                self.gate = convolution(unit.gate, spec, numerics)
+                self.gate = convolution(unit.gate, numerics)
             if isinstance(self.shortcut, Dropout):
                 # cuDNN's dropout does not heed mx.random.seed, on which masks have to depend.
                 self.dropout = nn.HybridLambda(
@@ -53,7 +53,7 @@ class ResidualUnit(HybridBlock):
         """What fits the shortcut to the shape of F(x): nothing where it fits already."""
         unit = self.unit
         if unit.projection:
-            blocks = [convolution(unit.projection, spec, self.numerics)]
+            blocks = [convolution(unit.projection, self.numerics)]
             if unit.projection_bn:
                 blocks.append(batch_norm("scbn", unit.out_channels, spec, self.numerics))
             return blocks
