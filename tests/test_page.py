@@ -58,8 +58,8 @@ def test_only_what_is_in_the_page_may_run(tag):
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory):
-    """A network that knows digits, the same with a class that has a hostile name, and one of grey
-    images that knows nothing.
+    """A network that knows digits, the same with a class that has a hostile name, and two of grey
+    images that know nothing, of letters and of MNIST's digits.
     """
     folder = tmp_path_factory.mktemp("exports")
     train(folder / "run", RECIPE, dataset=data.load("digits", image_size=SIZE))
@@ -70,9 +70,12 @@ def exports(tmp_path_factory):
     write_manifest(hostile, manifest)
     net = ResNetV2(named("preact8", unit="basic", in_channels=1))
     randomise(net)
-    about = {"classes": list("abcdefghij"), "mean": [80.0], "std": [60.0]}
-    export(net, folder / "grey", (1, 28, 28), **about)
-    return [f"digits={digits}", f"hostile={hostile}", f"grey={folder / 'grey'}"]
+    grey = {"grey": "abcdefghij", "mnist": "0123456789"}
+    for name, classes in grey.items():
+        about = {"classes": list(classes), "mean": [80.0], "std": [60.0]}
+        export(net, folder / name, (1, 28, 28), **about)
+    models = [f"{name}={folder / name}" for name in grey]
+    return [f"digits={digits}", f"hostile={hostile}", *models]
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +234,31 @@ def test_a_drawn_digit_is_recognised(page):
     asked = page.requests()
     assert f"{page.url}v2/models/digits/infer" in asked
     assert [url for url in asked if not url.startswith((page.url, "data:"))] == []
+
+
+@pytest.mark.parametrize("corner", [(0.1, 0.1), (0.6, 0.5)])
+def test_what_is_drawn_for_mnist_is_framed_as_its_images_are(page, corner):
+    """In a box of 20 pixels of 28, the centre of mass in the middle, says MNIST's page."""
+    from selenium.webdriver.support.ui import Select
+
+    Select(page["model"]).select_by_value("mnist")
+    page.wait(lambda: page["model"].get_attribute("value") == "mnist")
+    left, top = corner
+    page.draw([[(left, top), (left, top + 0.3), (left + 0.15, top + 0.3)]])  # an L: heavy below
+    page.answers()
+    script = """
+        const {width, height} = arguments[0], context = arguments[0].getContext("2d");
+        return [width, height, ...context.getImageData(0, 0, width, height).data];
+    """
+    width, height, *values = page.browser.execute_script(script, page["seen"])
+    image = np.array(values, float).reshape(height, width, 4)[..., 0]
+    assert image.shape == (28, 28)
+    rows, columns = np.nonzero(image > 60)
+    assert np.ptp(rows) + 1 == pytest.approx(20, abs=1)
+    assert np.ptp(columns) + 1 == pytest.approx(11, abs=2)
+    centre = [np.average(np.arange(28), weights=image.sum(axis=axis)) for axis in (0, 1)]
+    assert centre == pytest.approx([13.5, 13.5], abs=0.3)
+    assert abs(rows.mean() - (rows.min() + rows.max()) / 2) > 1  # which the box's middle is not
 
 
 @pytest.mark.parametrize("width", [1280, 390])
