@@ -40,6 +40,13 @@ UNIT = {
     "bottleneck": ((1, 1), (3, 1), (1, 4)),
 }
 
+# Where a unit changes shape: "A" subsamples and pads with zero channels, "B" projects; "C" projects
+# in every unit ([v1] section 3.3, 4.1). The same as B with the shortcut Conv1x1.
+WIDENING = ("A", "B", "C")
+STRIDE_ON = ("first", "3x3")  # a bottleneck's stride on its first 1x1 convolution, or on its 3x3
+# Batch normalisation of the input: "off"; "shift" learns beta alone; "plain" learns nothing.
+INPUT_BN = ("off", "shift", "plain")
+
 
 # -- Shortcuts: h(x) and what weighs F(x) in Eq. (1), [v2] Table 1 and Fig. 2 ----------------------
 
@@ -263,14 +270,12 @@ class Spec:
     unit: str = "basic"
     order: str = "full_preact"
     shortcut: Shortcut = Identity()  # or its text, as `parse_shortcut` reads it
-    # Where a unit changes shape: "A" subsamples and pads with zero channels, "B" projects; "C"
-    # projects in every unit ([v1] section 3.3, 4.1). The same as B with the shortcut Conv1x1.
-    widening: str = "B"
+    widening: str = "B"  # one of `WIDENING`
     classes: int = 10
     in_channels: int = 3
 
     # Switches in which published implementations differ.
-    stride_on: str = "first"  # a bottleneck's stride on its "first" 1x1, or on its "3x3"
+    stride_on: str = "first"  # one of `STRIDE_ON`
     # The first unit's pre-activation: in the "stem", before the split and the max pooling (the
     # paper's appendix); in the "unit" like all others; in "both" (MXNet's ImageNet example).
     first_activation: str = "stem"
@@ -287,8 +292,7 @@ class Spec:
     # The padding of the stem's max pooling: "ignored", or a "zero" that counts, which it does where
     # the map is negative (Keras).
     pool_pad: str = "ignored"
-    # Batch normalisation of the input: "off"; "shift" learns beta alone; "plain" learns nothing.
-    input_bn: str = "off"
+    input_bn: str = "off"  # one of `INPUT_BN`
     bn_eps: float = 1e-5
     bn_momentum: float = 0.9
 
@@ -297,14 +301,14 @@ class Spec:
             "stem": STEM,
             "unit": UNIT,
             "order": ORDER,
-            "widening": ("A", "B", "C"),
-            "stride_on": ("first", "3x3"),
+            "widening": WIDENING,
+            "stride_on": STRIDE_ON,
             "first_activation": ("stem", "unit", "both"),
             "stride_in": ("first", "last"),
             "split_after_pre": ("projection", "widening", "none"),
             "biases": (False, True),
             "pool_pad": ("ignored", "zero"),
-            "input_bn": ("off", "shift", "plain"),
+            "input_bn": INPUT_BN,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -518,6 +522,7 @@ FAMILIES = {
     "resnet": ("original", Identity()),
     "plain": ("original", Scale(0.0, 1.0)),
 }
+MODEL_HELP = f"{', '.join(f'{family}N' for family in FAMILIES)}, N the depth"
 
 
 def cifar(depth: int, unit: str | None = None, **switches: Any) -> Spec:

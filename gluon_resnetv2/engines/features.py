@@ -12,7 +12,8 @@ from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.formats.pair import Pair
 
 CLASSIFIERS = ("FullyConnected", "_sg_mkldnn_fully_connected")
-BEHIND = ("softmax", "SoftmaxOutput", "amp_cast")  # operators that keep what a classifier says
+SOFTMAX = ("softmax", "SoftmaxOutput")  # operators that make probabilities of logits
+BEHIND = (*SOFTMAX, "amp_cast")  # operators between a classifier and the graph's output
 
 
 def features(pair: Pair, name: str) -> tuple[mx.sym.Symbol, Callable[[np.ndarray], np.ndarray]]:

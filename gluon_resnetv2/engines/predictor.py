@@ -13,6 +13,7 @@ import mxnet as mx
 import numpy as np
 
 from gluon_resnetv2.engines import forms
+from gluon_resnetv2.engines.features import SOFTMAX
 from gluon_resnetv2.engines.features import features as features_of
 from gluon_resnetv2.engines.images import normalise, read_image
 from gluon_resnetv2.engines.native.block import native_symbol
@@ -30,7 +31,6 @@ from gluon_resnetv2.formats.pair import Pair
 from gluon_resnetv2.scores import likeliest, log, softmax
 
 FUSED = ("_sg_mkldnn", "_contrib_quantize")  # how operators of fused graphs are called
-SOFTMAX = ("softmax", "SoftmaxOutput")  # operators
 TIMED = 16  # images at once, and
 TRIALS = 3  # times each, to find the fastest form
 

@@ -28,6 +28,7 @@ from gluon_resnetv2.engines.reference import (
 )
 from gluon_resnetv2.engines.runtimes import symbol_block
 from gluon_resnetv2.errors import UserError, last_line
+from gluon_resnetv2.exports import SERVERS
 from gluon_resnetv2.exports.mlserver_settings import settings_for
 from gluon_resnetv2.exports.onnx import export_onnx
 from gluon_resnetv2.files import sha256, whole_folder, write_json
@@ -122,12 +123,13 @@ def export_parameters(
     name, folder = spec.name, Path(folder).resolve()  # what a link leads to is replaced
     if len(classes) != spec.classes:
         raise UserError(f"{len(classes)} names do not fit {spec.classes} classes")
-    if server not in (None, "mlserver"):
-        raise UserError(f"an export can be for mlserver, not for {server}")
+    if server not in (None, *SERVERS):
+        raise UserError(f"an export can be for {', '.join(SERVERS)}, not for {server}")
     if form.precision not in PRECISIONS:
         raise UserError(f"a precision is one of {', '.join(PRECISIONS)}, not {form.precision}")
     if onnx and (form.fused or form.precision != "float32"):
-        raise UserError("ONNX is written from the plain float32 graph, not fused, in 16 or 8 bits")
+        what = "a fused graph" if form.fused else form.precision
+        raise UserError(f"ONNX is written from the plain float32 graph, not from {what}")
     pixels = None
     if form.precision != "float32":
         pixels = _real_images(form.precision, calibration, tuple(image_shape))

@@ -8,6 +8,7 @@ import re
 from typing import TYPE_CHECKING
 
 from gluon_resnetv2.data.randaugment import STRONGEST
+from gluon_resnetv2.engines.native import DTYPES
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.spec import IMAGE_SIZE_MAX
 from gluon_resnetv2.training.fields import fits, flag
@@ -223,5 +224,5 @@ def _check_native(recipe):
     ):
         if what:
             raise UserError(f"--engine native and {flag(name)} exclude each other")
-    if recipe.dtype not in ("float32", "bfloat16"):
-        raise UserError(f"--engine native computes in float32 or bfloat16, not {recipe.dtype}")
+    if recipe.dtype not in DTYPES:
+        raise UserError(f"--engine native computes in {' or '.join(DTYPES)}, not {recipe.dtype}")

@@ -10,9 +10,12 @@ import argparse
 
 # What --engine takes: MXNet's operators, or the native one as well.
 ENGINES = ("mxnet", "native")
+ENGINE_HELP = (
+    "what computes: MXNet's operators, or native: ours for CPUs (needs the extra `native`)"
+)
+DTYPES = ("float32", "bfloat16")  # that the native engine computes in
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
     """The option --engine of what computes with a network."""
-    help = "native: by our operator (extra `native`)"
-    parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help=help)
+    parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help=ENGINE_HELP)
