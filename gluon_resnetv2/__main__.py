@@ -1,4 +1,4 @@
-"""`python -m gluon_resnetv2 VERB`."""
+"""`python -m gluon_resnetv2 VERB`, or `resnetv2 VERB`."""
 
 from __future__ import annotations
 

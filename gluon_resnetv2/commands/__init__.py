@@ -7,8 +7,10 @@ answers at once.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 from gluon_resnetv2 import __version__, cli
 
@@ -33,8 +35,13 @@ VERBS = {
 
 
 def parser(words: Sequence[str]) -> cli.Parser:
-    """The parser of a command line, with the options of the one verb that it names."""
-    parser = cli.Parser(prog="python -m gluon_resnetv2", description="ResNet v2 on MXNet Gluon")
+    """The parser of a command line, with the options of the one verb that it names.
+
+    Its help has the program's name as the user typed it.
+    """
+    own = Path(sys.argv[0]).name == "resnetv2"
+    prog = "resnetv2" if own else "python -m gluon_resnetv2"
+    parser = cli.Parser(prog=prog, description="ResNet v2 on MXNet Gluon")
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     for name, about in VERBS.items():
