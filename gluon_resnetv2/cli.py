@@ -35,7 +35,7 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
     """Shows each option's default where there is one to show."""
 
     def _get_help_string(self, action):
-        nothing = action.default is None or action.default is False
+        nothing = action.default is False or action.default in (None, [], ())
         return action.help if nothing else super()._get_help_string(action)
 
     def _split_lines(self, text, width):
@@ -72,6 +72,14 @@ def shape(text: str) -> tuple[int, int, int]:
         raise argparse.ArgumentTypeError(f"{text} is no C,H,W, as in 3,224,224")
     channels, height, width = map(int, sizes)
     return channels, height, width
+
+
+def add_shape(parser: argparse.ArgumentParser) -> None:
+    """The option --shape of verbs that take any pair."""
+    about = (
+        "shape of an image, for a pair without manifest: C,H,W, or H,W,C if the graph takes that"
+    )
+    parser.add_argument("--shape", type=shape, help=about)
 
 
 def numbers(text: str) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import stat
 import subprocess
 import sys
@@ -102,7 +103,23 @@ def test_every_verb_is_a_module_whose_help_needs_no_mxnet():
 def test_help_says_what_a_verb_does(verb, capsys):
     with pytest.raises(SystemExit):
         commands.parser([verb]).parse_args([verb, "--help"])
-    assert " ".join(commands.VERBS[verb].split()) in " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert " ".join(commands.VERBS[verb].split()) in printed
+    assert not re.search(r"default: (\[\]|\(\)|None|False)", printed)
+
+
+@pytest.mark.parametrize(
+    ("path", "program"),
+    [
+        ("/usr/bin/resnetv2", "resnetv2"),
+        ("/lib/gluon_resnetv2/__main__.py", "python -m gluon_resnetv2"),
+    ],
+)
+def test_usage_names_the_program_as_it_was_called(monkeypatch, capsys, path, program):
+    monkeypatch.setattr(sys, "argv", [path])
+    with pytest.raises(SystemExit):
+        commands.parser(["pack"]).parse_args(["pack", "--help"])
+    assert capsys.readouterr().out.startswith(f"usage: {program} pack ")
 
 
 def test_a_long_option_stays_whole_in_help(capsys):
@@ -111,7 +128,7 @@ def test_a_long_option_stays_whole_in_help(capsys):
     printed = capsys.readouterr().out
     assert [line for line in printed.splitlines() if line.rstrip().endswith("-")] == []
     headings = [line for line in printed.splitlines() if line.endswith(":") and line[0] != " "]
-    assert headings == ["options:", "run:", "network:", "data:", "optimisation:", "machine:"]
+    assert headings == ["options:", "network:", "data:", "optimisation:", "machine:", "run:"]
 
 
 def test_the_version_is_the_package_s(capsys):

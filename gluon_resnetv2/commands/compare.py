@@ -7,8 +7,8 @@ import argparse
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `compare`."""
-    parser.add_argument("runs", nargs="+", metavar="run", help="a run's folder")
-    parser.add_argument("--output", default="compare.png", help="the picture")
+    parser.add_argument("runs", nargs="+", metavar="run", help="folder of a run")
+    parser.add_argument("--output", default="compare.png", help="file of the picture")
 
 
 def run(options: argparse.Namespace) -> None:

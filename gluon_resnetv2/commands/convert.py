@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gluon_resnetv2 import cli
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.formats.pretrained import FOLDERS_HELP
 from gluon_resnetv2.interop import LAYOUTS, PACKAGES
 from gluon_resnetv2.spec import IMAGE_SIZE_MAX, IMAGE_SIZES_HELP
 
@@ -27,29 +28,55 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "source",
         metavar="SRC",
-        help="a .params, .pth, .safetensors, .h5 or .keras file; an export; "
-        f"{', '.join(f'{package}:NAME' for package in PACKAGES)}, from that package's own loader",
+        help="weights to read: a .params, .pth, .safetensors, .h5 or .keras file, an export, "
+        f"a run, {FOLDERS_HELP}, or {', '.join(f'{package}:NAME' for package in PACKAGES)}, which "
+        "that package loads",
     )
-    add("--from", dest="source_layout", choices=LAYOUTS, help="whose names; default: what fits")
-    add("--to", dest="layout", choices=LAYOUTS, help="whose names; default: an export of ours")
-    add("-o", "--output", required=True, metavar="OUT", help="a folder; with --to, a file")
+    add(
+        "--from",
+        dest="source_layout",
+        choices=LAYOUTS,
+        metavar="LAYOUT",
+        help=f"layout of SRC's weights: {', '.join(LAYOUTS)}; default: what fits their names",
+    )
+    add(
+        "--to",
+        dest="layout",
+        choices=LAYOUTS,
+        metavar="LAYOUT",
+        help="write a file of weights in this layout, one of those of --from, instead of an export",
+    )
+    add(
+        "-o",
+        "--output",
+        required=True,
+        metavar="OUT",
+        help="folder of the export to write; with --to, file of the weights",
+    )
     add(
         "--image-size",
         type=int,
-        help=f"of an export, in pixels; default: {IMAGE_SIZES_HELP}, by the stem",
+        help="height and width of the images that the export takes, in pixels; default: "
+        f"{IMAGE_SIZES_HELP}, by the network's first layers",
     )
     add(
         "--classes",
         metavar="FILE",
-        help="names of an export's classes, one a line, a new classifier's if there is none",
+        help="text file of the export's class names, one a line; weights that come without a "
+        "classifier are given one for these classes",
     )
     add(
         "--mean",
         type=_colour,
         metavar="R,G,B",
-        help="what an export subtracts from 0 to 255; default: the source's",
+        help="mean of each channel, 0 to 255, that is subtracted from the export's images; "
+        "default: that of SRC",
     )
-    add("--weights", metavar="KEY", help="the set of a PyTorch file that has several, as EMA's")
+    add(
+        "--weights",
+        metavar="KEY",
+        help="which weights to take of a PyTorch file that holds several sets, as with an EMA",
+    )
 
 
 def run(options: argparse.Namespace) -> None:

@@ -6,37 +6,62 @@ import argparse
 import os
 
 from gluon_resnetv2 import cli
+from gluon_resnetv2.data import NAMES
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.formats.pretrained import FOLDERS_HELP
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `evaluate`."""
     add = parser.add_argument
-    add("source", help="folder of a run or an export")
-    add("--checkpoint", default="last", help="of a run: last, best, or a step")
-    add("--dataset", help="default: the run's")
+    add("source", help=f"folder of a run or an export, or {FOLDERS_HELP}")
+    add(
+        "--checkpoint",
+        default="last",
+        help="checkpoint of a run: last, best, or the number of its step",
+    )
+    add("--dataset", help=f"images to test on: {', '.join(NAMES)}; default: the run's")
     add("--data-dir", help="folder of the data set; default: the run's")
-    add("--gpus", type=cli.numbers, help="as in 0,1,2,3")
-    add("--cpus", type=int, default=1, help="devices to simulate without --gpus")
-    add("--batch-size", type=int, default=64, help="images at once")
-    add("--size", type=int, help="ImageNet: of a crop; default: the run's")
-    add("--crops", type=int, default=1, choices=(1, 10), help="ImageNet: crops of each image")
+    add("--gpus", type=cli.numbers, help="GPUs to compute on, as in 0,1,2,3; default: the CPU")
+    add("--cpus", type=int, default=1, help="devices to simulate on the CPU, without --gpus")
+    add("--batch-size", type=int, default=64, help="images computed at once")
+    add(
+        "--size",
+        type=int,
+        help="images that are cut out (imagenet, folder): height and width of a crop in pixels; "
+        "default: the run's",
+    )
+    add(
+        "--crops",
+        type=int,
+        default=1,
+        choices=(1, 10),
+        help="images that are cut out (imagenet, folder): crops of each to average",
+    )
     add(
         "--scales",
         type=cli.numbers,
         default=(),
-        help="ImageNet: whole images at these shorter sides",
+        help="images that are cut out (imagenet, folder): instead of crops, average whole images "
+        "with these shorter sides in pixels, as in 224,256",
     )
     add(
         "--recalibrate",
         type=int,
         default=0,
         metavar="N",
-        help="first measure batch normalisation's statistics over N training batches",
+        help="first measure a run's batch normalisation statistics anew, over N training batches; "
+        "0: keep them",
     )
-    add("--threads", type=int, help="that read images; default: one per CPU")
     add(
-        "--leave-out", action="store_true", help="ImageNet: go without images that can't be decoded"
+        "--threads",
+        type=int,
+        help="folder, imagenet: threads that read images; default: one per CPU",
+    )
+    add(
+        "--leave-out",
+        action="store_true",
+        help="folder, imagenet: go without images that can't be decoded",
     )
     add(
         "--report",

@@ -6,32 +6,52 @@ import argparse
 import dataclasses
 
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.formats.precisions import PRECISIONS
+from gluon_resnetv2.exports import SERVERS
+from gluon_resnetv2.formats.precisions import PRECISIONS, PRECISIONS_HELP
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `export`."""
     add = parser.add_argument
-    add("run", help="a run's folder")
-    add("--output", help="the export's folder; default: RUN/export")
-    add("--checkpoint", help="last, best, or a step; default: the run's --export")
-    add("--pixels", action="store_true", help="the graph takes 0 to 255 itself")
-    add("--softmax", action="store_true", help="the graph gives probabilities")
+    add("run", help="folder of a run")
+    add("--output", help="folder of the export; default: RUN/export")
+    add(
+        "--checkpoint",
+        help="checkpoint to export: last, best, or the number of its step; default: as the run's "
+        "--export says",
+    )
+    add(
+        "--pixels",
+        action="store_true",
+        help="have the graph take pixels, 0 to 255, and normalise them itself",
+    )
+    add(
+        "--softmax",
+        action="store_true",
+        help="have the graph give probabilities instead of logits",
+    )
     add(
         "--precision",
         default="float32",
         choices=PRECISIONS,
-        help="that it computes in; 16 and 8 bits are held against float32 on training images",
+        help=f"what the graph computes in; {PRECISIONS_HELP}; in parentheses, of how many "
+        "calibration images the class must be float32's".replace("%", "%%"),
     )
-    add("--calibration-images", type=int, default=256, help="how many of them")
-    add("--data-dir", help="folder that has them; default: the run's")
+    add(
+        "--calibration-images",
+        type=int,
+        default=256,
+        help="number of training images that other precisions than float32 are calibrated and "
+        "checked with",
+    )
+    add("--data-dir", help="folder of the data set with these training images; default: the run's")
     add("--fused", action="store_true", help="write the graph as MXNet's oneDNN backend fuses it")
-    add("--to", choices=("onnx",), help="write NAME.onnx too")
+    add("--to", choices=("onnx",), help="write NAME.onnx too, for other runtimes than MXNet")
     add(
         "--for",
         dest="server",
-        choices=("mlserver",),
-        help="write what that server needs beside the pair",
+        choices=SERVERS,
+        help="write the settings that this server needs beside the pair",
     )
 
 

@@ -16,22 +16,42 @@ START_RETRIES = 3  # ps-lite aborts in about one of sixty starts
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `launch`."""
     add = parser.add_argument
-    add("--workers", type=int, required=True, help="how many processes train")
-    add("--servers", type=int, default=1, help="how many processes add up gradients")
+    add("--workers", type=int, required=True, help="number of processes that train")
+    add("--servers", type=int, default=1, help="number of processes that add up gradients")
     add(
         "--launcher",
         choices=("local", "ssh", *STARTERS, "none"),
         default="local",
-        help="what starts them: this machine, ssh, mpirun, srun, or you, by the command shown",
+        help="what starts the processes: this machine (local), ssh, mpirun, srun, or you, by the "
+        "command shown (none)",
     )
-    add("--hosts", help="file with a machine per line, for ssh as NAME or NAME:PORT, and for mpi")
-    add("--address", help="HOST or HOST:PORT at which this machine is reached; default: found")
-    add("--restarts", type=int, default=0, help="how often to start again after a failure")
     add(
-        "--start-timeout", type=float, default=120, help="seconds the start may go without progress"
+        "--hosts",
+        help="with --launcher ssh or mpi, file with a machine per line; for ssh, as NAME or "
+        "NAME:PORT",
     )
-    add("--grace", type=float, default=60, help="seconds from SIGTERM to the end of all workers")
-    add("command", nargs="+", help="after --, what each worker runs, with --kv-store dist_sync")
+    add(
+        "--address",
+        help="HOST or HOST:PORT at which the workers reach this machine; default: found",
+    )
+    add("--restarts", type=int, default=0, help="how often to start all again after a failure")
+    add(
+        "--start-timeout",
+        type=float,
+        default=120,
+        help="seconds that the start may go without progress",
+    )
+    add(
+        "--grace",
+        type=float,
+        default=60,
+        help="seconds that all workers have to end, once SIGTERM or Ctrl-C asks them to",
+    )
+    add(
+        "command",
+        nargs="+",
+        help="after --, the training command that each worker runs, with --kv-store dist_sync",
+    )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -9,8 +9,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `pack`."""
     add = parser.add_argument
     add("source", help="folder with a folder of images for each class")
-    add("output", help="train.rec or val.rec to be")
-    add("--resize", type=int, help="scale larger images to this shorter side")
+    add("output", help="file to write, called train.rec or val.rec")
+    add("--resize", type=int, help="scale larger images down to this shorter side, in pixels")
     add("--leave-out", action="store_true", help="leave out images that can't be decoded")
 
 

@@ -25,6 +25,7 @@ from gluon_resnetv2.engines.native import add_engine
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import whole_file
 from gluon_resnetv2.formats.npy_file import Rows
+from gluon_resnetv2.formats.pretrained import FOLDERS_HELP
 
 if TYPE_CHECKING:
     from gluon_resnetv2.engines.predictor import Predictor
@@ -39,7 +40,7 @@ FORMATS = ("text", "csv", "json")
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `predict`."""
     add = parser.add_argument
-    add("export", help="folder of an export or run")
+    add("export", help=f"folder of an export or run, or {FOLDERS_HELP}")
     add(
         "images",
         nargs="+",
@@ -50,15 +51,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--format",
         default="text",
         choices=FORMATS,
-        help="csv and json (a line for each image) name the file, and each class with its score",
+        help="how to print the classes: as text, or with file names and scores as csv or json (a "
+        "line for each image)",
     )
     add(
         "--features",
         metavar="FILE.npy",
-        help="write what the classifier reads instead, float32 (images, channels), and the files' "
-        "names to FILE.csv",
+        help="instead of printing classes, write the features that the classifier reads to this "
+        "file, float32 (images, channels), and the images' names to FILE.csv",
     )
-    add("--max-batch", type=int, default=64, help="images computed at once")
+    add("--max-batch", type=int, default=64, help="images computed at once, at most")
     add_engine(parser)
 
 

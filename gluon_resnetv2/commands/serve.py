@@ -15,6 +15,7 @@ from pathlib import Path
 from gluon_resnetv2 import cli, machine
 from gluon_resnetv2.engines.native import add_engine
 from gluon_resnetv2.errors import UserError, install
+from gluon_resnetv2.formats.pretrained import FOLDERS_HELP
 
 MEGABYTE = 2**20
 MAX_BATCH = 4096
@@ -30,29 +31,52 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "exports",
         nargs="+",
         metavar="[NAME=]EXPORT",
-        help="folder of an export or a run, or any NAME-symbol.json or NAME-NNNN.params (of one "
-        "epoch), and the name it is served by; default: the export's",
+        help=f"what to serve, and by which name (default: its own): folder of an export or run, "
+        f"{FOLDERS_HELP}, or a pair's -symbol.json or -NNNN.params (of one epoch)",
     )
-    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every one")
-    add("--port", type=int, default=8080, help="0: any that is free")
+    add(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; 0.0.0.0: all addresses of this machine",
+    )
+    add("--port", type=int, default=8080, help="port to listen on; 0: any that is free")
     add(
         "--allow-host",
         action="append",
         default=[],
         metavar="NAME",
-        help="a name or address that browsers reach the server by, as behind a proxy; can be "
-        "repeated; default: on 127.0.0.1 its own alone, elsewhere any",
+        help="name or address, without port, by which clients may reach the server, as behind a "
+        "proxy; can be repeated; default: on 127.0.0.1 this machine's own, else any",
     )
-    add("--max-batch", type=int, default=64, help="images in one request, or computed at once")
+    add(
+        "--max-batch",
+        type=int,
+        default=64,
+        help="images in one request, and computed at once, at most",
+    )
     add_engine(parser)
-    add("--shape", type=cli.shape, help="C,H,W (or H,W,C) of an image, for a pair without manifest")
-    add("--queue", type=int, default=1024, help="images that wait for a model")
-    add("--body-limit", type=float, default=64, help="MB of one body")
-    add("--memory", type=float, default=256, help="MB of all bodies at hand")
-    add("--timeout", type=float, default=30, help="seconds for one request")
-    add("--threads", type=int, help="that compute; default: one per core")
-    add("--no-batching", action="store_true", help="compute each request alone")
-    add("--page", action="store_true", help="serve a page to try the models, at /")
+    cli.add_shape(parser)
+    add("--queue", type=int, default=1024, help="images that may wait for one model")
+    add("--body-limit", type=float, default=64, help="MB that the body of one request may have")
+    add(
+        "--memory",
+        type=float,
+        default=256,
+        help="MB that the bodies of all requests may have together",
+    )
+    add(
+        "--timeout",
+        type=float,
+        default=30,
+        help="seconds from a request to its answer, at most",
+    )
+    add("--threads", type=int, help="threads that compute; default: one per core")
+    add(
+        "--no-batching",
+        action="store_true",
+        help="compute each request alone, not with others that wait",
+    )
+    add("--page", action="store_true", help="serve a page at / to try the models in a browser")
     add("--access-log", action="store_true", help="print a line for each request")
 
 

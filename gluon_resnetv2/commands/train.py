@@ -40,13 +40,14 @@ def add_options(
     groups["run"].add_argument(
         "--recipe",
         metavar="NAME|FILE",
-        help=f"{', '.join(RECIPES)}, or a recipe.json; other options override it",
+        help=f"recipe to train by, which other options override: {', '.join(RECIPES)}, or a "
+        "recipe.json",
     )
     groups["run"].add_argument(
         "--resume",
         metavar="auto|RUN",
-        help="go on with the run in that folder; auto: with the one in --output, or the last of "
-        "this recipe, if there is one",
+        help="go on with the run in the folder RUN; auto: with the one in --output, or the last "
+        "of the same recipe, if there is one",
     )
     for field in dataclasses.fields(Recipe):
         if field.name not in without:

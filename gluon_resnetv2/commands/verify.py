@@ -6,16 +6,16 @@ import argparse
 
 from gluon_resnetv2 import cli
 from gluon_resnetv2.engines.native import add_engine
+from gluon_resnetv2.formats.pretrained import FOLDERS_HELP
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `verify`."""
     parser.add_argument(
-        "export", help="folder of an export or run, or a pair's -symbol.json or .params"
+        "export",
+        help=f"folder of an export or run, {FOLDERS_HELP}, or a pair's -symbol.json or .params",
     )
-    parser.add_argument(
-        "--shape", type=cli.shape, help="C,H,W (or H,W,C) of an image, for a pair without manifest"
-    )
+    cli.add_shape(parser)
     add_engine(parser)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-# Under which headings `train --help` shows the fields.
-GROUPS = ("run", "network", "data", "optimisation", "machine")
+# Under which headings `train --help` shows the fields, those of a group as `Recipe` orders them.
+GROUPS = ("network", "data", "optimisation", "machine", "run")
 
 
 def numbers(kind):

@@ -12,17 +12,20 @@ from typing import Any
 from gluon_resnetv2.data import NAMES, Policy
 from gluon_resnetv2.data.folders import default_augmentation
 from gluon_resnetv2.distributed import PARAMETER_SERVER
-from gluon_resnetv2.engines.native import ENGINES
+from gluon_resnetv2.engines.native import ENGINE_HELP, ENGINES
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.formats.pretrained import FOLDERS
+from gluon_resnetv2.formats.pretrained import FOLDERS, FOLDERS_HELP
 from gluon_resnetv2.interop import PACKAGES, is_name
 from gluon_resnetv2.spec import (
-    FAMILIES,
     IMAGE_SIZES,
+    INPUT_BN,
+    MODEL_HELP,
     ORDER,
     SHORTCUT_HELP,
     STEM,
+    STRIDE_ON,
     UNIT,
+    WIDENING,
     Spec,
     named,
 )
@@ -50,8 +53,8 @@ SCHEDULE = (
 FORMAT = 2  # of recipe.json, where 0.1 wrote none
 
 
-_network, _data, _optimisation = (partial(option, group) for group in GROUPS[1:4])
-_run, _machine = (partial(option, group, machine=True) for group in ("run", "machine"))
+_network, _data, _optimisation = (partial(option, group) for group in GROUPS[:3])
+_machine, _run = (partial(option, group, machine=True) for group in GROUPS[3:])
 
 
 @dataclass(frozen=True)
@@ -66,66 +69,74 @@ class Recipe:
         UserError: a value is out of range, or two exclude each other.
     """
 
-    model: str = _network("preact110", f"{', '.join(f'{f}N' for f in FAMILIES)}, N the depth")
-    order: str | None = _network(
-        None, "operations in a unit; default: the model's", choices=tuple(ORDER)
-    )
-    shortcut: str | None = _network(None, f"{SHORTCUT_HELP}; default: the model's")
-    unit: str | None = _network(
-        None, "unit of a CIFAR network; default: by the depth", choices=tuple(UNIT)
-    )
-    stem: str | None = _network(
-        None, "whose images the first layers are for; default: by the depth", choices=tuple(STEM)
-    )
-    widening: str | None = _network(
-        None, "A: zero padding, B: projection, C: projection everywhere", choices=("A", "B", "C")
-    )
-    stride_on: str | None = _network(
-        None, "which convolution of a bottleneck has the stride", choices=("first", "3x3")
-    )
-    input_bn: str | None = _network(
-        None, "batch normalisation of the input", choices=("off", "shift", "plain")
-    )
-    init: str = _network("in", "He initialisation by fan in or fan out", choices=("in", "out"))
-    zero_init: bool = _network(
-        False, "start the last convolution of every unit at zero, each unit as identity", flag=True
-    )
-    switches: str | None = _network(
-        None, f"what has no option of its own, as NAME=VALUE,...: {', '.join(SWITCHES)}", later=True
-    )
+    model: str = _network("preact110", f"network to train: {MODEL_HELP}")
     init_from: str | None = _network(
         None,
-        "weights to begin with: a run, an export, a checkpoint, a file that convert reads, or "
-        f"{', '.join(f'{package}:NAME' for package in PACKAGES)}; the network is theirs, and so is "
-        "the classifier where the classes are the same",
+        f"weights to begin with: {FOLDERS_HELP}, a run, an export, a checkpoint, a file that "
+        "convert reads, or "
+        f"{', '.join(f'{package}:NAME' for package in PACKAGES)}; the network is that of the "
+        "weights, and so is the classifier where the classes are the same",
         later=True,
     )
-    normalise_by: str = _data(
-        "source",
-        "--init-from: whose mean, deviation and crop images are prepared by",
-        choices=("source", "data"),
-        later=True,
+    order: str | None = _network(
+        None, "order of operations in a residual unit; default: the model's", choices=tuple(ORDER)
     )
-    freeze: str | int | None = _optimisation(
+    shortcut: str | None = _network(
+        None, f"what sits on each shortcut: {SHORTCUT_HELP}; default: the model's"
+    )
+    unit: str | None = _network(
+        None, "residual unit of a CIFAR network; default: by the depth", choices=tuple(UNIT)
+    )
+    stem: str | None = _network(
         None,
-        "--init-from: what learns nothing, and is normalised by its stored statistics: stem, a "
-        "number of stages after it, or features, all but the classifier",
-        type=part,
-        later=True,
+        "first layers: cifar for small images, imagenet for large ones; default: by the depth",
+        choices=tuple(STEM),
     )
-    lr_scale_features: float = _optimisation(
-        1.0, "factor of the learning rate of all but the classifier", later=True
+    widening: str | None = _network(
+        None,
+        "shortcut where a unit changes the shape: A pads with zeros, B projects; C projects in "
+        "every unit; default: B for bottlenecks and ImageNet networks, else A",
+        choices=WIDENING,
+    )
+    stride_on: str | None = _network(
+        None,
+        "convolution of a bottleneck that has the stride; default: first",
+        choices=STRIDE_ON,
+    )
+    input_bn: str | None = _network(
+        None,
+        "batch normalisation of the input: shift learns each channel's offset (beta), plain "
+        "learns nothing; default: off",
+        choices=INPUT_BN,
+    )
+    init: str = _network(
+        "in", "He initialisation by a layer's fan in or fan out", choices=("in", "out")
+    )
+    zero_init: bool = _network(
+        False,
+        "start the last convolution of every residual unit at zero, so that each unit begins as "
+        "the identity",
+        flag=True,
+    )
+    switches: str | None = _network(
+        None,
+        "switches of the network that have no option of their own, as NAME=VALUE,...: "
+        f"{', '.join(SWITCHES)}",
+        later=True,
     )
     dataset: str = _data("cifar10", "images to train on", choices=NAMES)
     data_dir: str | None = _data(
         None, "folder of the data set; default: the user's cache", machine=True
     )
-    image_size: int | None = _data(None, "height and width in pixels; default: the data set's")
+    image_size: int | None = _data(
+        None, "height and width of images in pixels; default: the data set's"
+    )
     in_channels: int | None = _data(
-        None, "channels of an image, 1 or 3; default: the data set's", later=True
+        None, "channels of an image, 1 (grey) or 3; default: the data set's", later=True
     )
     test_size: int | None = _data(
-        None, "ImageNet: height and width in evaluation; default: --image-size"
+        None,
+        "imagenet: height and width of images in evaluation, in pixels; default: --image-size",
     )
     augmentation: str = _data(
         None,
@@ -135,58 +146,76 @@ class Recipe:
         choices=("pad", "scale", "scale-aspect"),
     )
     colour: bool = _data(
-        True, "folder, imagenet: vary the light of parts along the principal colours", flag=True
+        True,
+        "folder, imagenet: add random light along the principal colours to images that are cut "
+        "out (scale, scale-aspect)",
+        flag=True,
     )
     flip: bool | None = _data(
         None,
-        "mirror half of the images; default: where the classes are known to allow it",
+        "mirror half of the training images; default: where the classes are known to allow it",
         flag=True,
         later=True,
     )
     val_fraction: float | None = _data(
         None,
-        "folder: part of each class that is held out where DIR has no val; default: 0.2",
+        "folder: part of each class that is held out for testing where --data-dir has no val; "
+        "default: 0.2",
         later=True,
     )
-    split_seed: int = _data(0, "folder: random seed of what is held out", later=True)
+    split_seed: int = _data(
+        0, "folder: random seed by which --val-fraction chooses images", later=True
+    )
     threads: int | None = _data(
         None, "folder, imagenet: threads that read images; default: one per CPU", machine=True
     )
     leave_out: bool = _data(
         False, "folder, imagenet: go without images that can't be decoded", flag=True, later=True
     )
-    coarse: bool = _data(False, "CIFAR-100's 20 coarse classes instead of 100", flag=True)
+    coarse: bool = _data(False, "cifar100: 20 coarse classes instead of 100", flag=True)
     label_smoothing: float = _data(0.0, "share of each label that is spread over all classes")
-    mixup: float = _data(0.0, "alpha of mixup, the Beta distribution of its weights; 0: none")
+    mixup: float = _data(
+        0.0,
+        "mixup, which blends images and labels in pairs: alpha of the weights' Beta distribution; "
+        "0: none",
+    )
     mixup_off_epochs: int = _data(
-        0, "how many epochs at the end go without mixup and CutMix", later=True
+        0, "epochs at the end of the run that go without mixup and CutMix", later=True
     )
     cutmix: float = _data(
         0.0,
-        "alpha of CutMix, likewise: a box of each image is another's; with mixup, either one of "
-        "them by chance; 0: none",
+        "CutMix, which gives each image a box of another: alpha of the areas' Beta distribution; "
+        "with --mixup, each batch has one of the two by chance; 0: none",
         later=True,
     )
     rand_augment: tuple | None = _data(
         None,
-        "RandAugment: N operations on each image, of strength M, 0 to 10, as in 2,9",
+        "RandAugment, as N,M: N operations on each image, of strength M, 0 to 10, as in 2,9",
         type=numbers(float),
         later=True,
     )
     random_erasing: float = _data(
         0.0, "probability that a rectangle of an image becomes the mean colour", later=True
     )
+    normalise_by: str = _data(
+        "source",
+        "with --init-from, whose mean, deviation and crop images are prepared by: those that the "
+        "weights were trained with (source) or the data set's (data)",
+        choices=("source", "data"),
+        later=True,
+    )
     batch_size: int = _optimisation(128, "images per step, over all devices and workers")
     num_epochs: int | None = _optimisation(
         None, "passes over the training images, instead of --num-steps"
     )
     num_steps: int | None = _optimisation(
-        None, "steps; default: 64000, where --num-epochs does not say"
+        None, "training steps; default: 64000, where --num-epochs does not say"
     )
-    optimizer: str = _optimisation("sgd", "one of MXNet's", choices=OPTIMIZERS)
-    lr: float = _optimisation(0.1, "learning rate")
+    lr: float = _optimisation(0.1, "learning rate after the warm-up")
     lr_schedule: str = _optimisation(
-        "steps", "how the learning rate falls after the warm-up", choices=("steps", "cosine")
+        "steps",
+        "how the learning rate falls after the warm-up: at --lr-steps, or along a cosine",
+        choices=("steps", "cosine"),
     )
     lr_steps: tuple | None = _optimisation(
         None,
@@ -194,31 +223,40 @@ class Recipe:
         type=numbers(int),
     )
     lr_step_epochs: tuple | None = _optimisation(
-        None, "epochs at which the learning rate falls", type=numbers(float)
+        None, "epochs at which the learning rate falls, instead of --lr-steps", type=numbers(float)
     )
-    lr_factor: float = _optimisation(0.1, "factor of the learning rate each time it falls")
+    lr_factor: float = _optimisation(
+        0.1, "what the learning rate is multiplied by each time it falls"
+    )
     lr_end: float = _optimisation(0.0, "learning rate at the end of the cosine")
     warmup: str = _optimisation(
         "constant",
-        "learning rate during the warm-up: constant, or rising to --lr",
+        "learning rate during the warm-up: --warmup-lr throughout, or rising to --lr",
         choices=("constant", "linear"),
     )
     warmup_lr: float = _optimisation(
         None, "learning rate that the warm-up starts with; default: a tenth of --lr"
     )
     warmup_steps: int | None = _optimisation(None, "length of the warm-up in steps; default: 400")
-    warmup_epochs: float | None = _optimisation(None, "length of the warm-up in epochs")
-    mom: float = _optimisation(0.9, f"momentum ({', '.join(MOMENTUM)})")
+    warmup_epochs: float | None = _optimisation(
+        None, "length of the warm-up in epochs, instead of --warmup-steps"
+    )
+    optimizer: str = _optimisation("sgd", "MXNet's optimiser to train with", choices=OPTIMIZERS)
+    mom: float = _optimisation(
+        0.9, f"momentum of the optimisers that have one: {', '.join(MOMENTUM)}"
+    )
     momentum_correction: bool = _optimisation(
         False,
-        "scale momenta as the learning rate changes, as if it stood outside them, as in Torch",
+        "scale momenta whenever the learning rate changes, so that the change takes effect at "
+        "once, as in Torch",
         flag=True,
         later=True,
     )
     wd: float = _optimisation(1e-4, "weight decay")
     wd_on: str = _optimisation(
         "all",
-        "what the decay is applied to: all parameters, or weights only",
+        "parameters that weight decay is applied to: all, or weights without biases, gammas and "
+        "betas",
         choices=("all", "weights"),
     )
     accumulate: int = _optimisation(
@@ -226,44 +264,54 @@ class Recipe:
     )
     sync_bn: bool = _optimisation(
         False,
-        "batch normalisation: statistics over all devices of a process, not each device's own",
+        "batch normalisation by the statistics of all devices of a process, not by each device's "
+        "own",
         flag=True,
-    )
-    dtype: str = _optimisation(
-        "float32",
-        "precision of the residual units; float64: of everything",
-        choices=("float32", "float64", "float16", "bfloat16"),
     )
     seed: int = _optimisation(
         0, "random seed of the weights, the order of the images and their augmentation"
     )
     ema: float = _optimisation(
         0.0,
-        "evaluate and export an exponential moving average of the weights: its decay by step, as "
-        "in 0.9999, which is at most (1 + n) / (10 + n) after n steps; 0: none",
+        "evaluate and export an exponential moving average of the weights, which decays by this "
+        "factor with each step, as in 0.9999; 0: none",
         later=True,
     )
     patience: int = _optimisation(
-        0, "end after so many epochs without a better test error; 0: never", later=True
+        0, "end the run after so many epochs without a better test error; 0: never", later=True
+    )
+    freeze: str | int | None = _optimisation(
+        None,
+        "with --init-from, layers that learn nothing and keep their batch normalisation's "
+        "statistics: stem, a number N (the stem and N stages), or features (all but the "
+        "classifier)",
+        type=part,
+        later=True,
+    )
+    lr_scale_features: float = _optimisation(
+        1.0, "factor of the learning rate of all layers but the classifier", later=True
     )
     gpus: tuple | None = _machine(None, "GPUs to train on, as in 0,1,2,3", type=numbers(int))
     cpus: int = _machine(1, "devices to simulate on the CPU, without --gpus")
+    engine: str = _machine("mxnet", ENGINE_HELP, choices=ENGINES)
+    dtype: str = _machine(  # stands there, but changes what is computed
+        "float32",
+        "precision of the residual units; float64: of everything",
+        choices=("float32", "float64", "float16", "bfloat16"),
+        machine=False,
+    )
     kv_store: str = _machine(
         "device",
         "how devices and workers exchange gradients",
         choices=("local", "device", "nccl", *PARAMETER_SERVER),
     )
-    engine: str = _machine(
-        "mxnet",
-        "what computes: MXNet's operators, or ours for CPUs (needs the extra `native`)",
-        choices=ENGINES,
-    )
     recompute: str | int = _machine(
         "off",
-        "save memory: compute the activations of so many segments again in the backward pass",
+        "save memory: compute the activations of so many segments of the network again in the "
+        "backward pass; auto: those that save most",
         type=segments,
     )
-    output: str | None = _run(None, "the run's folder; default: a new one in runs/")
+    output: str | None = _run(None, "folder of the run; default: a new one in runs/")
     checkpoint_every: str = _run(
         "10m", "steps, or minutes as in 10m, from one checkpoint to the next within an epoch"
     )
