@@ -28,7 +28,7 @@ def python(*words: str) -> str:
 
 
 def install(extra: str) -> str:
-    """The command that installs an extra of setup.py, in a checkout or where there is none."""
+    """The command that installs an extra of pyproject.toml, from the checkout if this is one."""
     checkout = Path(__file__).resolve().parents[1]
     package = checkout if (checkout / "setup.py").exists() else "gluon_resnetv2"
     return python("-m", "pip", "install", f"{package}[{extra}]")

@@ -178,7 +178,7 @@ class Gpu(NamedTuple):
 
     @property
     def supported(self) -> bool:
-        """Whether the GPU wheel has kernels for it.
+        """Whether the GPU wheel has kernels for this GPU.
 
         The wheel holds machine code for 5.0, 6.0, 7.0, 8.0 and 8.6, which runs within the same
         major version, and no PTX, which newer GPUs could translate.

@@ -33,12 +33,12 @@ BULK = 500
 class Recomputed:
     """The training pass of `net` that computes most activations a second time.
 
-    Make it of a network that is initialised and has its final dtype. It shares the network's
-    parameters; the network itself stays what it is, for evaluation and export.
+    The parameters are those of `net`, which stays what it is, for evaluation and export.
 
     Args:
-        net: the network.
-        segments: how many to cut it into: 1 recomputes nothing; None chooses by `best_starts`.
+        net: the network, initialised and with its final dtype.
+        segments: how many to cut the network into: 1 recomputes nothing; None: chosen by
+            `best_starts` for little memory and time.
 
     Raises:
         UserError: fewer than one segment, or more than the network has residual units.

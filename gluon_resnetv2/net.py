@@ -26,10 +26,10 @@ class ResNetV2(HybridBlock):
         dtype: "bfloat16" or "float16" has the units compute in it. The parameters, the statistics,
             the features and the logits are float32 all the same, so that every other `ResNetV2` of
             this spec takes the parameters.
-        sync_devices: of so many devices, each normalises its part of a training batch by the
-            statistics of the whole. MXNet weighs every device alike, so the parts have to be of
-            one size. Each waits for the others: hybridize the network, and give every device a part
-            of every training batch. See `training.precision.check_sync`.
+        sync_devices: number of devices, each of which normalises its part of a training batch by
+            the statistics of the whole batch. MXNet weighs every device alike, so the parts have
+            to be of one size. Each device waits for the others: hybridize the network, and give
+            every device a part of every training batch. See `training.precision.check_sync`.
     """
 
     def __init__(self, spec: Spec, prefix: str = "", dtype: str = "float32", sync_devices: int = 1):

@@ -55,8 +55,8 @@ class Shortcut:
     """What sits on the shortcut. `str` gives its text, which `parse_shortcut` reads.
 
     Attributes:
-        random: whether each training step draws it anew.
-        projects: whether it is a 1x1 convolution in every unit.
+        random: whether the shortcut is random, drawn anew in each training step.
+        projects: whether the shortcut is a 1x1 convolution in every unit.
     """
 
     random = projects = False

@@ -52,7 +52,7 @@ class ArrayDataset:
         test: the part to test on.
         classes: the classes' names.
         mean: of each channel over the training images, 0 to 255.
-        std: their standard deviation.
+        std: standard deviation of each channel over the training images, 0 to 255.
         pad: pixels by which augmentation moves an image at most, in each direction.
         flip: whether augmentation mirrors images.
         fill: the colour that padding shows, 0 to 255.

@@ -16,7 +16,7 @@ class Dataset(Protocol):
 
     @property
     def name(self) -> str:
-        """As `--dataset` has it."""
+        """The name that `--dataset` takes."""
 
     @property
     def classes(self) -> Sequence[str]:
@@ -28,7 +28,7 @@ class Dataset(Protocol):
 
     @property
     def std(self) -> Colour:
-        """What each channel is divided by then."""
+        """What each channel is divided by once the mean is subtracted."""
 
     @property
     def crop(self) -> float:
@@ -50,7 +50,7 @@ class Dataset(Protocol):
         """What to call a test image: its file, or its number from 0."""
 
     def normalised_by(self, mean: Colour, std: Colour) -> Dataset:
-        """The same images, normalised by other numbers.
+        """The data set with its images normalised by another mean and deviation.
 
         Args:
             mean, std: of each channel, 0 to 255.

@@ -56,18 +56,19 @@ def load(
         augmentation: "pad" scales every image to that size, and moves it by some pixels; "scale"
             and "scale-aspect" cut out parts at random, as `Augmentation`. By default "pad" up to
             `PADDED` pixels, and "scale-aspect" above.
-        colour: whether the latter two add random light.
+        colour: whether "scale" and "scale-aspect" add random light.
         flip: whether training mirrors half of the images; it does by default.
         in_channels: 3 for red, green and blue, the default, or 1 for grey.
-        val_fraction: of each class that is held out where there is no such part; 0.2 by default.
-        split_seed: which images these are.
-        threads: that decode; one per CPU by default.
+        val_fraction: part of each class that is held out where DIR has no held-out part; 0.2 by
+            default.
+        split_seed: random seed by which those images are chosen.
+        threads: how many threads decode images; one per CPU by default.
         leave_out: whether images that can't be decoded are left out; else they are an error.
-        classes: those of a network to be evaluated. The held-out part, or all images of a folder
-            without parts, are then the test images, whose classes may be some of them.
+        classes: those of a network, where images are to evaluate it. The held-out part, or all
+            images of a folder without parts, are then the test images, and may lack classes.
 
     Raises:
-        UserError: nothing that can be read there, or an option out of range.
+        UserError: the folder holds nothing that can be read, or an option is out of range.
     """
     if val_fraction is not None and not 0 < val_fraction < 1:
         raise UserError(f"--val-fraction must be between 0 and 1: {val_fraction}")

@@ -27,7 +27,8 @@ class Policy:
     """RandAugment on pixels, and random erasing on normalised images, or neither.
 
     What is random depends on the path alone: the seed and numbers such as epoch and step. Where
-    images are but some of a batch, `of` and `at` say how many that holds, and which they are.
+    images are but some of a batch, `of` says how many images the batch has, and `at` which of them
+    are given.
 
     Attributes:
         operations, strength: as `rand_augment` takes them.
@@ -46,7 +47,11 @@ class Policy:
         of: int | None = None,
         at: Part = np.s_[:],
     ) -> NDArray[np.uint8]:
-        """Of uint8 (n, H, W, C) a new array; `fill`, C numbers, is the colour beyond the edges."""
+        """RandAugment of uint8 images (n, H, W, C), as a new array.
+
+        Args:
+            fill: C numbers, the colour beyond an image's edges.
+        """
         if not self.operations:
             return images
         rng = random_numbers(*path, PIXELS)
@@ -59,7 +64,7 @@ class Policy:
         of: int | None = None,
         at: Part = np.s_[:],
     ) -> NDArray[Any]:
-        """`images`, float (n, C, H, W), changed in place."""
+        """Random erasing of normalised images, float (n, C, H, W), in place; returns them."""
         if self.erasing:
             erase(images, random_numbers(*path, NORMALISED), self.erasing, of, at)
         return images

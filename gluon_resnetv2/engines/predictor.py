@@ -36,12 +36,12 @@ TRIALS = 3  # times each, to find the fastest form
 
 
 class Predictor:
-    """Runs a pair in the fastest form that computes what it should; threads may share it.
+    """Runs a pair in the fastest form with the right results; threads may share a predictor.
 
-    The forms are the graph as it is and what MXNet's fusing backend makes of it; or, where it is
-    asked for, the graph on the native operator alone. Each is held against the outputs that the
-    manifest has of the network itself (for a pair without manifest: against the graph as it is),
-    here and now: what was right on another machine proves nothing.
+    The forms are the graph as it was written, and as MXNet's oneDNN backend fuses it; or the graph
+    on the native operator alone. When a predictor is made, the outputs of each form are compared
+    with those of the trained network, which the manifest holds (for a pair without manifest: with
+    those of the graph as it was written): results on another machine prove nothing about this one.
 
     Args:
         artifact: an export, or any pair that takes images and gives a row of logits for each.
@@ -50,18 +50,20 @@ class Predictor:
             default a usual one that fits.
         engine: "native" for the native operator, which takes graphs that are not fused, in float32
             or bfloat16.
-        features: have `run` give the pooled features, (N, channels), that the graph's classifier
-            reads. They are held against the manifest's outputs by what it makes of them. There are
-            no probabilities then.
+        features: whether `run` gives the pooled features that the graph's classifier reads. They
+            are checked by the logits that the classifier makes of them. `probabilities` and `top`
+            are not to be used then.
 
     Attributes:
         form: what runs, as in "float32, fused".
+        output: what the graph gives, "logits" or "probabilities".
         rejected: a line for each form that was found wrong.
 
     Raises:
         UserError: the pair is damaged or can't be read, takes more memory than there is, no form
             computes what it should, or the native operator is not installed or has no instruction
-            for something in the graph; or, where features are wanted, as `features.features`.
+            for something in the graph; or `features` are wanted of a graph that does not end in a
+            classifier with float32 weights.
     """
 
     def __init__(
@@ -127,12 +129,17 @@ class Predictor:
             _, self._width = self._form.run(np.zeros((size, *self.shape), "float32")).shape
 
     def run(self, inputs: np.ndarray) -> np.ndarray:
-        """What the graph gives, (N, classes) float32, for `inputs` (N, C, H, W) as it takes them.
+        """What the graph computes of images.
 
-        Where features are wanted, these, (N, channels).
+        Args:
+            inputs: (N, C, H, W) as the graph takes them, which `prepare` gives.
+
+        Returns:
+            float32 (N, classes): logits or probabilities, as `output` says. Of a predictor with
+            `features`, the pooled features instead, (N, channels).
 
         Raises:
-            ValueError: they are of another shape.
+            ValueError: the images are of another shape.
         """
         inputs = self._checked(np.asarray(inputs, "float32"))
         if not len(inputs):
@@ -144,8 +151,8 @@ class Predictor:
         """Images (N, C, H, W) with values in 0..255 as `run` takes them.
 
         Raises:
-            UserError: the pair has no manifest, which says how.
-            ValueError: they are of another shape.
+            UserError: the pair has no manifest, which says how images are prepared.
+            ValueError: the images are of another shape.
         """
         pixels = self._checked(np.asarray(pixels))
         described = self.preparation()
@@ -178,7 +185,7 @@ class Predictor:
             file: a path, or a binary file of a JPEG or PNG.
 
         Raises:
-            UserError: it can't be read as an image; or as `prepare`.
+            UserError: the file can't be read as an image; or as `prepare`.
         """
         described = self.preparation()
         return read_image(

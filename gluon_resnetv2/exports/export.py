@@ -58,13 +58,14 @@ SERVER_FILES = ("model-settings.json", "settings.json")  # what `--for mlserver`
 
 @dataclass(frozen=True)
 class Form:
-    """What a pair takes, gives and computes in.
+    """The form in which an export's graph is written.
 
     Attributes:
-        values: "normalised" images, or "pixels" in 0..255 that the graph itself normalises.
-        output: "logits" or "probabilities".
-        precision: one of `PRECISIONS`.
-        fused: whether the graph is written as MXNet's MKLDNN backend fuses it; int8 always is.
+        values: what the graph takes, "normalised" images, or "pixels" in 0..255, which it
+            normalises itself.
+        output: what the graph gives, "logits" or "probabilities".
+        precision: what the graph computes in, a name of `formats.precisions.PRECISIONS`.
+        fused: whether the graph is written as MXNet's oneDNN backend fuses it; int8 always is.
     """
 
     values: str = "normalised"
@@ -74,7 +75,16 @@ class Form:
 
 
 def export(net: ResNetV2, folder: str | Path, image_shape: tuple, **options: Any) -> Artifact:
-    """Writes `net`, initialised, as `export_parameters` does, whose options these are."""
+    """Writes a network with the parameters that it has now as an export.
+
+    Args:
+        net: the network, initialised.
+        folder, image_shape: as `export_parameters` takes them.
+        options: the other arguments of `export_parameters`.
+
+    Raises:
+        UserError, OSError: as `export_parameters`.
+    """
     return export_parameters(net.spec, parameters_of(net), folder, image_shape, **options)
 
 
@@ -98,21 +108,23 @@ def export_parameters(
 ) -> Artifact:
     """Writes a network as an export.
 
-    Beside the pair there is what it can be held against: outputs that the network itself, not what
+    The manifest holds what the pair can be compared with: outputs that the network itself, not what
     was exported, gives in float32.
 
     Args:
-        parameters: every one by its name; they are written in float32.
-        folder: what takes the export; an export already there is replaced.
-        image_shape: (channels, height, width) of the images that it is for.
+        spec: the network.
+        parameters: all of the network's by name, as float32.
+        folder: where the export is written; an export already there is replaced.
+        image_shape: (channels, height, width) of the images that the export takes.
         classes: a name for each logit.
         mean, std: of each channel, 0 to 255: the network is fed (image - mean) / std.
         crop: the part of an image's shorter side that is used.
         interpolation, stretch: how images are scaled, as `pixels.centre` takes it.
-        calibration: gives real images, (N, C, H, W) uint8, for another precision than float32. It
-            is judged by their classes, and int8 takes its ranges from them.
+        form: what the graph takes, gives and computes in.
+        calibration: gives real images, (N, C, H, W) uint8. Other precisions than float32 need them:
+            they are judged by these images' classes, and int8 takes its ranges from them.
         onnx: whether to write NAME.onnx too, for other runtimes than MXNet's.
-        server: "mlserver" writes the settings that this server takes.
+        server: "mlserver" to write the settings that MLServer needs beside the pair.
         details: more entries of the manifest.
 
     Raises:
@@ -291,11 +303,11 @@ def export_run(
 
     Args:
         checkpoint: "last", "best" or the number of a step; by default what the run's recipe says.
-        options: `form`, `calibration`, `onnx` and `server` of `export`.
+        options: `form`, `calibration`, `onnx` and `server` of `export_parameters`.
 
     Raises:
-        UserError: `run` holds no such checkpoint; or as `export`.
-        OSError: as `export`.
+        UserError: `run` holds no such checkpoint; or as `export_parameters`.
+        OSError: as `export_parameters`.
     """
     net, state = load_run(run, "last" if checkpoint is None else checkpoint)
     if checkpoint is None and state.recipe.get("export", "last") != "last":

@@ -42,7 +42,7 @@ class Artifact:
 
     @property
     def onnx(self) -> Path | None:
-        """The same network for other runtimes, if it was exported too."""
+        """The file of the same network in ONNX, if that was written too."""
         path = self.folder / f"{self.name}.onnx"
         return path if self.manifest and path.name in self.manifest.sha256 else None
 
@@ -59,7 +59,10 @@ class Artifact:
 
     @property
     def classes(self) -> list[str]:
-        """A name for each logit, with its number where several have it. Only with a manifest."""
+        """A name for each logit, with the logit's number where several have the same name.
+
+        Only an artifact with a manifest has them.
+        """
         names = self.own_manifest().classes
         several = set(self._shared_names)
         return [f"{n} ({index})" if n in several else n for index, n in enumerate(names)]
@@ -109,12 +112,12 @@ def load(path: str | Path) -> Artifact:
     """Finds an export and checks its files against the manifest.
 
     Args:
-        path: a folder of an export or of a run, or of any pair of files the -symbol.json or, where
-            there are several epochs, the NAME-NNNN.params. Otherwise the last epoch is taken, and
-            a line on stderr says so. Or one of `pretrained.FOLDERS`.
+        path: a folder of an export or of a run; a name of `pretrained.FOLDERS`, such as "digits";
+            or one file of any pair, its -symbol.json (with the .params of the last epoch, which a
+            line on stderr names where there are several) or its NAME-NNNN.params.
 
     Raises:
-        UserError: there is no pair of files, or it is not what the manifest says.
+        UserError: there is no pair of files, or they are not what the manifest says.
     """
     path = find(path)
     for folder in (path, path / "export", path.parent):

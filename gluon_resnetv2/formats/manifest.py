@@ -29,12 +29,15 @@ LARGEST_TOLERANCE = 1e-3  # of float32, as `reference.float32_tolerance` gives i
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """What a graph takes, and how images become it.
+    """What an export's graph takes, and how images are prepared for it.
 
     Attributes:
+        name: of the graph's variable for images.
         shape: (channels, height, width) of an image.
+        layout: the order of the variable's axes.
         colour: what its channels are, "RGB" or "grey".
-        values: "normalised" images, or "pixels" in 0..255 that the graph itself normalises.
+        values: what the graph takes, "normalised" images, or "pixels" in 0..255, which it
+            normalises itself.
         mean, std: of each channel, 0 to 255: the network sees (image - mean) / std.
         crop: the part of an image's shorter side that is used.
         interpolation, stretch: how images are scaled, as `pixels.centre` takes it; what 0.1 wrote
@@ -95,18 +98,21 @@ class Input:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What an export is.
+    """What an export's manifest.json says of the export.
 
     Attributes:
-        output: what its graph gives, "logits" or "probabilities".
-        precision: one of `PRECISIONS`, in which its graph computes.
-        fused: whether its graph is written as MXNet's oneDNN backend fuses it.
+        name: the network's, which the names of the pair's files begin with.
+        output: what the graph gives, "logits" or "probabilities".
+        precision: what the graph computes in, a name of `PRECISIONS`.
+        fused: whether the graph is written as MXNet's oneDNN backend fuses it.
         classes: a name for each logit.
-        reference: {"logits": those (REFERENCES, classes) of the network itself, in float32, for
-            `reference.reference_images`}.
+        input: what the graph takes.
+        spec: the network.
+        reference: {"logits": (REFERENCES, classes)}, which the network itself, not the graph, gives
+            in float32 for `reference.reference_images`.
         tolerance: {"difference" or "agreement": number}, as `reference.compare` takes it.
-        versions: of this package, MXNet, numpy and Python, that wrote it.
-        sha256: of each of its files, and of what the manifest says, which exports of 0.1 lack.
+        versions: of this package, MXNet, numpy and Python, that wrote the export.
+        sha256: of each file of the export, and of the manifest, which those of 0.1 lack.
         verification: what `verify` found, an entry for each runtime.
         details: what else is known: a run's "recipe", "metrics" and "step", or a conversion's
             "source".
@@ -128,12 +134,12 @@ class Manifest:
 
     @property
     def logits(self) -> np.ndarray:
-        """The reference's, float32 (REFERENCES, classes)."""
+        """The logits of `reference`, float32 (REFERENCES, classes)."""
         return np.asarray(self.reference["logits"], "float32")
 
     @property
     def covered(self) -> bool:
-        """Whether it has a SHA-256 of itself."""
+        """Whether the manifest has a SHA-256 of itself."""
         return MANIFEST in self.sha256
 
     @classmethod

@@ -24,18 +24,20 @@ def begin(
     classes: Sequence[str] | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Gives a network, initialised as if it had no weights yet, those of a source.
+    """Gives a network the weights of a source.
 
     The classifier stays as it was initialised where the source has none or one of other classes.
-    The first layer takes images of one channel instead of several, as if each were that one, or
-    the other way round.
+    Where the source takes images of several channels and the network of one, the first layer
+    computes as if each channel were that one; where it is the other way round, as if the one were
+    the mean of the channels.
 
     Args:
-        classes: the names of the network's; None: they have none.
+        net: the network, initialised as if it were to be trained from scratch.
+        classes: the names of the network's classes; None: they are not known.
         report: is told, in a line each, what becomes of the classifier and the first layer.
 
     Raises:
-        UserError: they are another network's; nothing has been changed then.
+        UserError: the weights are another network's; `net` is as it was then.
     """
     spec = net.spec
     if found := difference(source.spec, spec):

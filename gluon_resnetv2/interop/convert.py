@@ -35,13 +35,13 @@ def to_export(
 ) -> Artifact:
     """Writes the weights of another implementation as an export of ours.
 
-    Where that implementation is installed, its logits have to be ours; the manifest says how near
-    they are.
+    Where that implementation is installed, its logits are compared with this package's, and have to
+    be the same; the manifest says to what difference.
 
     Args:
-        image_size: height and width of the images that it is for; by default 32 for networks with
-            a 3x3 stem, 224 for others.
-        classes: a name for each logit; by default the source's, or its number.
+        image_size: height and width of the images that the export takes; by default 32 for
+            networks with a 3x3 stem, 224 for others.
+        classes: a name for each logit; by default the source's name, or else the logit's number.
         mean: what is subtracted from images, 0 to 255, for each channel; by default the layout's.
         report: is told, in a line, how images are prepared where the weights decide.
 
@@ -81,8 +81,8 @@ def to_layout(source: Source, output: str | Path, layout: str) -> None:
     """Writes weights as another implementation would.
 
     Args:
-        output: the file, whose name's end tells the format, as `weights.write` knows it. The
-            symbolic layout has a symbol beside it.
+        output: the file to write, whose suffix tells its format to `weights.write`. In the symbolic
+            layout a -symbol.json is written beside it.
         layout: a name of `LAYOUTS`.
 
     Raises:

@@ -31,7 +31,7 @@ def register(pretrained: Mapping[str, str | Path] | None = None) -> None:
     - `pretrained`: weights of this network, as `zoo.get_model` takes them. True means those that
       the argument `pretrained` here has for the name, and is an error where it has none.
     - `ctx`: the device or devices that take those weights; the CPU by default.
-    - `root`: where GluonCV keeps what it downloads, which is nothing here.
+    - `root`: the folder for downloads; not used, as nothing is downloaded.
 
     Args:
         pretrained: by name, the weights of scripts that say `pretrained=True`, as

@@ -37,15 +37,16 @@ class Source:
     """Weights that were read.
 
     Attributes:
-        path: where they come from: a file, a folder, or a name as `loaders.load` takes it.
-        layout: whose they are; None: ours.
-        theirs: they as they are named there.
-        ours: the same as we name and shape them, float32.
-        remarks: what was taken of a file that holds more, or is assumed of what it does not tell.
-        classes: a name for each logit; None: they have none.
+        path: what was read: a file, a folder, or a name as `loaders.load` takes it.
+        layout: of the implementation that the weights come from; None: this package's own.
+        spec: the network that the weights are of.
+        theirs: the weights as that implementation names and shapes them.
+        ours: the weights as this package names and shapes them, float32.
+        remarks: what was taken of a file that holds more, or is assumed where it does not tell.
+        classes: a name for each logit; None: the source has no names.
         input: how images are prepared, where the weights' own folder or package says: "mean",
             "std", "crop" and so on, as `export_parameters` takes them.
-        headless: whether they came without a classifier, and have a new one.
+        headless: whether the weights came without a classifier, and have a new one.
     """
 
     path: str | Path

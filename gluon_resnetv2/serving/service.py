@@ -131,7 +131,7 @@ class Model:
 
         Raises:
             Refused: a file is no image that can be read, or nobody knows how to prepare images.
-            Full, Closed: as `Batcher.submit`.
+            Full, Closed: as `Batcher.submit_async`.
         """
         if request.input == "data":
             return await self.batcher.submit_async(np.asarray(request.values))

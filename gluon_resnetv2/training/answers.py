@@ -9,10 +9,10 @@ import numpy as np
 
 
 class Answers:
-    """The likeliest class of each image, how likely, and where its own class comes.
+    """The likeliest class of each image, its probability, and the rank of the right class.
 
     Args:
-        classes: how many the data set has.
+        classes: how many classes the data set has.
         pictures: so many of the most confident mistakes are kept as the network saw them.
     """
 
@@ -60,12 +60,12 @@ class Answers:
 
     @property
     def scores(self) -> np.ndarray:
-        """The likeliest class's probability."""
+        """The probability of the likeliest class, of each image."""
         return self._column(2)
 
     @property
     def ranks(self) -> np.ndarray:
-        """How many classes come before the image's own."""
+        """How many classes are likelier than the right one, of each image."""
         return self._column(3)
 
     def _column(self, number: int) -> np.ndarray:
@@ -80,7 +80,7 @@ class Answers:
         return {**found, "error5": 100 * float(np.mean(ranks >= 5))} if self._classes > 5 else found
 
     def per_class(self) -> tuple[np.ndarray, np.ndarray]:
-        """How many images each class has, and how many of them are told rightly: (classes,)."""
+        """How many images each class has, and how many of them are right: (classes,) each."""
         labels = self.labels
         images = np.bincount(labels, minlength=self._classes)
         return images, np.bincount(labels[self.ranks == 0], minlength=self._classes)
@@ -98,6 +98,6 @@ class Answers:
         return list(zip(classes.tolist(), predicted.tolist(), counts.tolist()))
 
     def mistakes(self) -> np.ndarray:
-        """The numbers of the images that are told wrongly, the most confident first."""
+        """The numbers of the images that the network gets wrong, the most confident first."""
         wrong = np.flatnonzero(self.ranks)
         return wrong[np.argsort(-self.scores[wrong], kind="stable")]

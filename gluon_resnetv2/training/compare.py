@@ -24,8 +24,8 @@ def compare(folders: Sequence[str | Path], output: str | Path = "compare.png") -
     """Draws runs into one picture; returns a table of them and the picture's path, as text.
 
     Raises:
-        UserError: a folder is no run's, none of its epochs has ended, or `output` is of a kind
-            that is no picture's.
+        UserError: a folder holds no run, or one of which no epoch has ended, or `output` has the
+            name of no kind of picture.
         OSError: `output` can't be written.
     """
     runs = [Trained.read(folder) for folder in folders]

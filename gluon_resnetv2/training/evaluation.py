@@ -1,4 +1,4 @@
-"""What `python -m gluon_resnetv2 evaluate` does: the test error of a run or of an exported pair."""
+"""What the verb `evaluate` does: the test error of a run or of an exported pair."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def evaluate_source(
     Args:
         source: a run's folder, or an export's.
         checkpoint: of a run: "last", "best" or the number of a step.
-        dataset, data_dir: by default those of the run. "folder" is another one than the run's: its
-            held-out part, or all of it, whose classes are matched by name.
-        threads, leave_out: of images in files, as `folders.load` takes them; `leave_out` by
+        dataset, data_dir: what to test on; by default the run's. With "folder" the test images are
+            the held-out part of `data_dir`, or all of it, and classes are matched by name.
+        threads, leave_out: for images in files, as `folders.load` takes them; `leave_out` by
             default as the run.
-        size, crops, scales: of images that are cut out, as `views.evaluate_views`.
+        size, crops, scales: for images that are cut out, as `views.evaluate_views` takes them.
         recalibrate: over how many training batches a run's moving statistics are measured anew.
         report: a new or empty folder for a report, as `report.write_report` writes it.
 
@@ -65,7 +65,7 @@ def evaluate_source(
         A dictionary with "error" and "error5" as of `Answers.errors`, "loss" and "images".
 
     Raises:
-        UserError: the source, the data or an option won't do.
+        UserError: the source or the data can't be read, or an option does not fit them.
     """
     if report is not None:
         check_folder(Path(report))

@@ -28,13 +28,15 @@ from gluon_resnetv2.training.run import Run, check_folder
 def train_network(
     recipe: Recipe, resume: bool = False, name: str | None = None
 ) -> tuple[Path, dict | None, Workers]:
-    """Trains; returns the run's folder, its last epoch's record, and the workers.
-
-    The record is None where a signal ended the run before.
+    """Trains the network of a recipe.
 
     Args:
         resume: go on with the run in `recipe.output`, if there is one.
-        name: of the recipe, where it has one: what to expect of it is printed first.
+        name: of the recipe, if it has one: the error to expect is printed first.
+
+    Returns:
+        The run's folder; the record of its last epoch, None where a signal ended the run before
+        that; and the workers that trained.
 
     Raises:
         UserError, OSError: as `fit` and `Run`.

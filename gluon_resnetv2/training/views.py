@@ -40,13 +40,13 @@ def evaluate_views(
         net: logits (n, classes) from normalised images (n, C, H, W) of any size, on each of
             `devices`.
         batch_size: views computed at once, over all devices.
-        size: of the crops; the data set's test_size by default.
+        size: height and width of the crops; the data set's test_size by default.
         crops: 1 for the centre, 10 for `images.ten_crops`.
         scales: shorter sides of the whole image instead, such as 224, 256, 384, 480 and 640, as
             in [v1], section 3.4.
-        dtype: that `net` takes.
+        dtype: of the images that `net` takes.
         progress: told of each few images that are done, how many they were.
-        answers: is given what the network answers, and of each image its first view.
+        answers: is given each image's score, label and first view.
 
     Returns:
         A dictionary with "error" and "error5" as of `Answers.errors`; "loss", the mean of -log of

@@ -53,11 +53,12 @@ def load(
 
     Either part is a RecordIO file, train.rec and val.rec with .idx and .lst as `pack` writes them,
     or else a folder, `train/CLASS/*.JPEG` and `val/CLASS/*.JPEG`. Classes are numbered in the order
-    of their names in the training part; those of the other part are a subset.
+    of their names in the training part; the test part's classes are among them.
 
     Args:
         image_size: height and width of the training crops in pixels.
-        test_size: of the evaluation crops; `image_size` by default. [v2], Table 5 uses 320 as well.
+        test_size: the same of the evaluation crops; `image_size` by default. [v2], Table 5 uses 320
+            as well.
         crop: the part of the shorter side that an evaluation crop keeps: the shorter side is scaled
             to test_size / crop, 256 for 224 and 366 for 320.
         augmentation: "scale" or "scale-aspect", as in `Augmentation`.
@@ -65,12 +66,12 @@ def load(
         flip: whether training mirrors half of the images; it does by default.
         in_channels: 3 for red, green and blue, the default, or 1 for grey.
         mean, std: of red, green and blue, 0..255; ImageNet's by default.
-        threads: that decode; one per CPU by default.
+        threads: how many threads decode images; one per CPU by default.
         leave_out: whether images that can't be decoded are left out; else they are an error where
             the part that holds them is first used.
 
     Raises:
-        UserError: nothing that can be read there, or an option out of range.
+        UserError: the folder holds nothing that can be read, or an option is out of range.
     """
     root, test_size = Path(data_dir), test_size or image_size
     if min(image_size, test_size) < 1 or not 0 < crop <= 1:
@@ -116,8 +117,8 @@ class ImageFiles:
     Attributes:
         name: as `data.load` knows it.
         classes: the classes' names.
-        mean: of each channel, 0 to 255; images are normalised by it.
-        std: the same of the standard deviation.
+        mean: of each channel, 0 to 255, which is subtracted from images.
+        std: of each channel, 0 to 255, which images are divided by then.
         image_shape: (channels, height, width) of an evaluated image.
         train_count: how many training images there are.
         test_count: how many test images.

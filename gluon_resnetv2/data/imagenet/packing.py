@@ -62,8 +62,8 @@ def pack(
     Args:
         resize: shorter side to which larger images are scaled, and encoded anew as JPEG of quality
             95; while `pack` runs, they take their room twice.
-        leave_out: images that can't be decoded are left out; else they are an error.
-        threads: that decode; one per CPU by default.
+        leave_out: whether images that can't be decoded are left out; else they are an error.
+        threads: how many threads decode images; one per CPU by default.
 
     Raises:
         UserError: a class without images, OUTPUT is there already or no .rec, images that can't be
