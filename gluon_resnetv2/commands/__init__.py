@@ -16,7 +16,7 @@ from gluon_resnetv2 import __version__, cli
 
 # What each verb does, in the order in which --help shows them.
 VERBS = {
-    "doctor": "what works on this machine, and each known hazard's state",
+    "doctor": "what works on this machine, and how each known hazard of MXNet stands here",
     "models": "the paper's networks, with their size, cost and reported error",
     "recipes": "recipes with a name: their command, source, cost and expected error",
     "train": "train a network, export it, and verify the export",
@@ -24,13 +24,13 @@ VERBS = {
     "compare": "overlay the learning curves of runs, and tell what differs",
     "evaluate": "test error of a run or an export, and a report of its mistakes",
     "pack": "pack a folder of images, SOURCE/CLASS/*.JPEG, into RecordIO",
-    "export": "write a run's network as a pair that MXNet serves",
-    "convert": "weights of other implementations to an export of ours, or back",
+    "export": "write a run's network as a pair of files, graph and parameters, for MXNet",
+    "convert": "convert weights of other implementations to an export, or back",
     "verify": "compare an exported pair with the training graph in every runtime",
     "predict": "the likeliest five classes of image files, or their features",
     "serve": "answer requests over HTTP, by the Open Inference Protocol v2",
     "profile": "where the time of a training step or an inference goes",
-    "study": "run the paper's tables and figures again, its numbers beside ours",
+    "study": "train the networks of the paper's tables and figures, its numbers beside ours",
 }
 
 

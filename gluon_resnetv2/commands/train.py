@@ -35,7 +35,7 @@ def add_options(
         without: fields and choices that this command has no use for.
         defaults: fields that differ from `Recipe`'s where no recipe is named, for the help.
     """
-    parser.usage = "%(prog)s [options]"  # which their groups show better
+    parser.usage = "%(prog)s [options]"  # the groups show them better
     groups = {name: parser.add_argument_group(name) for name in GROUPS}
     groups["run"].add_argument(
         "--recipe",
