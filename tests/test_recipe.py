@@ -521,7 +521,6 @@ JSON_MISTAKES = {
     "a number for a name": ({"model": 110}, "model"),
     "a list for a name": ({"model": ["preact20"]}, "model"),
     "nothing for a number": ({"lr": None}, "lr"),
-    "not a number": ({"lr": math.nan}, "--lr"),
     "too large": ({"lr": 1e39}, "--lr"),
     "unknown choice": ({"dataset": "cifar1000"}, "dataset"),
     "another case": ({"optimizer": "SGD"}, "optimizer"),
@@ -552,10 +551,12 @@ def test_a_recipe_that_is_none_is_refused_in_a_line_that_names_it(mistake):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe{}", b'{"lr": 0.1', b"\0" * 100])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe{}", b'{"lr": 0.1', b"\0" * 100, b'{"lr": NaN}']
+)
 def test_a_file_that_is_no_json_is_refused(content):
     Path("mine.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"^mine\.json.*JSON"):
+    with pytest.raises(UserError, match=r"^mine\.json (is no JSON: |has a number 'NaN')"):
         parse("--recipe", "mine.json")
 
 
@@ -736,10 +737,19 @@ def test_auto_passes_over_runs_that_it_can_not_read(content):
     assert parse(*TINY, "--resume", "auto")[0].output == str(mine)
 
 
-def test_a_damaged_recipe_is_told_in_a_line_where_it_is_the_runs_own():
-    (begin("--output", "mine") / "recipe.json").write_text("{")
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"{", "is no JSON: "),
+        (b'{"seed": 1, "seed": 1}', "has 'seed' twice in one object"),
+        (b'{"model": "\xff"}', "is no JSON: not UTF-8, "),
+    ],
+    ids=["cut", "doubled", "encoding"],
+)
+def test_a_damaged_recipe_is_told_in_a_line_where_it_is_the_runs_own(content, told):
+    (begin("--output", "mine") / "recipe.json").write_bytes(content)
     for words in (["--resume", "mine"], [*TINY, "--output", "mine", "--resume", "auto"]):
-        with pytest.raises(UserError, match=r"^mine/recipe\.json can't be read as JSON"):
+        with pytest.raises(UserError, match=rf"^mine/recipe\.json {told}"):
             parse(*words)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import re
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from gluon_resnetv2 import data
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.training import network
 from gluon_resnetv2.training.fields import flag
-from gluon_resnetv2.training.recipe import MOMENTUM, Recipe
+from gluon_resnetv2.training.recipe import MOMENTUM, Recipe, read_values
 from gluon_resnetv2.training.recipes import DEFAULTS, RECIPES
 
 
@@ -91,13 +90,12 @@ def read_recipe(name: str | Path) -> dict:
         return RECIPES[name].fields
     if not Path(name).is_file():
         raise UserError(f"no recipe '{name}'; choose {', '.join(RECIPES)}, or name a recipe.json")
+    values = read_values(name)
     try:
-        fields = Recipe.fields_of(json.loads(Path(name).read_text(encoding="utf-8-sig")))
+        fields = Recipe.fields_of(values)
         Recipe(**fields)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
-    except (OSError, ValueError, OverflowError, RecursionError):
-        raise UserError(f"{name} can't be read as JSON; is it a recipe.json?") from None
     return fields
 
 

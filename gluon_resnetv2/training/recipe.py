@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import os
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from gluon_resnetv2.spec import (
 from gluon_resnetv2.training import checks, schedule
 from gluon_resnetv2.training.fields import GROUPS, flag, numbers, option, part, segments, words
 from gluon_resnetv2.training.network import OPTIONS, SWITCHES, parse_switches
+from gluon_resnetv2.untrusted import faults_of, read_bytes, read_json
 
 # MXNet's optimisers whose whole state is arrays and a count of updates, so that a checkpoint can
 # hold it, and equal on every device; those that have a momentum take --mom.
@@ -51,6 +53,7 @@ SCHEDULE = (
 )
 
 FORMAT = 2  # of recipe.json, where 0.1 wrote none
+RECIPE_BYTES = 1 << 20  # the most that is read
 
 
 _network, _data, _optimisation = (partial(option, group) for group in GROUPS[:3])
@@ -522,3 +525,13 @@ class Recipe:
                 f"only the schedule can change (--num-epochs, --lr, ...): leave out {flag(name)}, "
                 "or name a new --output"
             )
+
+
+def read_values(path: str | Path) -> Any:
+    """What a recipe.json says, unchecked; one that is written by hand may have a byte order mark.
+
+    Raises:
+        UserError: it can't be read, or is no JSON.
+    """
+    with faults_of(path):
+        return read_json(read_bytes(path, RECIPE_BYTES).removeprefix(codecs.BOM_UTF8))

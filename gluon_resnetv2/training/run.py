@@ -22,7 +22,7 @@ from gluon_resnetv2.checkpoint import (
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import locked, whole_file, write_json
 from gluon_resnetv2.net import ResNetV2
-from gluon_resnetv2.training.recipe import SCHEDULE, Recipe
+from gluon_resnetv2.training.recipe import SCHEDULE, Recipe, read_values
 from gluon_resnetv2.untrusted import Fault, faults_of, read_bytes, read_json
 
 # What the names of a run's files begin with that has done nothing yet.
@@ -143,7 +143,7 @@ class Run:
         if not self.writes:
             return
         path = self.folder / "recipe.json"
-        before = json.loads(path.read_text(encoding="utf-8-sig"))
+        before = read_values(path)
         after = {**before, **{name: getattr(self.recipe, name) for name in SCHEDULE}}
         if Recipe.from_dict(after) != Recipe.from_dict(before):
             write_json(path, after)
