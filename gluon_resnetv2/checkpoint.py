@@ -29,7 +29,7 @@ from gluon_resnetv2.formats.params_file import save_arrays
 from gluon_resnetv2.layers import is_statistic
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import Spec
-from gluon_resnetv2.untrusted import check_fields, faults_of, read_bytes, read_json
+from gluon_resnetv2.untrusted import Fault, check_fields, faults_of, read_bytes, read_json
 
 FORMAT = 2
 REMAINS = r"\.step-\d{8}\.(old|\w{8}\.(new|before))"
@@ -240,21 +240,21 @@ def read_checkpoint(path: Path) -> State:
     Raises:
         UserError: a file is missing, or is not the one that was written.
     """
-    try:
+    with faults_of(path / "manifest.json"):
         manifest = read_json(read_bytes(path / "manifest.json", STATE_BYTES))
-        known, sums = manifest["format"] == FORMAT, {n: manifest["sha256"][n] for n in FILES}
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path / 'manifest.json'} is missing or damaged") from None
-    if not known:
-        raise UserError(f"{path / 'manifest.json'} has a format that this version does not know")
-    for name, expected in sums.items():
+        check_fields(manifest, {"format": partial(_is, int)})
+        if manifest["format"] != FORMAT:
+            raise Fault("has a format that this version does not know")
+        check_fields(manifest, {"sha256": partial(_is, dict)})
+        check_fields(manifest["sha256"], dict.fromkeys(FILES, partial(_is, str)), "sha256.")
+    for name in FILES:
         if not (path / name).is_file():
             raise UserError(f"{path / name} is missing")
         try:
             found = sha256(path / name)
         except OSError as error:
             raise UserError(f"{path / name} can't be read: {error.strerror}") from None
-        if found != expected:
+        if found != manifest["sha256"][name]:
             raise UserError(f"{path / name} is damaged: its SHA-256 differs from the manifest's")
     with faults_of(path / "state.json"):
         values = read_json(read_bytes(path / "state.json", STATE_BYTES), finite=False)

@@ -533,26 +533,33 @@ def test_where_every_checkpoint_is_damaged_nothing_is_thrown_away(finished, capf
 
 
 MANIFESTS = {
-    "nothing": "null",
-    "a list": "[]",
-    "no sums": '{"format": 2}',
-    "an unknown format": '{"format": 3, "sha256": {}}',
-    "sums of nothing": '{"format": 2, "sha256": null}',
-    "too few sums": '{"format": 2, "sha256": {"net.params": "0"}}',
-    "no texts": json.dumps({"format": 2, "sha256": dict.fromkeys(FILES, 1)}),
-    "no UTF-8": b"\xff\xfe",
+    "nothing": ("null", "is no JSON object"),
+    "a list": ("[]", "is no JSON object"),
+    "no format": ("{}", "has no format"),
+    "no sums": ('{"format": 2}', "has no sha256"),
+    "an unknown format": ('{"format": 3}', "has a format that this version does not know"),
+    "sums of nothing": ('{"format": 2, "sha256": null}', "has a wrong sha256"),
+    "too few sums": (
+        '{"format": 2, "sha256": {"net.params": "0"}}',
+        "has no sha256.training.params",
+    ),
+    "no texts": (
+        json.dumps({"format": 2, "sha256": dict.fromkeys(FILES, 1)}),
+        "has a wrong sha256.net.params",
+    ),
+    "no UTF-8": (b"\xff\xfe", "is no JSON: not UTF-8, "),
 }
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS)
 def test_a_manifest_that_is_none_is_skipped(finished, manifest):
-    content = MANIFESTS[manifest]
+    content, told = MANIFESTS[manifest]
     content = content if isinstance(content, bytes) else content.encode()
     (finished.newest / "manifest.json").write_bytes(content)
     lines = []
     assert choose_checkpoint(finished.folder, warn=lines.append)[0] == finished.older
     assert len(lines) == 1
-    assert str(finished.newest) in lines[0]
+    assert f"{finished.newest / 'manifest.json'} {told}" in lines[0]
 
 
 def test_swapped_and_renamed_checkpoints_are_skipped(finished):
