@@ -27,7 +27,7 @@ import pytest
 from gluon_resnetv2 import cli
 from gluon_resnetv2.checkpoint import checkpoints
 from gluon_resnetv2.commands import launch as launching
-from gluon_resnetv2.distributed import hosts, launch, watch
+from gluon_resnetv2.distributed import hosts, launch, launchers, watch
 from gluon_resnetv2.distributed import workers as workers_module
 from gluon_resnetv2.distributed.server_optimizer import ServerOptimizer
 from gluon_resnetv2.distributed.workers import Workers, connect
@@ -277,14 +277,10 @@ def test_a_line_that_is_no_machine_reaches_no_command(line, launcher, tmp_path, 
     assert not started
 
 
-def test_a_machines_name_stands_behind_all_options(monkeypatch):
+def test_a_machines_name_stands_behind_all_options():
     """Then it is no option to ssh, whatever it looks like."""
-    calls = []
-    monkeypatch.setattr(launch.Job, "_popen", lambda job, role, command, **_: calls.append(command))
-    job, role = launch.Job.__new__(launch.Job), launch.Role("worker 0", ["true"], {})
-    with pytest.raises(AttributeError):  # there is no process to write to
-        job._ssh(role, "one", "2222")
-    assert calls == [["ssh", "-o", "BatchMode=yes", "-p", "2222", "--", "one", "sh"]]
+    command = ["ssh", "-o", "BatchMode=yes", "-p", "2222", "--", "one", "sh"]
+    assert launchers.ssh("one", "2222") == command
 
 
 @pytest.mark.parametrize("does", ["exit 1", "exec sleep 30"])
@@ -292,7 +288,7 @@ def test_an_mpirun_that_does_not_say_what_it_is_is_not_used(does, tmp_path, monk
     (tmp_path / "mpirun").write_text(f"#!/bin/sh\n{does}\n")
     (tmp_path / "mpirun").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(launch, "VERSION_SECONDS", 1, raising=False)
+    monkeypatch.setattr(launchers, "VERSION_SECONDS", 1)
     with pytest.raises(UserError, match="mpirun -V"):
         launching.run(options("--workers", 1, "--launcher", "mpi", "--", "true"))
 
@@ -681,7 +677,7 @@ def test_other_machines_get_no_more_of_the_environment_than_they_need():
     needed += ("DMLC_INTERFACE", "LD_LIBRARY_PATH", "PYTHONPATH")
     others = ("PS_PASSWORD", "PS_VERBOSE_TOKEN", "PYTHONPATH_KEY", "DMLC_ROLE", "HOME")
     names = (*needed, *others, "MXNET_X;touch ran;", "OMP_$(touch ran)")
-    assert tuple(filter(launch.PASSED_ON.fullmatch, names)) == needed
+    assert tuple(filter(launchers.PASSED_ON.fullmatch, names)) == needed
 
 
 @pytest.mark.parametrize(

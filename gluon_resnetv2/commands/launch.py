@@ -7,7 +7,8 @@ import shutil
 import sys
 
 from gluon_resnetv2.cli import MISTAKE, STOPPED
-from gluon_resnetv2.distributed.launch import STARTERS, Failure, Job, say
+from gluon_resnetv2.distributed.launch import Failure, Job, say
+from gluon_resnetv2.distributed.launchers import LAUNCHERS, STARTERS
 from gluon_resnetv2.errors import UserError, python
 
 START_RETRIES = 3  # ps-lite aborts in about one of sixty starts
@@ -20,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--servers", type=int, default=1, help="number of processes that add up gradients")
     add(
         "--launcher",
-        choices=("local", "ssh", *STARTERS, "none"),
+        choices=LAUNCHERS,
         default="local",
         help="what starts the processes: this machine (local), ssh, mpirun, srun, or you, by the "
         "command shown (none)",

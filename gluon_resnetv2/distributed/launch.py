@@ -11,13 +11,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hmac
+import itertools
 import json
 import math
 import os
 import queue
-import re
 import secrets
-import shlex
 import signal
 import socket
 import subprocess
@@ -27,19 +26,9 @@ import time
 from collections.abc import Callable
 
 from gluon_resnetv2.cli import STOPPED
-from gluon_resnetv2.distributed import watch
+from gluon_resnetv2.distributed import launchers, watch
 from gluon_resnetv2.distributed.hosts import LOOPBACK, free_port, own_address, read_hosts
 from gluon_resnetv2.errors import UserError
-
-# The programs of launchers that start all processes by one command.
-STARTERS = {"mpi": "mpirun", "slurm": "srun"}
-
-# What of the environment goes to other machines: the settings of MXNet and of its libraries. Those
-# of ps-lite by name: others, and secrets among them, may begin as they do.
-PASSED_ON = re.compile(
-    r"(MXNET|OMP|KMP)_[A-Z0-9_]+|PS_(VERBOSE|DROP_MSG|RESEND(_TIMEOUT)?)"
-    r"|PS_HEARTBEAT_(INTERVAL|TIMEOUT)|DMLC_INTERFACE|LD_LIBRARY_PATH|PYTHONPATH"
-)
 
 # The supervisor's socket: characters of a line, what a role says besides its name, and how many
 # connections that have not said the secret are kept; a further one ends the oldest.
@@ -50,7 +39,6 @@ STRANGERS = 64
 EARLY_SECONDS = 5  # within which all workers end, where one ends before its training is done
 LOST_SECONDS = 3  # from a broken connection to the end of its process, which tells more
 KILL_SECONDS = 5  # from being told to end to being killed
-VERSION_SECONDS = 10  # for mpirun to say which it is
 PASSED = 2**16  # characters of a line that are passed on at once
 LAST_WORD = 1  # seconds from the end of a process to what it said before
 
@@ -221,61 +209,36 @@ class Job:
         self._progress = time.monotonic()
         scheduler, *others = self.roles
         self._spawn(scheduler)  # here, in every case: the others need its address beforehand
-        if self.options.launcher == "local":
+        launcher = self.options.launcher
+        if launcher == "local":
             for role in others:
                 self._spawn(role)
-        elif self.options.launcher == "ssh":
-            for index, role in enumerate(others):
-                self._ssh(role, *self._hosts[index % len(self._hosts)])
-        else:
+        elif launcher == "ssh":
+            for role, (host, port) in zip(others, itertools.cycle(self._hosts)):
+                role.who = f"{role.name} on {host}"
+                script = launchers.script(role.command, role.environment)
+                self._popen(role, launchers.ssh(host, port), script)
+        else:  # others start processes, which come and ask for a role
             for role in others:
                 self._free.put(role)
-            self._invite(len(others))
+            count, contact = len(others), self._contact
+            if launcher == "none":
+                say(f"waiting for {count} processes that run: {launchers.by_hand(contact)}")
+                return
+            command = launchers.starter(launcher, count, self.options.hosts, contact)
+            self._starter = Role(command[0], command, contact)
+            self._spawn(self._starter)
 
     def _spawn(self, role: Role) -> None:
         self._popen(role, role.command, env={**os.environ, **role.environment})
 
-    def _ssh(self, role: Role, host: str, port: str) -> None:
-        passed_on = {name: os.environ[name] for name in filter(PASSED_ON.fullmatch, os.environ)}
-        # A script on standard input: quoted once, and its secret is not among the arguments.
-        script = [
-            f"cd {shlex.quote(os.getcwd())} || exit",
-            *(
-                f"export {name}={shlex.quote(value)}"
-                for name, value in {**passed_on, **role.environment}.items()
-            ),
-            f"exec {shlex.join(role.command)} < /dev/null\n",
-        ]
-        role.who = f"{role.name} on {host}"
-        command = ["ssh", "-o", "BatchMode=yes", *(["-p", port] if port else []), "--", host, "sh"]
-        process = self._popen(role, command, stdin=subprocess.PIPE)
-        assert process.stdin, "it is a pipe"
-        with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
-            stdin.write("\n".join(script))
-
-    def _invite(self, count: int) -> None:
-        """Has so many processes started by others, which come and ask for a role."""
-        join = [sys.executable, "-m", watch.__name__, "join"]
-        if self.options.launcher == "none":
-            words = ["env", *(f"{name}={value}" for name, value in self._contact.items()), *join]
-            say(f"waiting for {count} processes that run: {shlex.join(words)}")
-            return
-        command = [STARTERS[self.options.launcher], "-n", str(count)]
-        if self.options.hosts:
-            command += ["--hostfile", os.path.abspath(self.options.hosts)]
-        if command[0] == "mpirun" and _is_open_mpi():
-            command += [word for name in self._contact for word in ("-x", name)]
-        self._starter = Role(command[0], [*command, *join], self._contact)
-        self._spawn(self._starter)
-
-    def _popen(
-        self, role: Role, command: list[str], stdin: int = subprocess.DEVNULL, **kwargs
-    ) -> subprocess.Popen[str]:
+    def _popen(self, role: Role, command: list[str], script: str | None = None, **kwargs) -> None:
+        """Starts a process, which reads `script` on its standard input."""
         # Worker 0 has the terminal, for its progress bar; what the others say goes through here.
         pipe = None if role in (self.workers[0], self._starter) else subprocess.PIPE
         process = role.process = subprocess.Popen(
             command,
-            stdin=stdin,
+            stdin=subprocess.PIPE if script else subprocess.DEVNULL,
             stdout=pipe,
             stderr=pipe,
             text=True,
@@ -287,7 +250,9 @@ class Job:
             for source, stream in ((process.stdout, sys.stdout), (process.stderr, None)):
                 self._copies.append(_thread(_copy, source, stream, role.name))
         _thread(self._wait, role, process)
-        return process
+        if script and process.stdin:
+            with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
+                stdin.write(script)
 
     # What happens, as events
 
@@ -460,15 +425,6 @@ class Job:
             role.kill()
         for copy in self._copies:
             copy.join(timeout=1)
-
-
-def _is_open_mpi() -> bool:
-    command = ["mpirun", "-V"]
-    try:
-        said = subprocess.run(command, stdout=subprocess.PIPE, timeout=VERSION_SECONDS, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise UserError(f"mpirun -V does not say which it is: {error}") from None
-    return b"Open MPI" in said.stdout
 
 
 def _how(status: int | None) -> str:
