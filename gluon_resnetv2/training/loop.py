@@ -18,23 +18,17 @@ import mxnet as mx
 import numpy as np
 from tqdm import tqdm
 
-from gluon_resnetv2.checkpoint import State, load_parameters
+from gluon_resnetv2.checkpoint import load_parameters
 from gluon_resnetv2.data import batch_images, num_batches, prefetch
 from gluon_resnetv2.data.dataset import Dataset
 from gluon_resnetv2.distributed.workers import Workers
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2
-from gluon_resnetv2.training import statistics
+from gluon_resnetv2.training import resume, statistics
 from gluon_resnetv2.training.curves import draw_curves
 from gluon_resnetv2.training.events import Events
-from gluon_resnetv2.training.fields import words
 from gluon_resnetv2.training.meter import Meter, evaluate
-from gluon_resnetv2.training.optimizer import (
-    make_trainer,
-    optimizer_state,
-    restore_optimizer,
-    set_learning_rate,
-)
+from gluon_resnetv2.training.optimizer import make_trainer, set_learning_rate
 from gluon_resnetv2.training.precision import all_finite
 from gluon_resnetv2.training.progress import Progress
 from gluon_resnetv2.training.recipe import Recipe
@@ -228,7 +222,7 @@ class Training:
         """Ends an epoch: its evaluation, its record and its checkpoint."""
         recipe, workers = self.recipe, self.workers
         passed = self.meter.read(workers.sum)
-        speed = passed["images"] / self._clock()
+        speed = passed["images"] / self.clock()
         settle = self._recalibrate if self.step < STEPS_UNSETTLED else self._average
         with self._settled(settle) as besides:
             batches = self.dataset.batches(
@@ -249,7 +243,7 @@ class Training:
                 "test_loss": tested["loss"],
                 "test_error": tested["error"],
                 "images_per_second": speed,
-                "seconds": self._clock(),
+                "seconds": self.clock(),
             }
             if self.best is None or tested["error"] < self.best["test_error"]:
                 self.best = {name: record[name] for name in ("step", "epoch", "test_error")}
@@ -271,7 +265,7 @@ class Training:
         ended = time.monotonic()
         self._drawn, self._draws_at = self.epoch, ended + BETWEEN_DRAWINGS * (ended - began)
 
-    def _clock(self) -> float:
+    def clock(self) -> float:
         """Seconds that the epoch under way has taken, in earlier processes too."""
         now = time.monotonic()
         self.seconds, self._looked = self.seconds + now - self._looked, now
@@ -377,41 +371,14 @@ class Training:
     def _checkpoint(self, besides: dict[str, mx.nd.NDArray], final: bool = False) -> None:
         """Writes the run's state. Where it can't, says so and goes on, unless it is the last."""
         self._drain()
-        arrays, updates = optimizer_state(self.trainer)
-        arrays = {**besides, **{f"optimizer:{name}": array for name, array in arrays.items()}}
-        meter = self.meter.sums()
-        if self.workers.count > 1:
-            total = np.sum([[0.0] * 3, *meter], axis=0)
-            meter = [total.tolist() for total in self.workers.sum([total])]
-        state = State(
-            step=self.step,
-            epoch=self.epoch,
-            steps_per_epoch=self.steps,
-            updates=updates,
-            loss_scale=self.update.scaler.state() if self.update.scaler else None,
-            meter=meter,
-            seconds=self._clock(),
-            best=self.best,
-            metrics=self.record,
-            devices=len(self.devices),
-            workers=self.workers.count,
-            recipe=self.recipe.to_dict(),
-            spec=self.net.spec,
-            classes=self.dataset.classes,
-            input={
-                "shape": self.dataset.image_shape,
-                "mean": self.dataset.mean,
-                "std": self.dataset.std,
-                "crop": self.dataset.crop,
-            },
-        )
+        arrays, state = resume.kept(self)
         if not self.run.writes:
             return
         if not all_finite([p.list_data()[0] for p in self.net.collect_params().values()]):
             what = f"a parameter is not finite after step {self.step - 1}"
             raise self._diverged(what, self.step)
         try:
-            self.saved[self.step] = self.run.checkpoint(self.net, arrays, state)
+            self.saved[self.step] = self.run.checkpoint(self.net, {**besides, **arrays}, state)
         except OSError as error:
             if final:
                 raise
@@ -424,7 +391,7 @@ class Training:
     def _start(self):
         """Begins where the newest valid checkpoint ends, or at the beginning."""
         path, state = self.run.last_checkpoint(self._warn) or (None, None)
-        changes = self._check(path, state) if path else {}
+        changes = resume.check(self, path, state) if path and state else {}
         # Where the run ended within an epoch, that epoch goes on.
         if state and state.epoch * self.steps > state.step < self.steps_in_all:
             state = replace(state, epoch=state.epoch - 1)
@@ -432,64 +399,14 @@ class Training:
             load_parameters(self.net, path / "net.params", self.devices)
         self.run.rewind(state)
         self.run.keep_schedule()
-        self.news = self._news(state, changes)
+        self.news = resume.news(self, state, changes)
         recipe, workers = self.recipe, self.workers
         step = state.step if state else 0
         self.trainer = make_trainer(self.net, recipe, workers, self.lr_at, step)
         mixed = recipe.mixed_steps(self.steps)
         self.update = Step(self.net, self.trainer, recipe, self.devices, workers.rank, mixed)
-        if path:
-            self._restore(path, state)
-
-    def _check(self, path, state) -> dict[str, tuple]:
-        """Checks that a run can go on from a checkpoint; returns what is new in its schedule."""
-        if state.steps_per_epoch != self.steps:
-            raise UserError(
-                f"{path} has {state.steps_per_epoch} steps in an epoch, not {self.steps}: "
-                "another data set, or so many devices or workers that the last batch changes"
-            )
-        step, end = state.step, self.steps_in_all
-        evaluated = state.epoch * self.steps >= step
-        changes = Recipe.from_dict(state.recipe).differences(self.recipe, machine=False)
-        if changes and (step > end or (step == end and evaluated)):
-            raise UserError(
-                f"{self.run.folder} has done {step} steps and would end after {end}: to go on with "
-                "another schedule, name more --num-epochs or --num-steps"
-            )
-        return changes
-
-    def _news(self, state, changes) -> list[str]:
-        """What is to be told of the schedule: of a new run's, or of one that it goes on with."""
-        if state and not changes:
-            return []
-        lines = [self.recipe.beyond_the_end(self.steps)]
-        if changes:
-            before, now = (words(zip(changes, values)) for values in zip(*changes.values()))
-            lines.insert(0, f"from step {state.step} on: {now}, instead of {before}")
-        return [line for line in lines if line]
-
-    def _restore(self, path, state):
-        self.step, self.epoch, self.seconds = state.step, state.epoch, state.seconds
-        self.best, self.record, self.saved = state.best, state.metrics, {self.step: path}
-        if self.update.scaler and state.loss_scale:
-            self.update.scaler.load(state.loss_scale)
-        if self.step:
-            started = Recipe.from_dict(state.recipe).schedule(self.steps)
-            self.trainer.set_learning_rate(started(self.step - 1))
-        arrays: dict[str, dict[str, mx.nd.NDArray]] = {"optimizer": {}}
-        # MXNet reads a file without arrays as a list.
-        for name, array in dict(mx.nd.load(str(path / "training.params"))).items():
-            kind, _, name = name.partition(":")
-            arrays.setdefault(kind, {})[name] = array
-        same = self.workers.count == 1 == state.workers and state.devices == len(self.devices)
-        if self.update.average:
-            self.update.average.load(arrays["trained"], arrays if same else {})
-        restore_optimizer(self.trainer, arrays["optimizer"], state.updates)
-        if same:
-            own = [arrays.get(f"device{i}", {}) for i in range(len(self.devices))]
-            statistics.restore(self.net, {name: [one[name] for one in own] for name in own[0]})
-        if self.workers.rank == 0:
-            self.meter = Meter(state.meter, self.devices, self.recipe.array_dtype)
+        if path and state:
+            resume.restore(self, path, state)
 
     def _warn(self, text):
         if self.workers.rank == 0:
