@@ -25,6 +25,7 @@ import numpy as np
 
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import recover_folder, sha256, whole_folder, write_json
+from gluon_resnetv2.formats.manifest import Input
 from gluon_resnetv2.formats.params_file import save_arrays
 from gluon_resnetv2.layers import is_statistic
 from gluon_resnetv2.net import ResNetV2
@@ -51,7 +52,7 @@ class State:
         metrics: the last epoch's.
         recipe: `Recipe.to_dict`.
         classes: a name for each logit.
-        input: {"shape", "mean", "std", "crop"} of the images.
+        input: how images are prepared; state.json has what of it is not always the same.
     """
 
     step: int
@@ -68,7 +69,7 @@ class State:
     recipe: dict[str, Any]
     spec: Spec
     classes: Sequence[str]
-    input: dict[str, Any]
+    input: Input
 
     @classmethod
     def from_dict(cls, values: Any) -> State:
@@ -79,12 +80,15 @@ class State:
         """
         checks = {name: partial(_is, kind) for name, kind in KINDS.items()}
         check_fields(values, {**checks, "spec": Spec.from_dict})
+        spec = Spec.from_dict(values["spec"])
+        described = Input.from_dict({**values["input"], **NORMALISED}, spec.in_channels)
         known = {name: values[name] for name in checks}
-        return cls(**known, spec=Spec.from_dict(values["spec"]))
+        return cls(**{**known, "spec": spec, "input": described})
 
     def to_dict(self) -> dict[str, Any]:
         """The content of state.json."""
-        return {**vars(self), "spec": self.spec.to_dict()}
+        described = {name: getattr(self.input, name) for name in ("shape", "mean", "std", "crop")}
+        return {**vars(self), "spec": self.spec.to_dict(), "input": described}
 
 
 NUMBER, OPTIONAL = (int, float), (dict, type(None))
@@ -95,6 +99,8 @@ KINDS = {  # of what JSON says, for each field
     **dict.fromkeys(("meter", "classes"), list),
     "seconds": NUMBER,
 }
+# Of a network's input in training, whatever the data.
+NORMALISED = {name: getattr(Input, name) for name in ("name", "layout", "colour", "values")}
 
 
 def _is(kinds, value) -> bool:

@@ -1,5 +1,6 @@
 """Files that version 0.1 wrote go on being read. `fixtures/v0.1` is a run of it on the digits."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -9,10 +10,12 @@ import mxnet as mx
 import numpy as np
 import pytest
 
+from gluon_resnetv2.checkpoint import State
 from gluon_resnetv2.engines.predictor import Predictor
 from gluon_resnetv2.formats.artifact import load
 from gluon_resnetv2.study import plan
 from gluon_resnetv2.training.options import run_recipe
+from gluon_resnetv2.untrusted import Fault
 
 ROOT = Path(__file__).parent.parent
 OLD = ROOT / "tests/fixtures/v0.1"
@@ -31,6 +34,15 @@ def test_the_manifest_of_an_old_int8_export_is_read():
 def test_an_old_recipe_means_what_it_meant():
     recipe = run_recipe(OLD / "run")
     assert (recipe.model, recipe.num_epochs, recipe.lr_step_epochs) == ("preact8", 15, (9.0, 13.0))
+
+
+def test_an_old_state_is_written_as_it_was_read():
+    values = json.loads((OLD / "run/checkpoints/step-00000322/state.json").read_text())
+    written = json.loads(json.dumps(State.from_dict(values).to_dict()))
+    assert {**written, "spec": None} == {**values, "spec": None}  # which has more fields by now
+    wrong = {**values, "input": {**values["input"], "std": [0, 1, 1]}}
+    with pytest.raises(Fault, match=r"has a wrong input\.std"):
+        State.from_dict(wrong)
 
 
 def test_an_old_checkpoint_goes_on_to_what_version_0_1_ended_with(tmp_path):

@@ -287,7 +287,7 @@ def test_the_digits_recipe_keeps_its_classes(seed, digits, tmp_path):
     subprocess.run([*command, "--output", str(tmp_path / "run")], cwd=ROOT, check=True)
     net, state = load_run(tmp_path / "run")
     train, test, _, _ = digits
-    check_classes(net, (train, test, state.input["mean"], state.input["std"]))
+    check_classes(net, (train, test, state.input.mean, state.input.std))
 
 
 @pytest.mark.parametrize("backend", ["MKLDNN", "NONE"])

@@ -313,6 +313,6 @@ def export_run(
     if checkpoint is None and state.recipe.get("export", "last") != "last":
         net, state = load_run(run, state.recipe["export"])
     details = {key: getattr(state, key) for key in ("classes", "recipe", "metrics", "step")}
-    details.update((key, state.input[key]) for key in ("mean", "std", "crop"))
+    details.update((key, getattr(state.input, key)) for key in ("mean", "std", "crop"))
     folder = folder or Path(run) / "export"
-    return export(net, folder, state.input["shape"], **options, **details)
+    return export(net, folder, state.input.shape, **options, **details)

@@ -304,7 +304,7 @@ def _read_checkpoint(folder: Path) -> Source:
         for name, array in read_arrays(folder / "net.params").items()
     }
     check_fits(ours, state.spec, folder / "net.params")
-    described = {key: state.input[key] for key in (*NORMALISING, "crop")}
+    described = {key: getattr(state.input, key) for key in (*NORMALISING, "crop")}
     return Source(folder, None, state.spec, {}, ours, classes=tuple(state.classes), input=described)
 
 

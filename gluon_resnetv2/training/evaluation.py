@@ -18,7 +18,6 @@ from gluon_resnetv2.data.imagenet.dataset import ImageFiles
 from gluon_resnetv2.engines.runtimes import as_block
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.formats.artifact import Artifact, load
-from gluon_resnetv2.formats.manifest import Input
 from gluon_resnetv2.spec import IMAGE_SIZE_MAX
 from gluon_resnetv2.training import statistics
 from gluon_resnetv2.training.answers import Answers
@@ -77,11 +76,10 @@ def evaluate_source(
     for side in scales:
         if not 1 <= side <= IMAGE_SIZE_MAX:
             raise UserError(f"--scales must be 1 to {IMAGE_SIZE_MAX}, as in 224,256: {side}")
-    described: Input  # how its images are prepared
     if checkpoints(source):
         net: Any
         net, state = load_run(source, checkpoint, devices)
-        told, classes, described = state.recipe, state.classes, Input(**state.input)
+        told, classes, described = state.recipe, state.classes, state.input
         net.hybridize(static_alloc=True)
     else:
         artifact = load(source)

@@ -72,7 +72,7 @@ class Given:
     def prepare(self, dataset: Dataset) -> Dataset:
         """The data set, with its images prepared as those were that the weights have seen."""
         if self.state:
-            return prepared(dataset, self.state.input)
+            return prepared(dataset, vars(self.state.input))
         if self.source is None or self.recipe.normalise_by == "data":
             return dataset
         described = self.source.preparation(dataset.image_shape[1])

@@ -10,6 +10,7 @@ import numpy as np
 
 from gluon_resnetv2.checkpoint import State
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.formats.manifest import Input
 from gluon_resnetv2.training import statistics
 from gluon_resnetv2.training.fields import words
 from gluon_resnetv2.training.meter import Meter
@@ -46,12 +47,9 @@ def kept(training: Training) -> tuple[dict[str, mx.nd.NDArray], State]:
         recipe=training.recipe.to_dict(),
         spec=training.net.spec,
         classes=dataset.classes,
-        input={
-            "shape": dataset.image_shape,
-            "mean": dataset.mean,
-            "std": dataset.std,
-            "crop": dataset.crop,
-        },
+        input=Input(
+            shape=dataset.image_shape, mean=dataset.mean, std=dataset.std, crop=dataset.crop
+        ),
     )
     return {f"optimizer:{name}": array for name, array in arrays.items()}, state
 
