@@ -16,7 +16,7 @@ from gluon_resnetv2.commands.train import CIFAR, IMAGENET, add_options
 from gluon_resnetv2.distributed import hosts
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.training.fields import flag
-from gluon_resnetv2.training.options import read_options
+from gluon_resnetv2.training.options import read_options, read_recipe
 from gluon_resnetv2.training.recipe import SCHEDULE, Recipe
 from gluon_resnetv2.training.recipes import RECIPES
 from gluon_resnetv2.training.run import Run
@@ -39,19 +39,21 @@ def test_steps():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "choice"),
     [
-        ("update_on_kvstore", True),
-        ("lr_power", 1.5),
-        ("lr_schedule", "poly"),
-        ("kv_store", "horovod"),
+        ("update-on-kvstore", "--update-on-kvstore True"),
+        ("lr-power", "--lr-power 1.5"),
+        ("poly", "--lr-schedule poly"),
+        ("horovod", "--kv-store horovod"),
     ],
 )
-def test_what_recipes_of_0_1_had_besides_is_named(name, value):
-    told = f"0.1 was the last to know --{name.replace('_', '-')} {value};"
-    with pytest.raises(UserError, match=told):
-        Recipe.from_dict({name: value})
-    assert Recipe.from_dict({"update_on_kvstore": False, "lr_power": 2.0}) == Recipe()
+def test_what_recipes_of_0_1_had_besides_is_named(name, choice):
+    with pytest.raises(UserError, match=f"0.1 was the last to know {choice};"):
+        read_recipe(OLD / "recipes" / f"{name}.json")
+
+
+def test_the_defaults_of_0_1_are_those_of_today():
+    assert Recipe(**read_recipe(OLD / "recipes" / "defaults.json")) == Recipe()
 
 
 def test_cosine():
