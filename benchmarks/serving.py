@@ -12,7 +12,6 @@ Every answer is compared with the predictor's. Ratios are to the predictor alone
 from __future__ import annotations
 
 import json
-import multiprocessing
 import re
 import selectors
 import signal
@@ -21,15 +20,16 @@ import statistics
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, installed or not
 
+from benchmarks import in_a_fresh_process
 from benchmarks.rounds import load_before
 from gluon_resnetv2 import cli
+from gluon_resnetv2.scores import relative_difference
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 64  # of the predictor alone
@@ -37,11 +37,6 @@ WARM_UP = 0.5  # seconds that are not counted
 TOLERANCE = 1e-4  # relative to the largest output: batches of other sizes round differently
 ALONE = "predictor alone, batch 64"
 SERVERS = {"batching on": [], "batching off": ["--no-batching"]}
-
-
-def in_a_fresh_process(function, *args):
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *args).result()
 
 
 def images_of(shape: tuple, count: int) -> np.ndarray:
@@ -160,7 +155,7 @@ def triton_clients(port: int, images: np.ndarray, output: str, expected, seconds
 
 
 def check(found, expected):
-    if not np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max():
+    if not relative_difference(found, expected) <= TOLERANCE:
         sys.exit("the server answers other than the predictor")
 
 

@@ -33,7 +33,7 @@ from gluon_resnetv2.formats.manifest import write_manifest
 from gluon_resnetv2.interop import source as sources
 from gluon_resnetv2.net import ResNetV2, get_model
 from gluon_resnetv2.spec import named
-from tests.common import randomise, with_new_sums
+from tests.common import difference, randomise, with_new_sums
 from tests.mutations import mutants
 from tests.test_net import VARIANTS, variant
 
@@ -673,7 +673,7 @@ def test_any_number_of_images_is_computed_rightly(small, max_batch):
     predictor = Predictor(small, max_batch=max_batch)
     for count in (1, 2, 3, 5, 8, 9, 21, 1):
         found = predictor.run(images[:count])
-        assert np.abs(found - expected[:count]).max() <= 1e-5 * np.abs(expected).max()
+        assert difference(found, expected[:count]) <= 1e-5
 
 
 def test_threads_share_a_predictor(small):
@@ -683,7 +683,7 @@ def test_threads_share_a_predictor(small):
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(lambda part: predictor.run(images[part]), parts)
     for part, rows in zip(parts, found):
-        assert np.abs(rows - expected[part]).max() <= 1e-5 * np.abs(expected).max()
+        assert difference(rows, expected[part]) <= 1e-5
 
 
 def test_the_pair_that_mxnet_computes_wrongly_is_served_rightly(gluoncv_export):
@@ -691,7 +691,7 @@ def test_the_pair_that_mxnet_computes_wrongly_is_served_rightly(gluoncv_export):
     images = np.random.RandomState(1).normal(size=(5, 3, 32, 32)).astype("float32")
     pair = gluoncv_export.symbol, gluoncv_export.params
     expected = symbol_block(*map(str, pair), images)
-    assert np.abs(predictor.run(images) - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert difference(predictor.run(images), expected) <= 1e-5
 
 
 def test_the_form_that_computes_wrongly_is_not_run(gluoncv_export, monkeypatch):

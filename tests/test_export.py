@@ -20,7 +20,7 @@ from gluon_resnetv2.formats.graph_file import seal
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import named
 from gluon_resnetv2.training.precision import cpu_has_bfloat16
-from tests.common import randomise, with_new_sums
+from tests.common import difference, randomise, with_new_sums
 
 MEAN, STD = (120.0, 110.0, 100.0), (60.0, 50.0, 40.0)
 PIXELS = np.random.RandomState(3).randint(0, 256, (200, 3, 16, 16)).astype("uint8")
@@ -75,7 +75,7 @@ def test_a_form_takes_gives_and_computes_what_it_says(net, tmp_path, form):
     predictor = Predictor(artifact)
     assert predictor.form.startswith(form.precision)
     found = predictor.run(predictor.prepare(PIXELS))
-    assert np.abs(found - logits).max() <= NEAR[form.precision] * np.abs(logits).max()
+    assert difference(found, logits) <= NEAR[form.precision]
     assert (found.argmax(1) == logits.argmax(1)).mean() >= 0.99
 
 
