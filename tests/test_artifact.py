@@ -1,4 +1,4 @@
-"""What is served is what was trained: exports, their verification, and predictions."""
+"""What is served is what was trained: artifacts, their verification, and predictions."""
 
 from __future__ import annotations
 
