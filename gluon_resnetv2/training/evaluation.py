@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from gluon_resnetv2.data.imagenet.dataset import ImageFiles
 from gluon_resnetv2.engines.runtimes import as_block
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.formats.artifact import Artifact, load
+from gluon_resnetv2.formats.manifest import Input
 from gluon_resnetv2.spec import IMAGE_SIZE_MAX
 from gluon_resnetv2.training import statistics
 from gluon_resnetv2.training.answers import Answers
@@ -76,47 +78,15 @@ def evaluate_source(
     for side in scales:
         if not 1 <= side <= IMAGE_SIZE_MAX:
             raise UserError(f"--scales must be 1 to {IMAGE_SIZE_MAX}, as in 224,256: {side}")
-    if checkpoints(source):
-        net: Any
-        net, state = load_run(source, checkpoint, devices)
-        told, classes, described = state.recipe, state.classes, state.input
-        net.hybridize(static_alloc=True)
-    else:
-        artifact = load(source)
-        if artifact.manifest is None:
-            raise UserError(f"{source} has no manifest.json; evaluate needs a run or an export")
-        if recalibrate or checkpoint != "last":
-            raise UserError("--recalibrate and --checkpoint need a run's folder, not an export")
-        if not artifact.manifest.details.get("recipe"):
-            raise UserError(f"{source} does not say what it was trained on")
-        told, classes = artifact.manifest.details["recipe"], artifact.manifest.classes
-        net, described = _exported(artifact, devices), artifact.own_manifest().input
-    recipe = Recipe.from_dict(told)
-    others: dict[str, Any] = {"dataset": dataset, "data_dir": data_dir, "threads": threads}
-    given = {name: value for name, value in others.items() if value is not None}
-    if leave_out:
-        given["leave_out"] = True
-    options: dict[str, Any] = {"in_channels": described.shape[0]}
-    if dataset not in (None, recipe.dataset):  # what was said of the run's does not hold for it
-        size_of = described.shape[1] if dataset in ("folder", "imagenet") else None
-        gone = {"data_dir": None, "image_size": size_of, "coarse": False, "augmentation": None}
-        given = {**gone, **given}
-    if dataset == "folder":  # another one than the run's
-        options["classes"] = classes
-    recipe = dataclasses.replace(recipe, **given)
-    name, taken = recipe.dataset, data.options(recipe.dataset)
-    if (threads and "threads" not in taken) or (leave_out and "leave_out" not in taken):
-        raise UserError(f"--threads and --leave-out are for images in files, not {name}")
-    images = load_data(recipe, **options)
-    if list(images.classes) != list(classes):
-        raise UserError(f"the network has other classes than the data set {name}")
-    images = prepared(images, vars(described))  # as the network has seen them
+    trained = _read(source, checkpoint, devices, recalibrate)
+    images = _images(trained, dataset, data_dir, threads, leave_out)
+    net = trained.net
     if recalibrate:
         batches = images.batches(batch_size, train=True, devices=len(devices))
         few = itertools.islice(data.prefetch(batches), recalibrate)
         rounds = (split(pixels, devices) for pixels, _ in few)
         statistics.recalibrate(net, rounds, partial(forward_backward, net))
-    answers = Answers(len(classes), pictures=PICTURES if report is not None else 0)
+    answers = Answers(len(trained.classes), pictures=PICTURES if report is not None else 0)
     if isinstance(images, ImageFiles):
         with tqdm(total=images.test_count, unit="image", disable=None, leave=False) as bar:
             found = evaluate_views(
@@ -128,15 +98,78 @@ def evaluate_source(
                 answers=answers,
             )
     elif size or crops != 1 or scales:
-        raise UserError(f"--size, --crops and --scales are for cut-out images, not {name}")
+        raise UserError(f"--size, --crops and --scales are for cut-out images, not {images.name}")
     else:
         batches = data.prefetch(images.batches(batch_size))
         found = evaluate(net, batches, devices, answers=answers)
         found = {**answers.errors(), **found}
     if report is not None:
-        title = f"{source} on {name}"
+        title = f"{source} on {images.name}"
         write_report(Path(report), answers, images, title, found["loss"])
     return found
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A network that takes normalised images, and what is known of how it was trained."""
+
+    net: Any
+    recipe: Recipe
+    classes: Sequence[str]
+    input: Input
+
+
+def _read(
+    source: str | Path, checkpoint: str, devices: Sequence[mx.Context], recalibrate: int
+) -> _Trained:
+    """A run's checkpoint, or an export, which has no other and can't be recalibrated."""
+    if checkpoints(source):
+        net, state = load_run(source, checkpoint, devices)
+        net.hybridize(static_alloc=True)
+        return _Trained(net, Recipe.from_dict(state.recipe), state.classes, state.input)
+    artifact = load(source)
+    if artifact.manifest is None:
+        raise UserError(f"{source} has no manifest.json; evaluate needs a run or an export")
+    if recalibrate or checkpoint != "last":
+        raise UserError("--recalibrate and --checkpoint need a run's folder, not an export")
+    if not artifact.manifest.details.get("recipe"):
+        raise UserError(f"{source} does not say what it was trained on")
+    return _Trained(
+        _exported(artifact, devices),
+        Recipe.from_dict(artifact.manifest.details["recipe"]),
+        artifact.manifest.classes,
+        artifact.own_manifest().input,
+    )
+
+
+def _images(
+    trained: _Trained,
+    dataset: str | None,
+    data_dir: str | None,
+    threads: int | None,
+    leave_out: bool,
+) -> data.Dataset:
+    """The images to evaluate on, prepared as the network has seen them, of the same classes."""
+    recipe, described = trained.recipe, trained.input
+    others: dict[str, Any] = {"dataset": dataset, "data_dir": data_dir, "threads": threads}
+    given = {name: value for name, value in others.items() if value is not None}
+    if leave_out:
+        given["leave_out"] = True
+    options: dict[str, Any] = {"in_channels": described.shape[0]}
+    if dataset not in (None, recipe.dataset):  # what was said of the run's does not hold for it
+        size = described.shape[1] if dataset in ("folder", "imagenet") else None
+        gone = {"data_dir": None, "image_size": size, "coarse": False, "augmentation": None}
+        given = {**gone, **given}
+    if dataset == "folder":  # another one than the run's
+        options["classes"] = trained.classes
+    recipe = dataclasses.replace(recipe, **given)
+    name, taken = recipe.dataset, data.options(recipe.dataset)
+    if (threads and "threads" not in taken) or (leave_out and "leave_out" not in taken):
+        raise UserError(f"--threads and --leave-out are for images in files, not {name}")
+    images = load_data(recipe, **options)
+    if list(images.classes) != list(trained.classes):
+        raise UserError(f"the network has other classes than the data set {name}")
+    return prepared(images, vars(described))
 
 
 def _exported(artifact: Artifact, devices: Sequence[mx.Context]) -> Callable:
