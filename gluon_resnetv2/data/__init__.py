@@ -16,6 +16,7 @@ from gluon_resnetv2.data.policies import Policy
 from gluon_resnetv2.errors import UserError
 
 __all__ = [
+    "DECODED",
     "NAMES",
     "ArrayDataset",
     "Dataset",
@@ -54,6 +55,7 @@ _DECODED: dict[str, tuple[Callable[..., Dataset], tuple[str, ...]]] = {
 }
 _SETS = {**_ARRAYS, **_DECODED}
 NAMES = tuple(_SETS)
+DECODED = tuple(_DECODED)  # whose files are decoded, at any size
 
 
 def options(name: str) -> tuple[str, ...]:
@@ -98,7 +100,7 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None, **given: Any
             raise UserError(f"{option} must be at least {least}, not {value}")
     if given.get("in_channels", 1) not in (1, 3):
         raise UserError(f"in_channels must be 1 or 3, not {given['in_channels']}")
-    if name in _DECODED:
+    if name in DECODED:
         if not data_dir:
             raise UserError("--data-dir is missing: a folder with train and val, or their .rec")
         return _DECODED[name][0](**given)

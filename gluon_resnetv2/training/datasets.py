@@ -25,7 +25,7 @@ def load_data(recipe: Recipe, **options: Any) -> data.Dataset:
     options |= {name: getattr(recipe, name, None) for name in taken if name not in options}
     if recipe.dataset == "synthetic":
         options |= {"train_count": 2 * recipe.batch_size, "test_count": recipe.batch_size}
-    elif recipe.dataset in ("folder", "imagenet"):
+    elif recipe.dataset in data.DECODED:
         options["image_size"] = recipe.image_size or IMAGE_SIZES[recipe.spec(classes=10).stem]
     return data.load(recipe.dataset, **options)
 

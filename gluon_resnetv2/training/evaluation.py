@@ -157,7 +157,7 @@ def _images(
         given["leave_out"] = True
     options: dict[str, Any] = {"in_channels": described.shape[0]}
     if dataset not in (None, recipe.dataset):  # what was said of the run's does not hold for it
-        size = described.shape[1] if dataset in ("folder", "imagenet") else None
+        size = described.shape[1] if dataset in data.DECODED else None
         gone = {"data_dir": None, "image_size": size, "coarse": False, "augmentation": None}
         given = {**gone, **given}
     if dataset == "folder":  # another one than the run's
