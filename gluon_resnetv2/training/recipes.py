@@ -87,18 +87,6 @@ _GLUONCV_IMAGENET = {
     "warmup_epochs": 5.0,
 }
 
-_OWN_IMAGES = {
-    "dataset": "folder",
-    "model": "preact20",
-    "batch_size": 64,
-    "num_epochs": 60,
-    "lr": 0.05,
-    "lr_schedule": "cosine",
-    "warmup": "linear",
-    "warmup_lr": 0.0,
-    "warmup_epochs": 3.0,
-}
-
 RECIPES = {
     "digits": Named(
         {
@@ -114,25 +102,36 @@ RECIPES = {
         expected="1.1 to 1.4 (seeds 0 to 2)",
     ),
     "folder": Named(
-        _OWN_IMAGES,
+        {
+            "dataset": "folder",
+            "model": "preact20",
+            "batch_size": 64,
+            "num_epochs": 60,
+            "lr": 0.05,
+            "lr_schedule": "cosine",
+            "warmup": "linear",
+            "warmup_lr": 0.0,
+            "warmup_epochs": 3.0,
+        },
         source="this project: what --dataset folder takes by default",
         cost="depends on the images",
         expected="depends on the images",
     ),
     "fashion-mnist": Named(
         {
-            **_OWN_IMAGES,
             "dataset": "fashion-mnist",
+            "model": "preact20",
             "optimizer": "nag",
-            "batch_size": 128,
             "num_epochs": 45,
-            "lr": 0.1,
+            "lr_schedule": "cosine",
+            "warmup": "linear",
+            "warmup_lr": 0.0,
             "warmup_epochs": 1.0,
             "wd": 5e-4,
         },
         source="this project: what --dataset fashion-mnist, mnist, kmnist and idx take by default",
-        cost="",
-        expected="",
+        cost="about 36 minutes on 2 CPU cores with --engine native --dtype bfloat16",
+        expected="5.2 (seed 0)",
     ),
     "paper-cifar10": Named(
         {"model": "preact164"},
