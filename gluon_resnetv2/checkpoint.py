@@ -25,7 +25,7 @@ import numpy as np
 
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import recover_folder, sha256, whole_folder, write_json
-from gluon_resnetv2.formats.manifest import Input
+from gluon_resnetv2.formats.manifest import PREPARING, Input
 from gluon_resnetv2.formats.params_file import save_arrays
 from gluon_resnetv2.layers import is_statistic
 from gluon_resnetv2.net import ResNetV2
@@ -87,7 +87,7 @@ class State:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of state.json."""
-        described = {name: getattr(self.input, name) for name in ("shape", "mean", "std", "crop")}
+        described = {name: getattr(self.input, name) for name in ("shape", *PREPARING)}
         return {**vars(self), "spec": self.spec.to_dict(), "input": described}
 
 

@@ -152,7 +152,7 @@ def centre(
         most = min(image.width, LONG * width / ratio), min(image.height, LONG * height / ratio)
         image = middle(image, math.ceil(most[0]), math.ceil(most[1]))
         box = cover(image.size, *box)
-    return middle(_scaled(image, box, interpolation), width, height, interpolation)
+    return middle(scaled(image, box, interpolation), width, height, interpolation)
 
 
 def cover(size: tuple[int, int], width: int, height: int) -> tuple[int, int]:
@@ -178,6 +178,17 @@ def middle(
     return image.crop((left, top, left + width, top + height))
 
 
+def scaled(image: Image.Image, size: tuple[int, int], interpolation: str) -> Image.Image:
+    """An image of `size`, (width, height), by one of `INTERPOLATIONS`."""
+    if interpolation != OPENCV:
+        return image.resize(size, INTERPOLATIONS[interpolation])
+    import mxnet as mx  # which few of this module's users need
+
+    pixels = mx.nd.array(np.atleast_3d(np.asarray(image)), dtype="uint8")
+    values = mx.image.imresize(pixels, *size, interp=1).asnumpy()
+    return Image.fromarray(values[:, :, 0] if image.mode == "L" else values)
+
+
 def _parts(data, most):
     """The work of a PNG's parts, counted until it is more than `most`."""
     at, asked = len(PNG), 0
@@ -195,16 +206,6 @@ def _check_scans(data, width, height, most):
     scans = data.count(SCAN)
     if scans * width * height > SCANS * most:
         raise ValueError(f"it has {scans} scans")
-
-
-def _scaled(image, size, interpolation):
-    if interpolation != OPENCV:
-        return image.resize(size, INTERPOLATIONS[interpolation])
-    import mxnet as mx  # which few of this module's users need
-
-    pixels = mx.nd.array(np.atleast_3d(image), dtype="uint8")
-    scaled = mx.image.imresize(pixels, *size, interp=1).asnumpy()
-    return Image.fromarray(scaled[:, :, 0] if image.mode == "L" else scaled)
 
 
 def _rgb(image):

@@ -13,7 +13,15 @@ from PIL import Image
 from gluon_resnetv2 import data
 from gluon_resnetv2.data import ArrayDataset, folders, imagenet
 from gluon_resnetv2.data.imagenet import damage
+from gluon_resnetv2.engines.predictor import Predictor
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.exports.export import export, export_run
+from gluon_resnetv2.net import get_model
+from gluon_resnetv2.training.datasets import load_data
+from gluon_resnetv2.training.devices import contexts
+from gluon_resnetv2.training.evaluation import evaluate_source
+from gluon_resnetv2.training.given import scaling
+from gluon_resnetv2.training.main import train_network
 from gluon_resnetv2.training.options import read_options
 from tests.imagenet_tree import CLASSES, files, make_tree, rgb, scaled
 
@@ -79,6 +87,48 @@ def test_what_streams_is_what_is_held_in_memory(tree, monkeypatch, channels):
         for one, other in zip(*(d.batches(7, train=train) for d in (held, streamed))):
             np.testing.assert_array_equal(one[0], other[0])
             np.testing.assert_array_equal(one[1], other[1])
+
+
+@pytest.mark.parametrize(("size", "crop"), [(SIZE, 1.0), (66, 0.875)])
+def test_a_run_scales_images_as_its_weights_have_seen_them(tree, tmp_path, size, crop):
+    """Bicubically where they say so, from training to the export; bilinearly without them."""
+    net = get_model("preact8", unit="basic", classes=len(CLASSES))
+    net.initialize()
+    about = {"classes": CLASSES, "mean": [120.0] * 3, "std": [60.0] * 3, "crop": crop}
+    export(net, tmp_path / "theirs", (3, size, size), interpolation="bicubic", **about)
+    words = {"recipe": None, "resume": None, "dataset": "folder", "data_dir": str(tree)}
+    words |= {"image_size": size, "num_epochs": 1, "batch_size": 8, "lr": 0.0, "warmup_steps": 0}
+    recipe, _ = read_options(
+        {**words, "output": str(tmp_path / "run"), "init_from": str(tmp_path / "theirs")}
+    )
+    folder, _, _ = train_network(recipe)
+    exported = export_run(folder)
+    described = exported.manifest.input
+    assert (described.interpolation, described.crop) == ("bicubic", crop)
+
+    rows = files(tree / "val")
+    predictor = Predictor(exported)
+    seen = predictor.read(rows[0][1])
+    image = rgb(rows[0][1])
+    side = round(size / crop)
+    short = [side * length // min(image.size) for length in image.size]
+    whole = image.resize(short, Image.Resampling.BICUBIC)
+    left, top = (round((length - size) / 2) for length in short)
+    expected = np.asarray(whole.crop((left, top, left + size, top + size)))
+    np.testing.assert_array_equal(seen, expected.transpose(2, 0, 1))
+    dataset = load_data(recipe, **scaling(vars(described)))
+    pixels, _ = next(dataset.batches(len(rows)))
+    pixels = pixels[0] * np.reshape(dataset.std, (3, 1, 1)) + np.reshape(dataset.mean, (3, 1, 1))
+    np.testing.assert_allclose(pixels, expected.transpose(2, 0, 1), atol=1e-3)
+    plain, _ = next(load_data(recipe).batches(len(rows)))
+    plain = plain[0] * np.reshape(dataset.std, (3, 1, 1)) + np.reshape(dataset.mean, (3, 1, 1))
+    assert np.abs(plain - pixels).max() > 1
+
+    found = [evaluate_source(one, contexts(None, 1)) for one in (folder, folder / "export")]
+    assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-5)
+    answers = predictor.probabilities(np.stack([predictor.read(path) for _, path in rows]))
+    loss = -np.mean([np.log(row[label]) for row, (label, _) in zip(answers, rows)])
+    assert loss == pytest.approx(found[0]["loss"], rel=1e-4)
 
 
 def test_grey_is_pillows(tree):

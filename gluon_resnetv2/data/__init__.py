@@ -33,7 +33,10 @@ __all__ = [
 ]
 
 # Options of those that decode files.
-_FILES = ("image_size", "augmentation", "colour", "flip", "in_channels", "threads", "leave_out")
+_FILES = (
+    *("image_size", "augmentation", "colour", "flip", "in_channels", "threads", "leave_out"),
+    *("interpolation", "stretch"),
+)
 
 # What loads a data set, and the options of `load` that it takes.
 _ARRAYS: dict[str, tuple[Callable[..., ArrayDataset], tuple[str, ...]]] = {

@@ -56,6 +56,7 @@ class ArrayDataset:
         pad: pixels by which augmentation moves an image at most, in each direction.
         flip: whether augmentation mirrors images.
         fill: the colour that padding shows, 0 to 255.
+        interpolation, stretch: how files were scaled, as `pixels.centre` takes it.
     """
 
     name: str
@@ -67,6 +68,8 @@ class ArrayDataset:
     pad: int
     flip: bool
     fill: Colour
+    interpolation: str = "bilinear"
+    stretch: bool = False
     crop = 1.0
 
     @property

@@ -35,6 +35,14 @@ class Dataset(Protocol):
         """The part of an image's shorter side that evaluation uses."""
 
     @property
+    def interpolation(self) -> str:
+        """By which images were scaled, as `pixels.centre` takes it."""
+
+    @property
+    def stretch(self) -> bool:
+        """Whether images were scaled without regard to their shape, as `pixels.centre` takes it."""
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of an evaluated image."""
 

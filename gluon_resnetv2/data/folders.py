@@ -42,6 +42,8 @@ def load(
     split_seed: int = 0,
     threads: int | None = None,
     leave_out: bool = False,
+    interpolation: str = "bilinear",
+    stretch: bool = False,
     classes: Sequence[str] | None = None,
 ) -> ArrayDataset | files.ImageFiles:
     """The images below a folder: DIR/train/CLASS/* and DIR/val/CLASS/*, or DIR/CLASS/*.
@@ -64,6 +66,8 @@ def load(
         split_seed: random seed by which those images are chosen.
         threads: how many threads decode images; one per CPU by default.
         leave_out: whether images that can't be decoded are left out; else they are an error.
+        interpolation, stretch: how images are scaled, as `pixels.centre` takes it; boxes that are
+            cut out at random are never stretched more than their augmentation says.
         classes: those of a network, where images are to evaluate it. The held-out part, or all
             images of a folder without parts, are then the test images, and may lack classes.
 
@@ -83,7 +87,7 @@ def load(
             "folder",
             train=train,
             test=test,
-            augmentation=Augmentation(augmentation, size, colour, flip is not False),
+            augmentation=Augmentation(augmentation, size, colour, flip is not False, interpolation),
             test_size=size,
             crop=CROP,
             mean=files.MEAN,
@@ -92,10 +96,12 @@ def load(
             threads=threads,
             leave_out=leave_out,
             classes=names,
+            stretch=stretch,
         )
+    scaling = interpolation, stretch
     numbers = [files.class_numbers(names, source, train) for source in (train, test)]
-    held = _split(train, numbers[0], size, channels, pool)
-    tested = held if test is train else _split(test, numbers[1], size, channels, pool)
+    held = _split(train, numbers[0], size, channels, pool, *scaling)
+    tested = held if test is train else _split(test, numbers[1], size, channels, pool, *scaling)
     mean, std = channel_statistics(held.images)
     if not all(std):
         raise UserError(f"{root} has training images that are all alike")
@@ -109,6 +115,8 @@ def load(
         pad=size // 8,  # CIFAR's 4 of 32
         flip=flip is not False,
         fill=mean,  # zero once normalised
+        interpolation=interpolation,
+        stretch=stretch,
     )
 
 
@@ -123,10 +131,19 @@ class Decoded:
     Args:
         channels: C, 1 for grey or 3.
         pool: of the threads that decode.
+        interpolation, stretch: as `pixels.centre` takes it.
     """
 
-    def __init__(self, source: Source, size: int, channels: int, pool: ThreadPoolExecutor):
-        self._source, self._pool = source, pool
+    def __init__(
+        self,
+        source: Source,
+        size: int,
+        channels: int,
+        pool: ThreadPoolExecutor,
+        interpolation: str = "bilinear",
+        stretch: bool = False,
+    ):
+        self._source, self._pool, self._scaling = source, pool, (interpolation, stretch)
         self.shape = len(source), size, size, channels
 
     def __getitem__(self, rows: Any) -> NDArray[np.uint8]:
@@ -144,14 +161,20 @@ class Decoded:
     def _one(self, row: int) -> NDArray[np.uint8]:
         _, height, width, channels = self.shape
         image, _ = read(self._source, row, channels)
-        pixels: NDArray[np.uint8] = np.asarray(centre(image, width, height, 1.0))
+        pixels: NDArray[np.uint8] = np.asarray(centre(image, width, height, 1.0, *self._scaling))
         return pixels.reshape(height, width, channels)
 
 
 def _split(
-    source: Source, numbers: dict[int, int], size: int, channels: int, pool: ThreadPoolExecutor
+    source: Source,
+    numbers: dict[int, int],
+    size: int,
+    channels: int,
+    pool: ThreadPoolExecutor,
+    interpolation: str,
+    stretch: bool,
 ) -> Split:
-    decoded = Decoded(source, size, channels, pool)
+    decoded = Decoded(source, size, channels, pool, interpolation, stretch)
     images: Images = decoded.all() if np.prod(decoded.shape) <= HELD else decoded
     classes = [files.class_number(numbers, label, source) for label in source.labels.tolist()]
     return Split(images, np.array(classes, np.int32), source.name)

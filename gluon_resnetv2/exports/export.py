@@ -42,6 +42,7 @@ from gluon_resnetv2.formats.graph_file import seal
 from gluon_resnetv2.formats.manifest import (
     LARGEST_MANIFEST,
     MANIFEST,
+    PREPARING,
     Input,
     Manifest,
     write_manifest,
@@ -313,6 +314,6 @@ def export_run(
     if checkpoint is None and state.recipe.get("export", "last") != "last":
         net, state = load_run(run, state.recipe["export"])
     details = {key: getattr(state, key) for key in ("classes", "recipe", "metrics", "step")}
-    details.update((key, getattr(state.input, key)) for key in ("mean", "std", "crop"))
+    details.update((key, getattr(state.input, key)) for key in PREPARING)
     folder = folder or Path(run) / "export"
     return export(net, folder, state.input.shape, **options, **details)

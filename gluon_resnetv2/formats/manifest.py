@@ -26,6 +26,10 @@ MOST_UNITS = 10_000  # of a network
 REFERENCES = 4  # images whose logits a manifest holds
 LARGEST_TOLERANCE = 1e-3  # of float32, as `reference.float32_tolerance` gives it
 
+# Fields of an `Input` that say how images are prepared.
+SCALING = ("interpolation", "stretch")
+PREPARING = ("mean", "std", "crop", *SCALING)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
@@ -86,7 +90,7 @@ class Input:
             "interpolation": lambda interpolation: interpolation in INTERPOLATIONS,
             "stretch": lambda stretch: type(stretch) is bool,
         }
-        later = {name: getattr(cls, name) for name in ("interpolation", "stretch")}
+        later = {name: getattr(cls, name) for name in SCALING}
         check_fields({**later, **values}, checks, "input.")
         known: dict[str, Any] = {
             name: tuple(values[name]) if isinstance(values[name], list) else values[name]

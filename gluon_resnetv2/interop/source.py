@@ -16,7 +16,7 @@ from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import recover_folder
 from gluon_resnetv2.formats import pretrained, weights
 from gluon_resnetv2.formats.artifact import Artifact, load
-from gluon_resnetv2.formats.manifest import MANIFEST
+from gluon_resnetv2.formats.manifest import MANIFEST, PREPARING
 from gluon_resnetv2.formats.params_file import read_arrays
 from gluon_resnetv2.interop import loaders
 from gluon_resnetv2.interop.layout import Arrays, Layout, shapes
@@ -290,10 +290,7 @@ def _read_export(artifact: Artifact) -> Source:
     names: tuple[str, ...] | None = manifest.classes
     if "source" in manifest.details and names == tuple(map(str, range(len(manifest.classes)))):
         names = None  # a conversion numbers them that had no names
-    described = {
-        key: getattr(manifest.input, key)
-        for key in (*NORMALISING, "crop", "interpolation", "stretch")
-    }
+    described = {key: getattr(manifest.input, key) for key in PREPARING}
     return Source(artifact.folder, None, manifest.spec, {}, ours, classes=names, input=described)
 
 
@@ -304,7 +301,7 @@ def _read_checkpoint(folder: Path) -> Source:
         for name, array in read_arrays(folder / "net.params").items()
     }
     check_fits(ours, state.spec, folder / "net.params")
-    described = {key: getattr(state.input, key) for key in (*NORMALISING, "crop")}
+    described = {key: getattr(state.input, key) for key in PREPARING}
     return Source(folder, None, state.spec, {}, ours, classes=tuple(state.classes), input=described)
 
 

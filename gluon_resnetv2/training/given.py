@@ -8,12 +8,14 @@ from functools import lru_cache
 from typing import Any
 
 from gluon_resnetv2.checkpoint import State, valid_checkpoints
-from gluon_resnetv2.data import Dataset
+from gluon_resnetv2.data import DECODED, Dataset
 from gluon_resnetv2.data.imagenet.dataset import ImageFiles
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.formats.manifest import PREPARING, SCALING, Input
 from gluon_resnetv2.interop import beginning, source
 from gluon_resnetv2.interop.source import NORMALISING, Source, for_channels
 from gluon_resnetv2.net import ResNetV2
+from gluon_resnetv2.spec import IMAGE_SIZES
 from gluon_resnetv2.training.fields import words
 from gluon_resnetv2.training.network import FIELDS, fields_of
 from gluon_resnetv2.training.recipe import Recipe
@@ -69,6 +71,15 @@ class Given:
             self.lines += remarks
             _read.cache_clear()  # to be read once; then it is memory
 
+    def scaling(self) -> dict[str, Any]:
+        """How a data set scales images in files, as `data.load` takes it: as for the weights."""
+        described: Mapping[str, Any] = {}
+        if self.state:
+            described = vars(self.state.input)
+        elif self.source and self.recipe.normalise_by == "source":
+            described = self.source.preparation(IMAGE_SIZES["imagenet"])
+        return scaling(described) if self.recipe.dataset in DECODED else {}
+
     def prepare(self, dataset: Dataset) -> Dataset:
         """The data set, with its images prepared as those were that the weights have seen."""
         if self.state:
@@ -77,9 +88,12 @@ class Given:
             return dataset
         described = self.source.preparation(dataset.image_shape[1])
         ready = prepared(dataset, described)
-        values = {name: getattr(ready, name) for name in (*NORMALISING, "crop")}
-        if any(getattr(dataset, name) != value for name, value in values.items()):
-            told = ", ".join(f"{name} {_numbers(value)}" for name, value in values.items())
+        usual = scaling({})
+        before = {name: getattr(dataset, name) for name in (*NORMALISING, "crop")} | usual
+        now = {name: getattr(ready, name) for name in PREPARING}
+        if now != before:
+            shown = [(name, value) for name, value in now.items() if value != usual.get(name)]
+            told = ", ".join(f"{name} {_said(value)}" for name, value in shown)
             self.lines.append(f"images are prepared as for these weights: {told}")
         return ready
 
@@ -91,6 +105,11 @@ class Given:
         """
         if self.source:
             beginning.begin(net, self.source, dataset.classes, self.lines.append)
+
+
+def scaling(described: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `described`, as a manifest's input, that say how images are scaled; or defaults."""
+    return {name: described.get(name, getattr(Input, name)) for name in SCALING}
 
 
 def prepared(dataset: Dataset, described: Mapping[str, Any]) -> Dataset:
@@ -116,6 +135,6 @@ def _read(name: str) -> tuple[Source, list[str]]:
     return found, [f"--init-from {found}", *lines]
 
 
-def _numbers(value) -> str:
+def _said(value) -> str:
     values = value if isinstance(value, (tuple, list)) else (value,)
-    return ",".join(f"{number:.6g}" for number in values)
+    return ",".join(f"{one:.6g}" if isinstance(one, float) else str(one) for one in values)

@@ -48,7 +48,12 @@ def kept(training: Training) -> tuple[dict[str, mx.nd.NDArray], State]:
         spec=training.net.spec,
         classes=dataset.classes,
         input=Input(
-            shape=dataset.image_shape, mean=dataset.mean, std=dataset.std, crop=dataset.crop
+            shape=dataset.image_shape,
+            mean=dataset.mean,
+            std=dataset.std,
+            crop=dataset.crop,
+            interpolation=dataset.interpolation,
+            stretch=dataset.stretch,
         ),
     )
     return {f"optimizer:{name}": array for name, array in arrays.items()}, state

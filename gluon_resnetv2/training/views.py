@@ -8,6 +8,7 @@ from functools import partial
 
 import mxnet as mx
 import numpy as np
+from PIL import Image
 
 from gluon_resnetv2.data import prefetch
 from gluon_resnetv2.data.imagenet.dataset import ImageFiles
@@ -61,14 +62,13 @@ def evaluate_views(
             f"choose 1 crop, 10 crops or some scales, not {crops} crops"
             + " and scales" * bool(scales)
         )
+    make: Callable[..., list[Image.Image]]
     if scales:
         make = partial(whole, sides=tuple(scales))
     else:
-        make = partial(
-            ten_crops if crops == 10 else centre_crop,
-            size=size or dataset.test_size,
-            crop=dataset.crop,
-        )
+        cut = ten_crops if crops == 10 else partial(centre_crop, stretch=dataset.stretch)
+        make = partial(cut, size=size or dataset.test_size, crop=dataset.crop)
+    make = partial(make, interpolation=dataset.interpolation)
     at_once = max(1, batch_size // (len(scales) or crops))
     answers = Answers(len(dataset.classes)) if answers is None else answers
     images, loss = 0, 0.0

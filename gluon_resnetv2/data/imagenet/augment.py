@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.pixels import INTERPOLATIONS
 
 # [v1]: the shorter side is drawn from 256 to 480 pixels for crops of 224. For other crops the range
 # keeps its proportion.
@@ -45,6 +46,8 @@ class Augmentation:
         size: height and width of the crop in pixels.
         colour: whether to add noise along the principal components of the colours.
         flip: whether to mirror at all.
+        interpolation: by which what is cut out is scaled, one of `pixels.INTERPOLATIONS`; Pillow's
+            bilinear one stands for OpenCV's.
 
     Raises:
         UserError: another name.
@@ -54,6 +57,7 @@ class Augmentation:
     size: int
     colour: bool
     flip: bool = True
+    interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
         if self.name not in ("scale", "scale-aspect"):
@@ -70,7 +74,8 @@ class Augmentation:
         """
         box = (_scale_box if self.name == "scale" else _aspect_box)(*image.size, rng)
         # Cutting and scaling in one go reads only what is shown.
-        view = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box)
+        way = INTERPOLATIONS[self.interpolation] or Image.Resampling.BILINEAR
+        view = image.resize((self.size, self.size), way, box)
         pixels = np.atleast_3d(np.asarray(view))
         if rng.random() < 0.5 and self.flip:
             pixels = pixels[:, ::-1]

@@ -48,6 +48,8 @@ def load(
     std: Colour = STD,
     threads: int | None = None,
     leave_out: bool = False,
+    interpolation: str = "bilinear",
+    stretch: bool = False,
 ) -> ImageFiles:
     """The data set in `data_dir`, for training and evaluation.
 
@@ -69,6 +71,8 @@ def load(
         threads: how many threads decode images; one per CPU by default.
         leave_out: whether images that can't be decoded are left out; else they are an error where
             the part that holds them is first used.
+        interpolation, stretch: how images are scaled, as `pixels.centre` takes it; boxes that are
+            cut out at random are never stretched more than their augmentation says.
 
     Raises:
         UserError: the folder holds nothing that can be read, or an option is out of range.
@@ -80,7 +84,9 @@ def load(
         "imagenet",
         train=part(root, "train"),
         test=part(root, "val"),
-        augmentation=Augmentation(augmentation, image_size, colour, flip is not False),
+        augmentation=Augmentation(
+            augmentation, image_size, colour, flip is not False, interpolation
+        ),
         test_size=test_size,
         crop=crop,
         mean=mean,
@@ -88,6 +94,7 @@ def load(
         channels=in_channels or 3,
         threads=threads or machine.cpus(),
         leave_out=leave_out,
+        stretch=stretch,
     )
 
 
@@ -124,6 +131,8 @@ class ImageFiles:
         test_count: how many test images.
         test_size: as `load` takes it.
         crop: as `load` takes it.
+        interpolation: as `load` takes it.
+        stretch: as `load` takes it.
 
     Raises:
         UserError: the test images have a class that the training images lack; later, images that
@@ -144,6 +153,7 @@ class ImageFiles:
         threads: int,
         leave_out: bool,
         classes: Sequence[str] | None = None,
+        stretch: bool = False,
     ):
         self.name, self._channels = name, channels
         self._parts, self._augmentation, self._leave_out = (train, test), augmentation, leave_out
@@ -156,6 +166,7 @@ class ImageFiles:
         self.image_shape = (channels, test_size, test_size)
         self._train_shape = (channels, augmentation.size, augmentation.size)
         self.test_size, self.crop = test_size, crop
+        self.interpolation, self.stretch = augmentation.interpolation, stretch
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
 
@@ -246,7 +257,13 @@ class ImageFiles:
     def _test_batches(
         self, batch_size: int, start: int, worker: int, workers: int
     ) -> Iterator[Batch]:
-        make = partial(centre_crop, size=self.test_size, crop=self.crop)
+        make = partial(
+            centre_crop,
+            size=self.test_size,
+            crop=self.crop,
+            interpolation=self.interpolation,
+            stretch=self.stretch,
+        )
         for first in range(start * batch_size, self.test_count, batch_size):
             batch = range(first, min(first + batch_size, self.test_count))
             rows = np.array_split(batch, workers)[worker]

@@ -7,7 +7,7 @@ from PIL import Image, ImageOps
 from gluon_resnetv2.data.imagenet.folder import Folder
 from gluon_resnetv2.data.imagenet.records import Records
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.pixels import NoImage, centre, cover, decode, middle
+from gluon_resnetv2.pixels import NoImage, centre, cover, decode, middle, scaled
 
 Source = Folder | Records
 
@@ -31,23 +31,32 @@ def read(source: Source, row: int, channels: int = 3) -> tuple[Image.Image, int]
         raise UserError(f"{source.name(row)} can't be read: {error.strerror}") from None
 
 
-def resize_shorter(image: Image.Image, side: int) -> Image.Image:
+def resize_shorter(image: Image.Image, side: int, interpolation: str = "bilinear") -> Image.Image:
     """The image scaled so that its shorter side has `side` pixels."""
-    return image.resize(cover(image.size, side, side), Image.Resampling.BILINEAR)
+    return scaled(image, cover(image.size, side, side), interpolation)
 
 
-def centre_crop(image: Image.Image, size: int, crop: float) -> list[Image.Image]:
+def centre_crop(
+    image: Image.Image,
+    size: int,
+    crop: float,
+    interpolation: str = "bilinear",
+    stretch: bool = False,
+) -> list[Image.Image]:
     """The centre, `size` x `size` pixels, of the image scaled to `size / crop` on its shorter side.
 
     Args:
         crop: the part of the shorter side that is kept; 224 / 256 is the field's habit.
+        interpolation, stretch: as `pixels.centre` takes it.
     """
-    return [centre(image, size, size, crop)]
+    return [centre(image, size, size, crop, interpolation, stretch)]
 
 
-def ten_crops(image: Image.Image, size: int, crop: float) -> list[Image.Image]:
+def ten_crops(
+    image: Image.Image, size: int, crop: float, interpolation: str = "bilinear"
+) -> list[Image.Image]:
     """The centre as in `centre_crop` and the four corners around it, and their mirror images."""
-    image = resize_shorter(image, round(size / crop))
+    image = resize_shorter(image, round(size / crop), interpolation)
     right, bottom = image.width - size, image.height - size
     corners = [(0, 0), (right, 0), (0, bottom), (right, bottom)]
     crops = [middle(image, size, size)]
@@ -55,6 +64,8 @@ def ten_crops(image: Image.Image, size: int, crop: float) -> list[Image.Image]:
     return crops + [ImageOps.mirror(crop) for crop in crops]
 
 
-def whole(image: Image.Image, sides: tuple[int, ...]) -> list[Image.Image]:
+def whole(
+    image: Image.Image, sides: tuple[int, ...], interpolation: str = "bilinear"
+) -> list[Image.Image]:
     """The whole image once for each shorter side in `sides`."""
-    return [resize_shorter(image, side) for side in sides]
+    return [resize_shorter(image, side, interpolation) for side in sides]
