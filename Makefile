@@ -33,10 +33,10 @@ comma := ,
 train: $(VENV)/cpu,serve
 	$(RUN) train/cifar.py --recipe digits
 
-# Side by side, each on one thread: most networks of the tests are too small for two. Neighbours stay
-# together, as they share what they set up.
+# Side by side, each on one thread: most networks of the tests are too small for two. One more than
+# there are CPUs, as some wait. Neighbours stay together, as they share what they set up.
 test: $(VENV)/$(TEST_EXTRAS)
-	OMP_NUM_THREADS=1 $(RUN) -W error -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	OMP_NUM_THREADS=1 $(RUN) -W error -m pytest --numprocesses $$(($$(nproc) + 1)) --maxprocesses 4 --dist worksteal
 
 # Those of SLOW, by default all.
 SLOW :=

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -53,6 +54,12 @@ def exported(spec, folder, size=16, fused=False):
     return export(net, folder, shape, classes=classes, form=Form(fused=fused), **about)
 
 
+def thin(model, **switches):
+    """The named network with a quarter of its channels."""
+    spec = named(model, **switches)
+    return replace(spec, channels=tuple(channels // 4 for channels in spec.channels))
+
+
 SPECS = {
     **{
         f"{order}, {shortcut}, {unit}": (variant(order, shortcut, unit), 16)
@@ -65,11 +72,11 @@ SPECS = {
     "resnet29": (named("resnet29"), 32),
     "input BN": (named("preact8", unit="basic", input_bn="shift"), 16),
     "grey": (named("preact8", unit="basic", in_channels=1), 28),
-    "both activations": (named("preact18", first_activation="both", project_first=True), 64),
-    "preact18": (named("preact18"), 64),
-    "preact50": (named("preact50"), 64),
+    "both activations": (thin("preact18", first_activation="both", project_first=True), 64),
+    "preact18": (thin("preact18"), 64),
+    "preact50": (thin("preact50"), 64),
 }
-FUSED = {"fused preact20": (named("preact20"), 32), "fused preact50": (named("preact50"), 64)}
+FUSED = {"fused preact20": (named("preact20"), 32), "fused preact50": (thin("preact50"), 64)}
 
 
 @pytest.fixture(scope="module")
