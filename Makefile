@@ -34,9 +34,10 @@ train: $(VENV)/cpu,serve
 	$(RUN) train/cifar.py --recipe digits
 
 # Side by side, each on one thread: most networks of the tests are too small for two. One more than
-# there are CPUs, as some wait. Neighbours stay together, as they share what they set up.
+# there are CPUs, as some wait, up to four. Neighbours stay together, as they share what they set up.
+PROCESSES := $(shell cpus=$$(nproc); echo $$((cpus < 3 ? cpus + 1 : 4)))
 test: $(VENV)/$(TEST_EXTRAS)
-	OMP_NUM_THREADS=1 $(RUN) -W error -m pytest --numprocesses $$(($$(nproc) + 1)) --maxprocesses 4 --dist worksteal
+	OMP_NUM_THREADS=1 $(RUN) -W error -m pytest --numprocesses $(PROCESSES) --dist worksteal
 
 # Those of SLOW, by default all.
 SLOW :=
