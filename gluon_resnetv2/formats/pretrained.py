@@ -10,7 +10,7 @@ from gluon_resnetv2.cli import printable
 
 FOLDER = Path(__file__).resolve().parents[1] / "pretrained"
 FOLDERS = {folder.name: folder for folder in sorted(FOLDER.iterdir())}
-FOLDERS_HELP = f"{', '.join(FOLDERS)} (comes with this package)"
+FOLDERS_HELP = f"{', '.join(FOLDERS)} (come with this package)"
 
 
 def find(source: str | Path, report: Callable[[str], object] | None = None) -> Path:
