@@ -135,7 +135,7 @@ class Predictor:
             inputs: (N, C, H, W) as the graph takes them, which `prepare` gives.
 
         Returns:
-            float32 (N, classes): logits or probabilities, as `output` says. Of a predictor with
+            Logits or probabilities, as `output` says, float32 (N, classes). Of a predictor with
             `features`, the pooled features instead, (N, channels).
 
         Raises:
