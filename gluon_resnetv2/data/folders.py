@@ -98,10 +98,11 @@ def load(
             classes=names,
             stretch=stretch,
         )
-    scaling = interpolation, stretch
-    numbers = [files.class_numbers(names, source, train) for source in (train, test)]
-    held = _split(train, numbers[0], size, channels, pool, *scaling)
-    tested = held if test is train else _split(test, numbers[1], size, channels, pool, *scaling)
+    parts = train, test
+    numbers = [files.class_numbers(names, source, train) for source in parts]
+    decoded = [Decoded(one, size, channels, pool, interpolation, stretch) for one in parts]
+    held = _split(train, numbers[0], decoded[0])
+    tested = held if test is train else _split(test, numbers[1], decoded[1])
     mean, std = channel_statistics(held.images)
     if not all(std):
         raise UserError(f"{root} has training images that are all alike")
@@ -140,8 +141,8 @@ class Decoded:
         size: int,
         channels: int,
         pool: ThreadPoolExecutor,
-        interpolation: str = "bilinear",
-        stretch: bool = False,
+        interpolation: str,
+        stretch: bool,
     ):
         self._source, self._pool, self._scaling = source, pool, (interpolation, stretch)
         self.shape = len(source), size, size, channels
@@ -165,16 +166,7 @@ class Decoded:
         return pixels.reshape(height, width, channels)
 
 
-def _split(
-    source: Source,
-    numbers: dict[int, int],
-    size: int,
-    channels: int,
-    pool: ThreadPoolExecutor,
-    interpolation: str,
-    stretch: bool,
-) -> Split:
-    decoded = Decoded(source, size, channels, pool, interpolation, stretch)
+def _split(source: Source, numbers: dict[int, int], decoded: Decoded) -> Split:
     images: Images = decoded.all() if np.prod(decoded.shape) <= HELD else decoded
     classes = [files.class_number(numbers, label, source) for label in source.labels.tolist()]
     return Split(images, np.array(classes, np.int32), source.name)

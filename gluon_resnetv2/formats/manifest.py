@@ -27,8 +27,9 @@ REFERENCES = 4  # images whose logits a manifest holds
 LARGEST_TOLERANCE = 1e-3  # of float32, as `reference.float32_tolerance` gives it
 
 # Fields of an `Input` that say how images are prepared.
+NORMALISING = ("mean", "std")
 SCALING = ("interpolation", "stretch")
-PREPARING = ("mean", "std", "crop", *SCALING)
+PREPARING = (*NORMALISING, "crop", *SCALING)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import recover_folder
 from gluon_resnetv2.formats import pretrained, weights
 from gluon_resnetv2.formats.artifact import Artifact, load
-from gluon_resnetv2.formats.manifest import MANIFEST, PREPARING
+from gluon_resnetv2.formats.manifest import MANIFEST, NORMALISING, PREPARING
 from gluon_resnetv2.formats.params_file import read_arrays
 from gluon_resnetv2.interop import loaders
 from gluon_resnetv2.interop.layout import Arrays, Layout, shapes
@@ -106,9 +106,6 @@ class Source:
                 raise UserError(f"{self.path} prepares images by {told}, which can't be")
             report(f"images are prepared as its own graph does: {told}")
         return {**described, **(self.input or {}), **inside}
-
-
-NORMALISING = ("mean", "std")
 
 
 def for_channels(values: Sequence[float], channels: int) -> Sequence[float]:

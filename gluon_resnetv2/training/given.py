@@ -11,9 +11,9 @@ from gluon_resnetv2.checkpoint import State, valid_checkpoints
 from gluon_resnetv2.data import DECODED, Dataset
 from gluon_resnetv2.data.imagenet.dataset import ImageFiles
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.formats.manifest import PREPARING, SCALING, Input
+from gluon_resnetv2.formats.manifest import NORMALISING, PREPARING, SCALING, Input
 from gluon_resnetv2.interop import beginning, source
-from gluon_resnetv2.interop.source import NORMALISING, Source, for_channels
+from gluon_resnetv2.interop.source import Source, for_channels
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import IMAGE_SIZES
 from gluon_resnetv2.training.fields import words
