@@ -118,6 +118,17 @@ def test_the_report_accounts_for_all_that_onednn_did(profiled):
     assert sum(map(float, sum(stages, ()))) == pytest.approx(inside, abs=0.1)
 
 
+def test_what_took_no_time_that_onednn_could_measure_has_no_rate():
+    job = {"model": "preact8", "switches": {}, "in_channels": 3, "batch_size": 8, "image_size": 32}
+    job.update(dtype="float32", inference=True, engine="native")
+    ceilings = {"gflops": 100.0, "gbytes": 10.0}
+    answer = {"seconds": [0.001], "ceilings": ceilings, "nodes": [], "operators": {}}
+    step = parse(LINES.replace(",0.02", ",0").replace("jit:avx512_common", "jit:other"))
+    table = report(job, [step], answer).split("By primitive and kernel\n")[1].split("\n\n")[0]
+    (copy,) = (line for line in table.splitlines() if line.startswith("reorder"))
+    assert re.split(r"  +", copy.strip()) == ["reorder", "simple:any", "1", "0.00", "0.0%", "layout"]
+
+
 def test_native_inference_is_profiled_and_its_normalisations_named():
     skip_unless_installed()
     job = {"model": "preact8", "switches": {}, "in_channels": 1, "batch_size": 2}
