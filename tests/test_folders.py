@@ -11,16 +11,19 @@ import pytest
 from PIL import Image
 
 from gluon_resnetv2 import data
+from gluon_resnetv2.cli import Parser
+from gluon_resnetv2.commands import export as export_command
 from gluon_resnetv2.data import ArrayDataset, folders, imagenet
 from gluon_resnetv2.data.imagenet import damage
 from gluon_resnetv2.engines.predictor import Predictor
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.exports.export import export, export_run
+from gluon_resnetv2.formats.artifact import CALIBRATION
+from gluon_resnetv2.formats.params_file import read_arrays
 from gluon_resnetv2.net import get_model
-from gluon_resnetv2.training.datasets import load_data
+from gluon_resnetv2.training.datasets import load_data, training_images
 from gluon_resnetv2.training.devices import contexts
 from gluon_resnetv2.training.evaluation import evaluate_source
-from gluon_resnetv2.training.given import scaling
 from gluon_resnetv2.training.main import train_network
 from gluon_resnetv2.training.options import read_options
 from tests.imagenet_tree import CLASSES, files, make_tree, rgb, scaled
@@ -116,13 +119,23 @@ def test_a_run_scales_images_as_its_weights_have_seen_them(tree, tmp_path, size,
     left, top = (round((length - size) / 2) for length in short)
     expected = np.asarray(whole.crop((left, top, left + size, top + size)))
     np.testing.assert_array_equal(seen, expected.transpose(2, 0, 1))
-    dataset = load_data(recipe, **scaling(vars(described)))
+    dataset = load_data(recipe, vars(described))
     pixels, _ = next(dataset.batches(len(rows)))
     pixels = pixels[0] * np.reshape(dataset.std, (3, 1, 1)) + np.reshape(dataset.mean, (3, 1, 1))
     np.testing.assert_allclose(pixels, expected.transpose(2, 0, 1), atol=1e-3)
     plain, _ = next(load_data(recipe).batches(len(rows)))
     plain = plain[0] * np.reshape(dataset.std, (3, 1, 1)) + np.reshape(dataset.mean, (3, 1, 1))
     assert np.abs(plain - pixels).max() > 1
+
+    parser = Parser()
+    export_command.add_options(parser)
+    other = tmp_path / "other"
+    words = [str(folder), "--precision", "bfloat16", "--output", str(other)]
+    export_command.run(parser.parse_args(words))
+    calibrated = read_arrays(other / CALIBRATION)["pixels"]
+    alike, unlike = (training_images(recipe, how, len(calibrated)) for how in (vars(described), {}))
+    np.testing.assert_array_equal(calibrated, alike)
+    assert (calibrated != unlike).any()
 
     found = [evaluate_source(one, contexts(None, 1)) for one in (folder, folder / "export")]
     assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-5)

@@ -51,7 +51,7 @@ def quick(monkeypatch):
     """Without curves, and a data set of 40 images, named classes and a small test part."""
     made = data.load("synthetic", image_size=8, train_count=46, test_count=14)
     monkeypatch.setattr(loop, "draw_curves", lambda folder: None)
-    monkeypatch.setattr(main, "load_data", lambda recipe: made)
+    monkeypatch.setattr(main, "load_data", lambda recipe, described=None: made)
     return made
 
 
@@ -259,7 +259,9 @@ def test_a_run_is_evaluated_as_it_was_trained(tmp_path, monkeypatch, quick):
     exported(tmp_path / "export")
     recipe = parse(init_from=str(tmp_path / "export"), output=str(tmp_path / "run"))
     _, record, _ = train_network(recipe)
-    monkeypatch.setattr("gluon_resnetv2.training.evaluation.load_data", lambda recipe, **_: quick)
+    monkeypatch.setattr(
+        "gluon_resnetv2.training.evaluation.load_data", lambda recipe, *_, **__: quick
+    )
     found = evaluate_source(tmp_path / "run", contexts(None, 1))
     assert found["loss"] == pytest.approx(record["test_loss"], rel=1e-5)
 

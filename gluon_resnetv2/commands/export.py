@@ -70,11 +70,11 @@ def run(options: argparse.Namespace) -> None:
             f"--calibration-images must be at least 1, not {options.calibration_images}"
         )
 
-    def calibration():
+    def calibration(described):
         recipe = run_recipe(options.run)
         if options.data_dir:
             recipe = dataclasses.replace(recipe, data_dir=options.data_dir)
-        return training_images(recipe, options.calibration_images)
+        return training_images(recipe, vars(described), options.calibration_images)
 
     form = Form(
         values="pixels" if options.pixels else "normalised",

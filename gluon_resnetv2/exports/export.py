@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -298,13 +299,15 @@ def export_run(
     run: str | Path,
     folder: str | Path | None = None,
     checkpoint: str | None = None,
+    calibration: Callable[[Input], np.ndarray] | None = None,
     **options: Any,
 ) -> Artifact:
     """Exports a checkpoint of a run to `folder`, by default RUN/export.
 
     Args:
         checkpoint: "last", "best" or the number of a step; by default what the run's recipe says.
-        options: `form`, `calibration`, `onnx` and `server` of `export_parameters`.
+        calibration: as of `export_parameters`, given how the run's images are prepared.
+        options: `form`, `onnx` and `server` of `export_parameters`.
 
     Raises:
         UserError: `run` holds no such checkpoint; or as `export_parameters`.
@@ -315,5 +318,7 @@ def export_run(
         net, state = load_run(run, state.recipe["export"])
     details = {key: getattr(state, key) for key in ("classes", "recipe", "metrics", "step")}
     details.update((key, getattr(state.input, key)) for key in PREPARING)
+    if calibration:
+        options["calibration"] = partial(calibration, state.input)
     folder = folder or Path(run) / "export"
     return export(net, folder, state.input.shape, **options, **details)

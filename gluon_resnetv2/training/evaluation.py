@@ -25,7 +25,7 @@ from gluon_resnetv2.training import statistics
 from gluon_resnetv2.training.answers import Answers
 from gluon_resnetv2.training.datasets import load_data
 from gluon_resnetv2.training.devices import split
-from gluon_resnetv2.training.given import prepared, scaling
+from gluon_resnetv2.training.given import prepared
 from gluon_resnetv2.training.meter import evaluate
 from gluon_resnetv2.training.recipe import Recipe
 from gluon_resnetv2.training.report import PICTURES, check_folder, write_report
@@ -166,9 +166,7 @@ def _images(
     name, taken = recipe.dataset, data.options(recipe.dataset)
     if (threads and "threads" not in taken) or (leave_out and "leave_out" not in taken):
         raise UserError(f"--threads and --leave-out are for images in files, not {name}")
-    if name in data.DECODED:
-        options |= scaling(vars(described))
-    images = load_data(recipe, **options)
+    images = load_data(recipe, vars(described), **options)
     if list(images.classes) != list(trained.classes):
         raise UserError(f"the network has other classes than the data set {name}")
     return prepared(images, vars(described))

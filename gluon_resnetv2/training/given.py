@@ -8,14 +8,15 @@ from functools import lru_cache
 from typing import Any
 
 from gluon_resnetv2.checkpoint import State, valid_checkpoints
-from gluon_resnetv2.data import DECODED, Dataset
+from gluon_resnetv2.data import Dataset
 from gluon_resnetv2.data.imagenet.dataset import ImageFiles
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.formats.manifest import NORMALISING, PREPARING, SCALING, Input
+from gluon_resnetv2.formats.manifest import NORMALISING, PREPARING
 from gluon_resnetv2.interop import beginning, source
 from gluon_resnetv2.interop.source import Source, for_channels
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import IMAGE_SIZES
+from gluon_resnetv2.training import datasets
 from gluon_resnetv2.training.fields import words
 from gluon_resnetv2.training.network import FIELDS, fields_of
 from gluon_resnetv2.training.recipe import Recipe
@@ -71,14 +72,14 @@ class Given:
             self.lines += remarks
             _read.cache_clear()  # to be read once; then it is memory
 
-    def scaling(self) -> dict[str, Any]:
-        """How a data set scales images in files, as `data.load` takes it: as for the weights."""
-        described: Mapping[str, Any] = {}
+    @property
+    def described(self) -> Mapping[str, Any]:
+        """How the weights have seen images, as far as the data set is to follow."""
         if self.state:
-            described = vars(self.state.input)
-        elif self.source and self.recipe.normalise_by == "source":
-            described = self.source.preparation(IMAGE_SIZES["imagenet"])
-        return scaling(described) if self.recipe.dataset in DECODED else {}
+            return vars(self.state.input)
+        if self.source and self.recipe.normalise_by == "source":
+            return self.source.preparation(IMAGE_SIZES["imagenet"])
+        return {}
 
     def prepare(self, dataset: Dataset) -> Dataset:
         """The data set, with its images prepared as those were that the weights have seen."""
@@ -88,7 +89,7 @@ class Given:
             return dataset
         described = self.source.preparation(dataset.image_shape[1])
         ready = prepared(dataset, described)
-        usual = scaling({})
+        usual = datasets.scaling({})
         before = {name: getattr(dataset, name) for name in (*NORMALISING, "crop")} | usual
         now = {name: getattr(ready, name) for name in PREPARING}
         if now != before:
@@ -105,11 +106,6 @@ class Given:
         """
         if self.source:
             beginning.begin(net, self.source, dataset.classes, self.lines.append)
-
-
-def scaling(described: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `described`, as a manifest's input, that say how images are scaled; or defaults."""
-    return {name: described.get(name, getattr(Input, name)) for name in SCALING}
 
 
 def prepared(dataset: Dataset, described: Mapping[str, Any]) -> Dataset:

@@ -58,7 +58,7 @@ def train_network(
             check_folder(recipe)
         if workers.rank == 0 and name in RECIPES:
             print(RECIPES[name].about(name))
-        dataset = given.prepare(load_data(recipe, **given.scaling()))
+        dataset = given.prepare(load_data(recipe, given.described))
         with Run(recipe, resume=resume, writes=workers.rank == 0) as run:
             workers.barrier()  # only now has the folder what the others read
             channels = dataset.image_shape[0]
