@@ -6,6 +6,7 @@ import ctypes
 import importlib.util
 import os
 import platform
+import re
 import subprocess
 import sys
 from importlib.machinery import SourceFileLoader
@@ -381,15 +382,62 @@ def test_every_core_is_used_unless_told_otherwise(monkeypatch, shared, setting, 
 )
 def test_mxnet_takes_the_threads_it_is_told():
     code = """
-import ctypes, os
+import os
 for name in ("OMP_NUM_THREADS", "MXNET_OMP_MAX_THREADS"):
     os.environ.pop(name, None)
 from gluon_resnetv2 import fixes, machine
 machine.hyper_threads = lambda: False
 import mxnet
-print(ctypes.CDLL("libgomp.so.1").omp_get_max_threads())
+print(fixes.threads)
 """
     assert output(code) == str(machine.cpus())
+
+
+TOLD = """
+import os
+import gluon_resnetv2, mxnet
+print([name for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if name in os.environ])
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "policy", "rounds", "left"),
+    [
+        ({}, "ACTIVE", "300000", []),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, "PASSIVE", "0", ["OMP_WAIT_POLICY"]),
+    ],
+    ids=["default", "passive"],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="needs libgomp")
+def test_openmp_is_told_how_threads_wait_and_nobody_else(given, policy, rounds, left):
+    """libgomp prints what it has read."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+    environment |= {"OMP_DISPLAY_ENV": "VERBOSE", "PYTHONPATH": str(ROOT), **given}
+    done = subprocess.run(
+        [sys.executable, "-c", TOLD], env=environment, capture_output=True, text=True, check=True
+    )
+    said = dict(re.findall(r"(\w+) = '(\w*)'", done.stderr))
+    assert (said["OMP_WAIT_POLICY"], said["GOMP_SPINCOUNT"]) == (policy, rounds)
+    assert done.stdout == f"{left}\n"
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or machine.cpus() == 1, reason="needs Linux and two CPUs"
+)
+def test_mxnets_engine_alone_has_a_team_of_threads():
+    """Of a convolution's output the caller makes NCHW itself: it would start threads for that."""
+    code = """
+import os
+import gluon_resnetv2, mxnet as mx
+images, weights = mx.nd.ones((8, 64, 32, 32)), mx.nd.ones((64, 64, 3, 3))
+for _ in range(2):
+    found = mx.nd.Convolution(images, weights, kernel=(3, 3), num_filter=64, no_bias=True)
+    found.wait_to_read()
+    before = len(os.listdir("/proc/self/task"))
+    found.asnumpy()
+    print(len(os.listdir("/proc/self/task")) - before)
+"""
+    assert output(code, OMP_NUM_THREADS="2").split() == ["0", "0"]
 
 
 # What cannot be loaded

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import os
 import platform
 import re
@@ -130,8 +129,8 @@ def _ask_here() -> dict:
         "amx": fixes.amx,
         "converts": np.array_equal(np.asarray(one), np.ones((1, 1, 1, 1))),
     }
-    with contextlib.suppress(OSError):  # MXNet for macOS brings another OpenMP
-        found["threads"] = str(ctypes.CDLL("libgomp.so.1").omp_get_max_threads())
+    if fixes.threads:
+        found["threads"] = str(fixes.threads)
     return found
 
 

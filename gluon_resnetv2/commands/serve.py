@@ -240,22 +240,16 @@ def _address_faults(host, port):
 def _settle_threads(threads):
     """Sets what OpenMP reads when MXNet loads it; how many threads compute.
 
-    OpenMP's threads wait for each other in a loop, and sleep after so many rounds. Where anything
-    else wants a CPU, as the event loop does here, the loop takes it from what is waited for; sleep
-    at once, and waking up takes longer than many operators do. Where there is a thread for every
-    core, each stays on its own: moved to make room for the event loop, two of them would share a
-    core while all others wait. OMP_WAIT_POLICY=PASSIVE, set by the user, is better on machines that
-    compute other things beside, and then threads may move.
+    Where there is a thread for every core, each stays on its own: moved to make room for the event
+    loop, two of them would share a core while all others wait. OMP_WAIT_POLICY=PASSIVE, set by the
+    user, is better on machines that compute other things beside, and then threads may move.
     """
     cores = max(1, machine.cpus() // (2 if machine.hyper_threads() else 1))
     if threads or "OMP_NUM_THREADS" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = str(threads or cores)
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        os.environ.setdefault("GOMP_SPINCOUNT", "300000")
-        if os.environ["OMP_NUM_THREADS"] == str(cores):
-            os.environ.setdefault("OMP_PROC_BIND", "true")
-            os.environ.setdefault("OMP_PLACES", "cores")
+    if "OMP_WAIT_POLICY" not in os.environ and os.environ["OMP_NUM_THREADS"] == str(cores):
+        os.environ.setdefault("OMP_PROC_BIND", "true")
+        os.environ.setdefault("OMP_PLACES", "cores")
     return os.environ["OMP_NUM_THREADS"]
 
 
