@@ -14,7 +14,7 @@ NEW := $(shell $(PYTHON) -c '$(WORKS)' 2>/dev/null && echo '$(PYTHON) -m venv')
 endif
 VENV := .venv
 RUN := $(VENV)/bin/python
-TEST_EXTRAS := cpu,dev,mlserver,native,onnx,oracle
+TEST_EXTRAS := cpu,dev,mlserver,onnx,oracle
 # Another numpy than MXNet's metadata allow, as in NUMPY='numpy>=2'.
 NUMPY :=
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
@@ -53,7 +53,7 @@ test-pythons:
 			$$python -c '$(WORKS)' 2>/dev/null || continue; \
 			ran="$$ran $$minor"; \
 			test $$($(PYTHON) -c 'import sys; print(sys.version_info[1])') = $$minor && break; \
-			$(MAKE) test PYTHON=$$python VENV=.venv-3.$$minor TEST_EXTRAS=cpu,dev,mlserver,native,onnx || exit 1; \
+			$(MAKE) test PYTHON=$$python VENV=.venv-3.$$minor TEST_EXTRAS=cpu,dev,mlserver,onnx || exit 1; \
 			break; \
 		done; \
 	done; \

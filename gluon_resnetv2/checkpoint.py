@@ -53,6 +53,7 @@ class State:
         recipe: `Recipe.to_dict`.
         classes: a name for each logit.
         input: how images are prepared; state.json has what of it is not always the same.
+        engine: that it was trained with, "mxnet" or "native".
     """
 
     step: int
@@ -70,6 +71,7 @@ class State:
     spec: Spec
     classes: Sequence[str]
     input: Input
+    engine: str = "mxnet"
 
     @classmethod
     def from_dict(cls, values: Any) -> State:
@@ -83,7 +85,8 @@ class State:
         spec = Spec.from_dict(values["spec"])
         described = Input.from_dict({**values["input"], **NORMALISED}, spec.in_channels)
         known = {name: values[name] for name in checks}
-        return cls(**{**known, "spec": spec, "input": described})
+        engine = str(values.get("engine") or known["recipe"].get("engine", "mxnet"))
+        return cls(**{**known, "spec": spec, "input": described, "engine": engine})
 
     def to_dict(self) -> dict[str, Any]:
         """The content of state.json."""

@@ -702,9 +702,9 @@ def test_an_error_inside_the_operator_is_raised():
 @pytest.mark.parametrize(
     ("options", "named_"),
     [
-        ({"gpus": (0,)}, "--engine native and --gpus exclude each other"),
-        ({"recompute": "auto"}, "--engine native and --recompute exclude each other"),
-        ({"sync_bn": True}, "--engine native and --sync-bn exclude each other"),
+        ({"gpus": (0,)}, "--engine native: it does not go with --gpus"),
+        ({"recompute": "auto"}, "--engine native: it does not go with --recompute"),
+        ({"sync_bn": True}, "--engine native: it does not go with --sync-bn"),
         ({"dtype": "float64"}, "float32 or bfloat16, not float64"),
     ],
 )
@@ -751,5 +751,5 @@ def test_a_training_reports_what_is_missing_in_one_line(monkeypatch):
         text=True,
     )
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: --engine native needs a C++ compiler")
+    assert done.stderr.splitlines()[-1].startswith("error: the native engine needs a C++")
     assert "Traceback" not in done.stderr

@@ -126,7 +126,14 @@ def test_what_took_no_time_that_onednn_could_measure_has_no_rate():
     step = parse(LINES.replace(",0.02", ",0").replace("jit:avx512_common", "jit:other"))
     table = report(job, [step], answer).split("By primitive and kernel\n")[1].split("\n\n")[0]
     (copy,) = (line for line in table.splitlines() if line.startswith("reorder"))
-    assert re.split(r"  +", copy.strip()) == ["reorder", "simple:any", "1", "0.00", "0.0%", "layout"]
+    assert re.split(r"  +", copy.strip()) == [
+        "reorder",
+        "simple:any",
+        "1",
+        "0.00",
+        "0.0%",
+        "layout",
+    ]
 
 
 def test_native_inference_is_profiled_and_its_normalisations_named():

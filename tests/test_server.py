@@ -31,6 +31,7 @@ from PIL import Image
 
 from gluon_resnetv2 import cli
 from gluon_resnetv2.commands import serve as server
+from gluon_resnetv2.engines import choice, runners
 from gluon_resnetv2.engines import predictor as predictor_module
 from gluon_resnetv2.engines.predictor import Predictor
 from gluon_resnetv2.errors import UserError
@@ -1464,12 +1465,13 @@ def test_two_exports_of_one_name_are_refused(folder, monkeypatch):
 
 
 def test_forms_that_are_wrong_here_are_told(folder, monkeypatch, capsys):
-    class Wrong(predictor_module._Fused):
+    class Wrong(runners.Fused):
         def run(self, inputs):
             return super().run(inputs) + 1
 
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    monkeypatch.setattr(predictor_module, "_Fused", Wrong)
+    monkeypatch.setitem(runners.ENGINES, "auto", (runners.Plain, Wrong))
+    monkeypatch.setattr(choice, "precision_hint", lambda *_: "")
     monkeypatch.setattr(http_server.Uvicorn, "run", lambda self, listeners: self.announce())
     monkeypatch.setattr(server.gc, "freeze", lambda: None)
     server.run(options_of(f"net={folder}", "--port", "0"))
@@ -1506,7 +1508,7 @@ def test_the_shape_of_a_pair_without_manifest_is_given_or_assumed(
     monkeypatch.setattr(http_server.Uvicorn, "run", run)
     monkeypatch.setattr(server.gc, "freeze", lambda: None)
     server.run(options_of(f"bare={bare}", f"net={folder}", "--port", "0", *words))
-    line = re.sub("plain|fused", "FORM", capsys.readouterr().out)
+    line = re.sub("plain|fused|native", "FORM", capsys.readouterr().out)
     assert line.startswith(f"serving {told} at http://")
     assert shapes == [tuple(shape), SHAPE]
 

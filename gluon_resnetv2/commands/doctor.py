@@ -7,7 +7,6 @@ loads it, is something to report.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import platform
 import re
@@ -19,7 +18,7 @@ from importlib import metadata
 from typing import NamedTuple
 
 from gluon_resnetv2 import cli, fixes, machine
-from gluon_resnetv2.errors import UserError, install
+from gluon_resnetv2.errors import UserError
 
 WIDTH = 100  # columns
 PATIENCE = 120  # seconds
@@ -121,12 +120,15 @@ def _ask_here() -> dict:
     import mxnet as mx
     import numpy as np
 
+    from gluon_resnetv2.engines.native import library
+
     one = mx.nd.ones((1, 1, 1, 1))
     one = mx.nd.Convolution(one, one, kernel=(1, 1), num_filter=1, no_bias=True)
     found = {
         "version": mx.__version__,
         "features": [feature.name for feature in mx.runtime.feature_list() if feature.enabled],
         "amx": fixes.amx,
+        "native": library.fault(),
         "converts": np.array_equal(np.asarray(one), np.ones((1, 1, 1, 1))),
     }
     if fixes.threads:
@@ -162,9 +164,10 @@ def _processor(found: dict) -> Iterator[Row]:
         yield row("OpenMP threads", found["threads"])
     if "isa" in found:
         yield row("oneDNN uses", found["isa"])
-    native = _version("onednn-cpu-gomp")
-    missing = f"not installed: {install('native')}"
-    yield row("--engine native", f"with oneDNN of {native}" if native else missing)
+    if "native" in found:
+        mxnet = f"mxnet: {found['native']}"
+        native = f"native where it can, with oneDNN of {_version('onednn-cpu-gomp')}"
+        yield row("--engine auto", mxnet if found["native"] else native)
 
 
 def _gpus() -> Iterator[Row]:

@@ -7,6 +7,7 @@ import os
 
 from gluon_resnetv2 import cli
 from gluon_resnetv2.data import NAMES
+from gluon_resnetv2.engines.native import add_engine
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.formats.pretrained import FOLDERS_HELP
 
@@ -24,6 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--data-dir", help="folder of the data set; default: the run's")
     add("--gpus", type=cli.numbers, help="GPUs to compute on, as in 0,1,2,3; default: the CPU")
     add("--cpus", type=int, default=1, help="devices to simulate on the CPU, without --gpus")
+    add_engine(parser)
     add("--batch-size", type=int, default=64, help="images computed at once")
     add(
         "--size",
@@ -90,5 +92,6 @@ def run(options: argparse.Namespace) -> None:
         if name in found:
             print(f"{text} {found[name]:.2f} %")
     print(f"loss {found['loss']:.4f}")
+    print(f"engine {found['engine']}")
     if options.report:
         print(f"report {cli.printable(os.path.join(options.report, 'report.html'))}")

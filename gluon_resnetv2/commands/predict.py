@@ -91,6 +91,7 @@ def run(options: argparse.Namespace) -> int:
         features=bool(options.features),
     )
     predictor.preparation()  # without which each image would complain
+    print(predictor.about, file=sys.stderr)
     sink: contextlib.AbstractContextManager[Take]
     if options.features:
         sink = _write_features(predictor, Path(options.features))

@@ -104,6 +104,7 @@ def _serve(options, listener, threads):
         from gluon_resnetv2.serving.http_server import Uvicorn
     except ModuleNotFoundError as error:
         raise UserError(f"serving needs {error.name}: {install('serve')}") from None
+    from gluon_resnetv2.engines import choice
     from gluon_resnetv2.engines.predictor import Predictor
     from gluon_resnetv2.serving.service import Limits, Metrics, Model, Service
 
@@ -115,7 +116,7 @@ def _serve(options, listener, threads):
         queue=options.queue,
         seconds=options.timeout,
     )
-    metrics, models = Metrics(), {}
+    metrics, models, hints = Metrics(), {}, []
     artifacts = _artifacts(options.exports)
     if options.shape and all(artifact.manifest for artifact in artifacts.values()):
         raise UserError(f"{next(iter(artifacts))} says its own shape; leave --shape out")
@@ -130,6 +131,10 @@ def _serve(options, listener, threads):
             raise UserError(
                 f"{name} does not fit into memory; name a smaller --max-batch"
             ) from None
+        for why in predictor.without:
+            print(f"{name}: not by the native engine: {why}", file=sys.stderr)
+        if hint := choice.precision_hint(predictor.engine, predictor.precision):
+            hints.append(f"{name}: {hint}: export --precision")
         for line in predictor.rejected:
             line = " ".join(line.split())
             print(f"{name}: a form that is wrong here is not run: {line}", file=sys.stderr)
@@ -144,9 +149,11 @@ def _serve(options, listener, threads):
     forms = ", ".join(
         f"{name} ({_about(model.predictor, options.shape)})" for name, model in models.items()
     )
-    line = f"serving {forms} at {address} on {threads} threads"
+    lines = [f"serving {forms} at {address} on {threads} threads", *hints]
     _log_to_stderr(options.access_log)
-    Uvicorn(service, options.access_log, lambda: print(line, flush=True)).run([listener])
+    Uvicorn(service, options.access_log, lambda: print(*lines, sep="\n", flush=True)).run(
+        [listener]
+    )
     service.close()
 
 

@@ -4,60 +4,48 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import mxnet as mx
 import numpy as np
 
-from gluon_resnetv2.engines import forms
 from gluon_resnetv2.engines.features import SOFTMAX
 from gluon_resnetv2.engines.features import features as features_of
 from gluon_resnetv2.engines.images import normalise, read_image
-from gluon_resnetv2.engines.native.block import native_symbol
-from gluon_resnetv2.engines.reference import (
-    TOLERANCE,
-    Check,
-    compare,
-    recorded,
-    reference_images,
-)
-from gluon_resnetv2.errors import UserError, last_line
+from gluon_resnetv2.engines.runners import Runners
+from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.formats.artifact import Artifact
 from gluon_resnetv2.formats.manifest import Input
-from gluon_resnetv2.formats.pair import Pair
-from gluon_resnetv2.scores import likeliest, log, softmax
-
-FUSED = ("_sg_mkldnn", "_contrib_quantize")  # how operators of fused graphs are called
-TIMED = 16  # images at once, and
-TRIALS = 3  # times each, to find the fastest form
+from gluon_resnetv2.scores import likeliest, softmax
 
 
 class Predictor:
     """Runs a pair in the fastest form with the right results; threads may share a predictor.
 
-    The forms are the graph as it was written, and as MXNet's oneDNN backend fuses it; or the graph
-    on the native operator alone. When a predictor is made, the outputs of each form are compared
-    with those of the trained network, which the manifest holds (for a pair without manifest: with
-    those of the graph as it was written): results on another machine prove nothing about this one.
+    The forms are the graph as it was written, the graph as MXNet's oneDNN backend fuses it, and the
+    graph on the native operator. When these files are first run on a machine, the outputs of each
+    form are compared with those of the trained network, which the manifest holds (for a pair
+    without manifest: with those of the graph as it was written): results on another machine prove
+    nothing about this one. What came of it is kept in the user's cache.
 
     Args:
         artifact: an export, or any pair that takes images and gives a row of logits for each.
         max_batch: so many images are computed at once; more are split.
         shape: of an image, for a pair without manifest: (C, H, W), or as its graph takes it; by
             default a usual one that fits.
-        engine: "native" for the native operator, which takes graphs that are not fused, in float32
-            or bfloat16.
+        engine: "mxnet" for MXNet's graph alone; "native" for the native operator alone, which takes
+            graphs that are not fused, in float32 or bfloat16; "auto" for the fastest of all.
         features: whether `run` gives the pooled features that the graph's classifier reads. They
             are checked by the logits that the classifier makes of them. `probabilities` and `top`
             are not to be used then.
 
     Attributes:
-        form: what runs, as in "float32, fused".
+        engine, precision: what runs, "mxnet" or "native", and in what, as "float32".
+        form: both in words, as in "float32, fused".
         output: what the graph gives, "logits" or "probabilities".
         rejected: a line for each form that was found wrong.
+        without: why the native operator does not run, where "auto" might have taken it.
 
     Raises:
         UserError: the pair is damaged or can't be read, takes more memory than there is, no form
@@ -72,7 +60,7 @@ class Predictor:
         *,
         max_batch: int = 64,
         shape: tuple | None = None,
-        engine: str = "mxnet",
+        engine: str = "auto",
         features: bool = False,
     ):
         if max_batch < 1:
@@ -93,40 +81,21 @@ class Predictor:
         classify: Callable[[np.ndarray], np.ndarray] = np.asarray  # as they are
         if features:
             (symbol, classify), self.output = features_of(pair, artifact.name), "logits"
-        plain = _Plain(pair, symbol, arrays, max_batch)
-        precision = manifest.precision if manifest else "float32"
-        if engine == "native":
-            forms: list[_Form] = [_Native(pair, symbol, arrays, max_batch, precision)]
-        else:
-            forms = [plain, _Fused(pair, symbol, arrays, max_batch)]
         self._input = manifest.input if manifest else None
+        runners = Runners(artifact, pair, symbol, arrays, classify, self.output, max_batch)
+        found = runners.choose(engine)
         if manifest:
-            inputs, outputs, tolerance = recorded(artifact)
             self.classes = artifact.classes
             artifact.warn()
         else:
-            inputs, tolerance = reference_images(pair.shape), {"difference": TOLERANCE}
-            try:
-                outputs = classify(plain.run(inputs))
-            except mx.MXNetError as error:
-                raise artifact.does_not_run(last_line(error)) from None
-            if self.output == "probabilities":
-                outputs = log(outputs)
-            self.classes = [str(index) for index in range(outputs.shape[1])]
-        checks = {
-            form: _check(form, classify, inputs, outputs, tolerance, self.output) for form in forms
-        }
-        self.rejected = [str(check) for check in checks.values() if not check.passed]
-        right = [form for form, check in checks.items() if check.passed]
-        if not right:
-            raise UserError(
-                f"{artifact.folder} does not compute here what was exported: {checks[forms[0]]}"
-            )
-        self._form = _fastest(right, self.shape)
-        name = "fused" if manifest and manifest.fused else self._form.name
-        self.form = f"{precision}, {name}"
-        for size in self._form.sizes:  # the first call of each plans its memory
-            _, self._width = self._form.run(np.zeros((size, *self.shape), "float32")).shape
+            self.classes = [str(index) for index in range(found["classes"])]
+        self.rejected, self.without = found["rejected"], found["without"]
+        self._runner = runners.make(found["runner"])
+        name = "fused" if manifest and manifest.fused else self._runner.name
+        self.engine = "native" if name == "native" else "mxnet"
+        self.precision, self.form = runners.precision, f"{runners.precision}, {name}"
+        for size in self._runner.sizes:  # the first call of each plans its memory
+            _, self._width = self._runner.run(np.zeros((size, *self.shape), "float32")).shape
 
     def run(self, inputs: np.ndarray) -> np.ndarray:
         """What the graph computes of images.
@@ -145,7 +114,7 @@ class Predictor:
         if not len(inputs):
             return np.zeros((0, self._width), "float32")
         with self._lock:
-            return self._form.run(inputs)
+            return self._runner.run(inputs)
 
     def prepare(self, pixels: np.ndarray) -> np.ndarray:
         """Images (N, C, H, W) with values in 0..255 as `run` takes them.
@@ -198,6 +167,12 @@ class Predictor:
         return images
 
     @property
+    def about(self) -> str:
+        """What runs, and why not the native operator, in a line."""
+        form = self.precision if self.engine == "native" else self.form
+        return f"engine {self.engine}, {form}{''.join(f' (native: {why})' for why in self.without)}"
+
+    @property
     def prepares(self) -> bool:
         """Whether there is a manifest that says how images are prepared."""
         return self._input is not None
@@ -216,82 +191,6 @@ class Predictor:
         return self._input
 
 
-class _Form:
-    """One graph, compiled for each size of batch: nothing is planned anew for a request."""
-
-    name: str
-
-    def __init__(self, pair: Pair, symbol: mx.sym.Symbol, arrays: dict, max_batch: int):
-        self.sizes = sorted({min(2**n, max_batch) for n in range(max_batch.bit_length() + 1)})
-        self._symbol, self._arrays = symbol, arrays
-        self._data, self._labels = pair.data, pair.labels
-        self._compiled: dict[int, tuple[mx.nd.NDArray, Callable[[], mx.nd.NDArray]]] = {}
-
-    def run(self, inputs: np.ndarray) -> np.ndarray:
-        most = self.sizes[-1]
-        parts = [self._run(inputs[start : start + most]) for start in range(0, len(inputs), most)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-    def _run(self, inputs):
-        size = next(size for size in self.sizes if size >= len(inputs))
-        if size not in self._compiled:
-            self._compiled[size] = self._compile(size, inputs.shape[1:])
-        images, compute = self._compiled[size]
-        images[: len(inputs)] = inputs  # what a larger batch left in the other rows does no harm
-        return compute().asnumpy()[: len(inputs)]
-
-    def _compile(self, size, shape):
-        """An array for `size` images, and what computes their outputs."""
-        images = mx.nd.zeros((size, *shape))
-        labels = {label: mx.nd.zeros((size,)) for label in self._labels}
-        given = {**self._arrays, **labels, self._data: images}
-        return images, self._computation(given)
-
-    def _computation(self, given: dict) -> Callable[[], mx.nd.NDArray]:
-        raise NotImplementedError
-
-
-class _Plain(_Form):
-    name = "plain"
-
-    def _computation(self, given):
-        names = self._symbol.list_inputs()
-        changing = [index for index, name in enumerate(names) if name not in self._arrays]
-        kept = [index for index in range(len(names)) if index not in changing]
-        flags: dict[str, Any] = {"static_alloc": True, "static_shape": True}
-        flags.update(data_indices=changing, param_indices=kept)
-        graph, arrays = mx.nd.CachedOp(self._symbol, flags.items()), [given[n] for n in names]
-        return lambda: graph(*arrays)
-
-
-class _Native(_Plain):
-    name = "native"
-
-    def __init__(self, pair, symbol, arrays, max_batch, precision):
-        symbol = native_symbol(symbol, pair.shape[0], precision)
-        arrays = {name: mx.nd.amp_cast(array, dtype="float32") for name, array in arrays.items()}
-        super().__init__(pair, symbol, arrays, max_batch)
-
-
-class _Fused(_Form):
-    name = "fused"
-
-    def __init__(self, pair, symbol, arrays, max_batch):
-        if not any(node["op"].startswith(FUSED) for node in pair.graph["nodes"]):
-            symbol, _, _ = forms.fused(symbol, {}, {})
-        super().__init__(pair, symbol, arrays, max_batch)
-
-    def _computation(self, given):
-        os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")  # or it prints a line for each
-        executor = self._symbol.bind(
-            mx.cpu(),
-            {name: given[name] for name in self._symbol.list_arguments()},
-            aux_states={name: given[name] for name in self._symbol.list_auxiliary_states()},
-            grad_req="null",
-        )
-        return lambda: executor.forward(is_train=False)[0]
-
-
 def _memory():
     """This machine's, in bytes."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -301,22 +200,3 @@ def _output(pair):
     """What a graph gives whose manifest does not say."""
     head, *_ = pair.graph["heads"][0]
     return "probabilities" if pair.graph["nodes"][head]["op"] in SOFTMAX else "logits"
-
-
-def _check(form, classify, inputs, logits, tolerance, output):
-    try:
-        return compare(form.name, classify(form.run(inputs)), logits, tolerance, output)
-    except mx.MXNetError as error:  # this processor can't compute it
-        return Check(form.name, None, None, tolerance, last_line(error))
-
-
-def _fastest(forms, shape):
-    """The form that took the least time for some images."""
-    images = np.zeros((min(TIMED, forms[0].sizes[-1]), *shape), "float32")
-    seconds: dict[_Form, list[float]] = {form: [] for form in forms}
-    for _ in range(1 + TRIALS if len(forms) > 1 else 0):
-        for form in forms:
-            start = time.perf_counter()
-            form.run(images)
-            seconds[form].append(time.perf_counter() - start)
-    return min(forms, key=lambda form: min(seconds[form], default=0))

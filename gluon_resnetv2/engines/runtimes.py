@@ -104,12 +104,12 @@ def c_predict(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
 
 
 def predictor(symbol: str, params: str, images: np.ndarray) -> np.ndarray:
-    """What `predict` and the server run."""
+    """What `predict` and the server run with --engine mxnet."""
     from gluon_resnetv2.engines.predictor import Predictor
     from gluon_resnetv2.formats.artifact import load
 
     shape = images.shape[1:]
-    return Predictor(load(params), max_batch=len(images), shape=shape).run(images)
+    return Predictor(load(params), max_batch=len(images), shape=shape, engine="mxnet").run(images)
 
 
 def native_engine(symbol: str, params: str, images: np.ndarray) -> np.ndarray:

@@ -18,7 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from gluon_resnetv2.cli import answers, printable
+from gluon_resnetv2.engines import choice
 from gluon_resnetv2.engines.forms import misfolded
+from gluon_resnetv2.engines.native.program import Program
 from gluon_resnetv2.engines.reference import (
     TOLERANCE,
     Check,
@@ -32,6 +34,7 @@ from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.formats.artifact import Artifact, load
 from gluon_resnetv2.formats.manifest import MANIFEST, write_manifest
 from gluon_resnetv2.formats.old_graph import modern
+from gluon_resnetv2.formats.pair import Pair
 
 PLAIN = "NONE"  # MXNET_SUBGRAPH_BACKEND without fusion
 C_API = "C predict API"
@@ -45,9 +48,9 @@ RUNTIMES = [
     ("simple_bind", PLAIN),
     (C_API, None),
     (C_API, PLAIN),
-    ("Predictor", None),  # chooses its form itself
+    ("Predictor", None),  # chooses between the graph and its fused form
 ]
-NATIVE = ("native engine", None)  # where it is asked for
+NATIVE = ("native engine", None)  # where it can be had
 ONNX = ("ONNX Runtime", None)  # where there is a NAME.onnx
 FUSING = {"Module", "simple_bind", C_API}
 AT_EXPORT = "logits recorded at export"  # compared beside the runtimes
@@ -55,7 +58,7 @@ PATIENCE = 900  # seconds for the runtimes of one process
 
 
 def verify(
-    artifacts: Sequence[Artifact], shape: tuple | None = None, engine: str = "mxnet"
+    artifacts: Sequence[Artifact], shape: tuple | None = None, engine: str = "auto"
 ) -> list[list[Check]]:
     """Holds what each artifact computes in every runtime against what was trained.
 
@@ -67,7 +70,8 @@ def verify(
 
     Args:
         shape: of an image, for artifacts without a manifest, as for `Artifact.read`.
-        engine: "native" has the native operator checked as well.
+        engine: "native" has the native operator checked as well; so has "auto", where it can be had
+            and takes the graph.
 
     Returns:
         A list of checks for each artifact.
@@ -87,7 +91,8 @@ def verify(
             np.save(images, known[-1][0] if known[-1] else reference_images(pair.shape))
             paths = {"symbol": artifact.symbol, "params": artifact.params, "images": images}
             jobs.append({name: str(path) for name, path in paths.items()})
-        native = [NATIVE] if engine == "native" else []
+        natively = [engine == "native" or not native_fault(pair, engine) for pair in pairs]
+        native = [NATIVE] if any(natively) else []
         onnx = [ONNX] if any(a.onnx for a in artifacts) else []
         # Starting up takes most of the time, and is done once for each setting of MXNet's.
         together = [[one for one in RUNTIMES if one[1] == backend] for backend in (None, PLAIN)]
@@ -105,9 +110,28 @@ def verify(
                     process.kill()
                 raise
     return [
-        _checks(*about, {runtime: answer[index] for runtime, answer in answers.items()})
+        _checks(
+            *about,
+            {
+                runtime: answer[index]
+                for runtime, answer in answers.items()
+                if natively[index] or runtime != NATIVE
+            },
+        )
         for index, about in enumerate(zip(artifacts, pairs, known))
     ]
+
+
+def native_fault(pair: Pair, engine: str) -> str:
+    """Why the native operator is not among the runtimes, or ""."""
+    if engine == "mxnet":
+        return "--engine mxnet"
+    _, fault = choice.native_library()
+    try:
+        Program(pair.symbol(), pair.shape[0], training=False)
+    except UserError as error:
+        fault = fault or str(error)
+    return fault
 
 
 def _checks(artifact, pair, known, answers):
@@ -158,7 +182,7 @@ def record(artifact: Artifact, checks: Sequence[Check]) -> None:
     write_manifest(artifact.folder, manifest.to_dict(), cover=manifest.covered)
 
 
-def report(artifact: Artifact, shape: tuple | None = None, engine: str = "mxnet") -> bool:
+def report(artifact: Artifact, shape: tuple | None = None, engine: str = "auto") -> bool:
     """Verifies, prints what came of it, records it in the manifest; returns whether all passed.
 
     Raises:
@@ -172,6 +196,8 @@ def report(artifact: Artifact, shape: tuple | None = None, engine: str = "mxnet"
         print(f"  {check}")
     if C_API not in {check.runtime for check in checks}:
         print(f"  left out: {C_API}, which takes only names that begin with arg: or aux:")
+    if engine == "auto" and NATIVE[0] not in {check.runtime for check in checks}:
+        print(f"  left out: {NATIVE[0]}: {native_fault(artifact.read(shape), engine)}")
     artifact.warn()
     if artifact.manifest:
         if not artifact.manifest.covered:

@@ -6,14 +6,17 @@ import argparse
 import os
 import re
 import statistics
+import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 
 from gluon_resnetv2 import machine
 from gluon_resnetv2.cli import aligned, answers, run_module
+from gluon_resnetv2.engines import choice
 from gluon_resnetv2.engines.native import library
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.profiling import child
 from gluon_resnetv2.profiling.layers import layers_of
 from gluon_resnetv2.profiling.verbose import Primitive, parse
@@ -40,22 +43,35 @@ def main(options: argparse.Namespace) -> int:
             raise UserError(
                 f"--{name.replace('_', '-')} must be 1 to {IMAGE_SIZE_MAX}, not {value}"
             )
-    if options.engine == "native":
+    size = options.image_size or IMAGE_SIZES[spec.stem]
+    engine = options.engine
+    if engine == "native":
         library.load()  # here, where what it lacks can be told
+    elif engine == "auto":
+        fault = _native_fault(spec, size, options)
+        engine = "mxnet" if fault else "native"
+        print(f"engine {engine}{f' (native: {fault})' if fault else ''}", file=sys.stderr)
     job = {
         "model": options.model,
         "switches": switches,
         "batch_size": options.batch_size,
-        "image_size": options.image_size or IMAGE_SIZES[spec.stem],
+        "image_size": size,
         "in_channels": options.in_channels,
         "steps": options.steps,
         "dtype": options.dtype,
         "inference": options.inference,
-        "engine": options.engine,
+        "engine": engine,
     }
     steps, answer = run(job)
     print(report(job, steps, answer))
     return 0
+
+
+def _native_fault(spec, size, options) -> str:
+    net = ResNetV2(spec, dtype=options.dtype)
+    net.initialize()
+    shape = (options.in_channels, size, size)
+    return choice.native_fault(net, shape, options.dtype, not options.inference)
 
 
 def run(job: dict) -> tuple[list[list[Primitive]], dict]:

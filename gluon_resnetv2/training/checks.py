@@ -176,8 +176,6 @@ def _check_beginning(recipe):
             )
         if recipe.init_from is None:
             raise UserError("--freeze needs --init-from: what does not learn has to be given")
-        if recipe.engine == "native":
-            raise UserError("--engine native and --freeze exclude each other; use mxnet")
     if not 0 < recipe.lr_scale_features <= FLOAT32_MAX:
         raise UserError(f"--lr-scale-features must be above 0: {recipe.lr_scale_features}")
     if what == "features" and recipe.lr_scale_features != 1:
@@ -202,8 +200,8 @@ def _check_devices(recipe):
     segments = recipe.recompute
     if segments not in ("auto", "off") and (type(segments) is not int or segments < 1):
         raise UserError(f"--recompute must be auto, off or at least 1, not {segments}")
-    if recipe.engine == "native":
-        _check_native(recipe)
+    if recipe.engine == "native" and (fault := native_fault(recipe)):
+        raise UserError(f"--engine native: {fault}")
     if recipe.kv_store == "dist_async" and recipe.dtype == "float16":
         raise UserError(
             "--kv-store dist_async updates on servers, which can't scale the loss as float16 "
@@ -216,13 +214,16 @@ def _check_devices(recipe):
         )
 
 
-def _check_native(recipe):
-    for name, what in (
-        ("gpus", recipe.gpus),
-        ("recompute", recipe.recompute != "off"),
-        ("sync_bn", recipe.sync_bn),
-    ):
-        if what:
-            raise UserError(f"--engine native and {flag(name)} exclude each other")
+def native_fault(recipe: Recipe) -> str:
+    """Why the native engine can't train by a recipe anywhere, or ""."""
+    chosen = {
+        "gpus": recipe.gpus,
+        "recompute": recipe.recompute != "off",
+        "sync_bn": recipe.sync_bn,
+        "freeze": recipe.freeze is not None,
+    }
+    for name in (name for name, value in chosen.items() if value):
+        return f"it does not go with {flag(name)}"
     if recipe.dtype not in DTYPES:
-        raise UserError(f"--engine native computes in {' or '.join(DTYPES)}, not {recipe.dtype}")
+        return f"it computes in {' or '.join(DTYPES)}, not {recipe.dtype}"
+    return ""

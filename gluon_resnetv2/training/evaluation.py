@@ -16,6 +16,8 @@ from tqdm import tqdm
 from gluon_resnetv2 import data
 from gluon_resnetv2.checkpoint import checkpoints, load_run
 from gluon_resnetv2.data.imagenet.dataset import ImageFiles
+from gluon_resnetv2.engines import choice
+from gluon_resnetv2.engines.native.block import native_block, native_symbol
 from gluon_resnetv2.engines.runtimes import as_block
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.formats.artifact import Artifact, load
@@ -38,6 +40,7 @@ def evaluate_source(
     devices: Sequence[mx.Context],
     *,
     checkpoint: str = "last",
+    engine: str = "auto",
     dataset: str | None = None,
     data_dir: str | None = None,
     batch_size: int = 64,
@@ -48,12 +51,13 @@ def evaluate_source(
     threads: int | None = None,
     leave_out: bool = False,
     report: str | Path | None = None,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """The error of a run's checkpoint or of an export on its test images, each counted once.
 
     Args:
         source: a run's folder, or an export's.
         checkpoint: of a run: "last", "best" or the number of a step.
+        engine: what computes: "mxnet", "native", or "auto" for native where it can and is right.
         dataset, data_dir: what to test on; by default the run's. With "folder" the test images are
             the held-out part of `data_dir`, or all of it, and classes are matched by name.
         threads, leave_out: for images in files, as `folders.load` takes them; `leave_out` by
@@ -63,7 +67,8 @@ def evaluate_source(
         report: a new or empty folder for a report, as `report.write_report` writes it.
 
     Returns:
-        A dictionary with "error" and "error5" as of `Answers.errors`, "loss" and "images".
+        A dictionary with "error" and "error5" as of `Answers.errors`, "loss" and "images"; and
+        "engine", the one taken, and why not native where "auto" did not.
 
     Raises:
         UserError: the source or the data can't be read, or an option does not fit them.
@@ -81,11 +86,16 @@ def evaluate_source(
     trained = _read(source, checkpoint, devices, recalibrate)
     images = _images(trained, dataset, data_dir, threads, leave_out)
     net = trained.net
+    fault = _native_fault(trained, engine, images.image_shape, devices, scales)
+    if fault and engine == "native":
+        raise UserError(f"--engine native: {fault}")
     if recalibrate:
         batches = images.batches(batch_size, train=True, devices=len(devices))
         few = itertools.islice(data.prefetch(batches), recalibrate)
         rounds = (split(pixels, devices) for pixels, _ in few)
         statistics.recalibrate(net, rounds, partial(forward_backward, net))
+    if not fault:
+        net = trained.native()
     answers = Answers(len(trained.classes), pictures=PICTURES if report is not None else 0)
     if isinstance(images, ImageFiles):
         with tqdm(total=images.test_count, unit="image", disable=None, leave=False) as bar:
@@ -106,14 +116,22 @@ def evaluate_source(
     if report is not None:
         title = f"{source} on {images.name}"
         write_report(Path(report), answers, images, title, found["loss"])
-    return found
+    taken = "native" if not fault else f"mxnet (native: {fault})" if engine == "auto" else engine
+    return {**found, "engine": taken}
 
 
 @dataclass(frozen=True)
 class _Trained:
-    """A network that takes normalised images, and what is known of how it was trained."""
+    """A network that takes normalised images, and what is known of how it was trained.
+
+    Attributes:
+        native: makes what computes the same by the native engine.
+        native_fault: of images of a shape, as `choice.native_fault`.
+    """
 
     net: Any
+    native: Callable[[], Callable]
+    native_fault: Callable[[tuple[int, ...]], str]
     recipe: Recipe
     classes: Sequence[str]
     input: Input
@@ -126,7 +144,12 @@ def _read(
     if checkpoints(source):
         net, state = load_run(source, checkpoint, devices)
         net.hybridize(static_alloc=True)
-        return _Trained(net, Recipe.from_dict(state.recipe), state.classes, state.input)
+        return _Trained(
+            net,
+            partial(native_block, net, training=False),
+            partial(choice.native_fault, net),
+            *(Recipe.from_dict(state.recipe), state.classes, state.input),
+        )
     artifact = load(source)
     if artifact.manifest is None:
         raise UserError(f"{source} has no manifest.json; evaluate needs a run or an export")
@@ -136,6 +159,8 @@ def _read(
         raise UserError(f"{source} does not say what it was trained on")
     return _Trained(
         _exported(artifact, devices),
+        partial(_exported, artifact, devices, native=True),
+        lambda shape: choice.export_fault(artifact),
         Recipe.from_dict(artifact.manifest.details["recipe"]),
         artifact.manifest.classes,
         artifact.own_manifest().input,
@@ -172,13 +197,27 @@ def _images(
     return prepared(images, vars(described))
 
 
-def _exported(artifact: Artifact, devices: Sequence[mx.Context]) -> Callable:
+def _native_fault(trained, engine, shape, devices, scales) -> str:
+    """Why an evaluation does not take the native engine, or ""."""
+    if engine == "mxnet":
+        return "--engine mxnet"
+    if any(device.device_type != "cpu" for device in devices):
+        return "it does not go with --gpus"
+    if scales:  # it plans anew for each shape
+        return "it does not go with --scales"
+    return trained.native_fault(shape)
+
+
+def _exported(artifact: Artifact, devices: Sequence[mx.Context], native: bool = False) -> Callable:
     """What an export computes, from normalised images to logits, whatever its graph takes."""
-    pair = artifact.read()
+    pair, manifest = artifact.read(), artifact.own_manifest()
     arguments, statistics = pair.arrays()
-    block = as_block(pair.symbol(), {**arguments, **statistics}, [pair.data], devices)
+    symbol, values = pair.symbol(), {**arguments, **statistics}
+    if native:
+        symbol = native_symbol(symbol, pair.shape[0], manifest.precision)
+        values = {name: mx.nd.amp_cast(value, dtype="float32") for name, value in values.items()}
+    block = as_block(symbol, values, [pair.data], devices)
     block.hybridize(static_alloc=True)
-    manifest = artifact.own_manifest()
     described = manifest.input
     mean, std = (
         mx.nd.array(numbers).reshape((1, -1, 1, 1)) for numbers in (described.mean, described.std)

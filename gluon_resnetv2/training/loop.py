@@ -22,10 +22,13 @@ from gluon_resnetv2.checkpoint import load_parameters
 from gluon_resnetv2.data import batch_images, num_batches, prefetch
 from gluon_resnetv2.data.dataset import Dataset
 from gluon_resnetv2.distributed.workers import Workers
+from gluon_resnetv2.engines.choice import native_fault
+from gluon_resnetv2.engines.native.block import native_block
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.training import resume, statistics
 from gluon_resnetv2.training.curves import draw_curves
+from gluon_resnetv2.training.engine import choose as choose_engine
 from gluon_resnetv2.training.events import Events
 from gluon_resnetv2.training.meter import Meter, evaluate
 from gluon_resnetv2.training.optimizer import make_trainer, set_learning_rate
@@ -96,9 +99,10 @@ class Training:
         step: steps done.
         epoch: epochs done and evaluated.
         best: step, epoch and test error of the best epoch so far.
+        engine: that it computes with, "mxnet" or "native".
         record: the last epoch's.
         saved: {step: path} of the checkpoints that are valid, oldest first.
-        news: lines about the schedule, to be printed.
+        news: lines about the engine and the schedule, to be printed.
     """
 
     def __init__(
@@ -230,7 +234,9 @@ class Training:
             )
             batches = self._unless_stopped(prefetch(batches), stop)
             try:
-                tested = evaluate(self.net, batches, self.devices, recipe.array_dtype, workers.sum)
+                tested = evaluate(
+                    self._answering, batches, self.devices, recipe.array_dtype, workers.sum
+                )
             except UserError:  # a test image can't be read: to be mended, and gone on from here
                 self._checkpoint(besides)
                 raise
@@ -244,6 +250,7 @@ class Training:
                 "test_error": tested["error"],
                 "images_per_second": speed,
                 "seconds": self.clock(),
+                "engine": self.engine,
             }
             if self.best is None or tested["error"] < self.best["test_error"]:
                 self.best = {name: record[name] for name in ("step", "epoch", "test_error")}
@@ -360,7 +367,10 @@ class Training:
     def _log(self, **record):
         self.run.log(**record)
         if self.events:
-            self.events.add(**{key: value for key, value in record.items() if value is not None})
+            numbers: dict[str, Any] = {
+                k: v for k, v in record.items() if isinstance(v, (int, float))
+            }
+            self.events.add(**numbers)
 
     # Checkpoints
 
@@ -399,14 +409,20 @@ class Training:
             load_parameters(self.net, path / "net.params", self.devices)
         self.run.rewind(state)
         self.run.keep_schedule()
-        self.news = resume.news(self, state, changes)
         recipe, workers = self.recipe, self.workers
+        shape, begun = self.dataset.image_shape, state.engine if state else None
+        self.engine, lines = choose_engine(recipe, self.net, shape, workers, begun)
         step = state.step if state else 0
         self.trainer = make_trainer(self.net, recipe, workers, self.lr_at, step)
         mixed = recipe.mixed_steps(self.steps)
-        self.update = Step(self.net, self.trainer, recipe, self.devices, workers.rank, mixed)
+        by_engine = replace(recipe, engine=self.engine)
+        self.update = Step(self.net, self.trainer, by_engine, self.devices, workers.rank, mixed)
+        self._answering = self.net
+        if self.engine == "native" and not native_fault(self.net, shape, recipe.dtype):
+            self._answering = native_block(self.net, recipe.dtype, training=False)
         if path and state:
             resume.restore(self, path, state)
+        self.news = [*resume.news(self, state, changes), *([] if self._done else lines)]
 
     def _warn(self, text):
         if self.workers.rank == 0:

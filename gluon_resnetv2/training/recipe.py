@@ -296,7 +296,7 @@ class Recipe:
     )
     gpus: tuple | None = _machine(None, "GPUs to train on, as in 0,1,2,3", type=numbers(int))
     cpus: int = _machine(1, "devices to simulate on the CPU, without --gpus")
-    engine: str = _machine("mxnet", ENGINE_HELP, choices=ENGINES)
+    engine: str = _machine("auto", ENGINE_HELP, choices=ENGINES)
     dtype: str = _machine(  # stands there, but changes what is computed
         "float32",
         "precision of the residual units; float64: of everything",

@@ -47,6 +47,7 @@ def kept(training: Training) -> tuple[dict[str, mx.nd.NDArray], State]:
         recipe=training.recipe.to_dict(),
         spec=training.net.spec,
         classes=dataset.classes,
+        engine=training.engine,
         input=Input(
             shape=dataset.image_shape,
             mean=dataset.mean,

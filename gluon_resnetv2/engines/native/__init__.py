@@ -1,17 +1,17 @@
 """Networks on a current oneDNN: everything up to the features as one operator of our own.
 
-Needs the extra `native` and a C++ compiler. What is exported is the portable network all the same.
-Nothing here imports a framework; its modules do.
+Needs oneDNN, which the extras `cpu` and `native` bring, and a C++ compiler. What is exported is the
+portable network all the same. Nothing here imports a framework; its modules do.
 """
 
 from __future__ import annotations
 
 import argparse
 
-# What --engine takes: MXNet's operators, or the native one as well.
-ENGINES = ("mxnet", "native")
+ENGINES = ("auto", "mxnet", "native")  # that --engine takes
 ENGINE_HELP = (
-    "what computes: MXNet's operators, or native: ours for CPUs (needs the extra `native`)"
+    "what computes: MXNet's operators (mxnet), ours for CPUs (native), or the faster one that is "
+    "right here (auto)"
 )
 DTYPES = ("float32", "bfloat16")  # that the native engine computes in
 

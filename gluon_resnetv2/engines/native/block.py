@@ -18,6 +18,7 @@ def native_symbol(
     training: bool = False,
     adds: bool = False,
     images_gradient: bool = False,
+    kept: bool = True,
 ) -> mx.sym.Symbol:
     """The graph that computes what `symbol` does, with the native operator up to the features.
 
@@ -26,8 +27,8 @@ def native_symbol(
     Args:
         symbol: a network that reads images (N, in_channels, H, W).
         dtype: of the activations: "float32" or "bfloat16".
-        training: whether it is for training passes alone, or for inference alone, where parameters
-            are taken as they are in the first pass.
+        training: whether it is for training passes alone, or for inference alone.
+        kept: in inference, whether parameters are for good what they are in the first pass.
         adds: in training, whether gradients are added to what is there (grad_req "add").
         images_gradient: in training, whether the images' gradient is computed, too; else it is 0.
 
@@ -50,6 +51,7 @@ def native_symbol(
         dtype=dtype,
         training=int(training),
         images=int(images_gradient),
+        kept=int(kept and not training),
         inputs=len(inputs),
         features=program.features,
     )
@@ -63,18 +65,18 @@ def native_block(
     training: bool = True,
     images_gradient: bool = True,
 ) -> gluon.SymbolBlock:
-    """What computes the same as `net`, by the native operator, with its parameters.
-
-    In training it is for `autograd.record()` alone; evaluate and export `net`.
+    """What computes the same as `net`, by the native operator, with its parameters as they change.
 
     Args:
-        dtype, adds, training, images_gradient: as `native_symbol`.
+        dtype, adds, images_gradient: as `native_symbol`.
+        training: whether it is for `autograd.record()` alone, or for inference alone.
 
     Raises:
         UserError: as `native_symbol`.
     """
     traced = net(mx.sym.var("data"))
-    symbol = native_symbol(traced, net.spec.in_channels, dtype, training, adds, images_gradient)
+    channels = net.spec.in_channels
+    symbol = native_symbol(traced, channels, dtype, training, adds, images_gradient, kept=False)
     images = mx.sym.var("data", dtype="float32")
     block = gluon.SymbolBlock(symbol, [images], params=net.collect_params())
     block.hybridize(static_alloc=True, static_shape=True)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from importlib import metadata
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from gluon_resnetv2.machine import cpu_flags
 
 SOURCE = Path(__file__).with_name("trunk.cc")
 OPERATOR = "resnetv2_trunk"
+_LOADING = threading.Lock()  # MXNet makes the operator's function in several steps
 
 # oneDNN from the package index: what it runs with, and what it is compiled with.
 RUNTIME, HEADERS = "onednn-cpu-gomp", "onednn-devel-cpu-gomp"
@@ -29,13 +31,14 @@ def load() -> None:
     Raises:
         UserError: something that it needs is not installed, or does not work.
     """
-    if hasattr(mx.sym, OPERATOR):
-        return
-    path = library()
-    try:
-        mx.library.load(str(path), verbose=False)
-    except mx.MXNetError as error:
-        raise UserError(f"MXNet can't load {path}: {str(error).splitlines()[-1]}") from error
+    with _LOADING:
+        if hasattr(mx.sym, OPERATOR):
+            return
+        path = library()
+        try:
+            mx.library.load(str(path), verbose=False)
+        except mx.MXNetError as error:
+            raise UserError(f"MXNet can't load {path}: {str(error).splitlines()[-1]}") from error
 
 
 def library() -> Path:
@@ -44,11 +47,28 @@ def library() -> Path:
     Raises:
         UserError: as `load`.
     """
+    command, path = _compilation()
+    if not path.is_file():
+        _compile(command, path)
+    return path
+
+
+def fault() -> str:
+    """What is missing to compile it, or ""."""
+    try:
+        _compilation()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _compilation() -> tuple[list[str], Path]:
+    """The command that compiles, but for the file, and where that belongs."""
     runtime, headers = _file(RUNTIME, "libdnnl.so.3"), _file(HEADERS, "oneapi/dnnl/dnnl.hpp")
     compiler = os.environ.get("CXX", "g++")
     if not shutil.which(compiler):
         raise UserError(
-            f"--engine native needs a C++ compiler, and there is no {compiler}; "
+            f"the native engine needs a C++ compiler, and there is no {compiler}; "
             "install g++, or set CXX"
         )
     package = Path(mx.__file__).parent
@@ -67,10 +87,7 @@ def library() -> Path:
         *sorted(cpu_flags()),
     ]
     digest = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
-    path = cache_folder() / f"native-{digest}.so"
-    if not path.is_file():
-        _compile(command, path)
-    return path
+    return command, cache_folder() / f"native-{digest}.so"
 
 
 def _compile(command: list[str], path: Path) -> None:
@@ -97,7 +114,7 @@ def _file(package: str, ending: str) -> Path:
     try:
         files = metadata.distribution(package).files or []
     except metadata.PackageNotFoundError:
-        raise UserError(f"--engine native needs {package}: {install('native')}") from None
+        raise UserError(f"the native engine needs {package}: {install('native')}") from None
     for file in files:
         if str(file).endswith(ending):
             return Path(file.locate()).resolve()

@@ -209,7 +209,9 @@ class Program:
                 made[index] = made[node["inputs"][0][0]]
             else:
                 given = [made[source] for source, *_ in node["inputs"]]
-                operator = getattr(mx.sym, node["op"])
+                operator = getattr(mx.sym, node["op"], None) or getattr(
+                    mx.sym._internal, node["op"]
+                )
                 made[index] = operator(*given, name=node["name"], **node.get("attrs", {}))
         return made[len(self._nodes) - 1]
 

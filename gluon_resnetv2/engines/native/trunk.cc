@@ -226,15 +226,17 @@ std::vector<Instruction> parse(const std::string& text) {
 
 class Trunk {
  public:
-  // `images`: whether the way back gives the images' gradient, too.
-  Trunk(const std::string& program, Type type, bool training, bool images,
+  // `images`: whether the way back gives the images' gradient, too. `kept`: whether parameters stay
+  // what they are in the first pass.
+  Trunk(const std::string& program, Type type, bool training, bool images, bool kept,
         const std::vector<MXTensor>& inputs)
       : engine_(engine::kind::cpu, 0),
         stream_(engine_),
         pool_(engine_),
         type_(type),
         training_(training),
-        images_(images) {
+        images_(images),
+        made_(kept ? once_ : forward_) {
     auto instructions = parse(program);
     shapes_ = shapes(inputs);
     values_.resize(instructions.size() + 1);
@@ -336,7 +338,7 @@ class Trunk {
       arguments[DNNL_ARG_BIAS] = folded(i, given);
     else if (i.has("bias"))
       arguments[DNNL_ARG_BIAS] = input(i["bias"], Tag::a);
-    auto w = converted(training_ ? forward_ : once_, given, pd.weights_desc());
+    auto w = converted(made_, given, pd.weights_desc());
     arguments[DNNL_ARG_WEIGHTS] = w;
     if (i.has("add"))
       arguments[DNNL_ARG_ATTR_MULTIPLE_POST_OP(after.len() - 1) | DNNL_ARG_SRC_1] =
@@ -382,7 +384,7 @@ class Trunk {
     const float eps = i.number("eps");
     const bool fixed = i.has("fixed"), has_bias = i.has("bias");
     const size_t channels = i["channels"], size = elements(weights) / channels;
-    once_.push_back([=] {
+    made_.push_back([=] {
       for (size_t c = 0; c < channels; ++c) {
         const float scale = (fixed ? 1 : data(gamma)[c]) / std::sqrt(data(variance)[c] + eps);
         for (size_t k = c * size; k < (c + 1) * size; ++k) data(weights)[k] = data(own)[k] * scale;
@@ -736,25 +738,32 @@ class Trunk {
   std::vector<std::pair<std::shared_ptr<float*>, int>> statistics_;
   float *features_, *gradient_;
   uint32_t seed_;
-  Steps once_, forward_, backward_;  // `once_`: what parameters that do not change are made into
+  Steps once_, forward_, backward_;
+  Steps& made_;  // the one of them in which parameters are made into what is computed with
 };
 
 // -- The operator ---------------------------------------------------------------------------------
+
+bool says(const Attributes& attributes, const char* name) {
+  auto found = attributes.find(name);
+  return found != attributes.end() && found->second == "1";
+}
 
 class Operator : public mxnet::ext::CustomStatefulOp {
  public:
   explicit Operator(const Attributes& attributes)
       : program_(attributes.at("program")),
         type_(attributes.at("dtype") == "bfloat16" ? Type::bf16 : Type::f32),
-        training_(attributes.at("training") == "1"),
-        images_(attributes.count("images") && attributes.at("images") == "1") {}
+        training_(says(attributes, "training")),
+        images_(says(attributes, "images")),
+        kept_(says(attributes, "kept")) {}
 
   mxnet::ext::MXReturnValue Forward(std::vector<MXTensor>* inputs, std::vector<MXTensor>* outputs,
                                     const mxnet::ext::OpResource& resource) override {
     return guarded([&] {
       if (!trunk_ || !trunk_->fits(*inputs)) {
         trunk_.reset();  // before its successor needs the memory
-        trunk_ = std::make_unique<Trunk>(program_, type_, training_, images_, *inputs);
+        trunk_ = std::make_unique<Trunk>(program_, type_, training_, images_, kept_, *inputs);
       }
       // MXNet's own generator, which `mx.random.seed` sets.
       uint32_t seed = (*resource.get_cpu_rand_states())();
@@ -781,7 +790,7 @@ class Operator : public mxnet::ext::CustomStatefulOp {
 
   std::string program_;
   Type type_;
-  bool training_, images_;
+  bool training_, images_, kept_;
   std::unique_ptr<Trunk> trunk_;
 };
 
@@ -808,7 +817,7 @@ mxnet::ext::MXReturnValue infer_shape(const Attributes& attributes,
 
 mxnet::ext::MXReturnValue mutate_inputs(const Attributes& attributes, std::vector<int>* indices) {
   for (auto& i : parse(attributes.at("program")))
-    if (i.name == "bn" && attributes.at("training") == "1")
+    if (i.name == "bn" && says(attributes, "training"))
       indices->insert(indices->end(), {i["mean"], i["var"]});
   return mxnet::ext::MX_SUCCESS;
 }
