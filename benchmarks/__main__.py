@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks import inference, rounds, startup, training, updates
+from benchmarks.peers import LIMITS
 from gluon_resnetv2 import cli
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import whole_file
@@ -25,10 +26,13 @@ from gluon_resnetv2.machine import cpus
 MODULES = {"training": training, "inference": inference, "startup": startup, "updates": updates}
 OUTPUT, QUICK_OUTPUT = "docs/benchmarks", "runs/benchmarks"
 # Of the deep networks and the large images only these: an hour is enough for all.
-MAIN = ("GluonCV", "PyTorch eager", "ours float32", "ours native float32", "ours native bfloat16")
+MAIN = (
+    *("GluonCV", "PyTorch eager", "PyTorch bf16 compiled"),
+    *("ours float32", "ours native float32", "ours native bfloat16", *LIMITS),
+)
 SERVING = (
     *("GluonCV", "PyTorch eager", "PyTorch bf16 compiled", "ONNX Runtime", "OpenVINO bfloat16"),
-    *("ours bfloat16", "ours int8", "ours native float32", "ours native bfloat16"),
+    *("ours bfloat16", "ours int8", "ours native float32", "ours native bfloat16", *LIMITS),
 )
 
 

@@ -6,7 +6,8 @@ python benchmarks/inference.py --models preact50 --batch-sizes 8 --seconds 20
 The ways take turns, each time in a fresh process, all with the same number of threads and on the
 same images. A call takes a NumPy array and gives one; a round's figure is the median of its calls.
 The table has the median of the rounds and their range, and so for the ratios, which are taken
-within each round. Above 1 is better. The weights are random; ONNX Runtime and OpenVINO have ours.
+within each round. Above 1 is better. A matrix product's figure is what the multiply-adds come to at
+the speed of the machine's largest one. The weights are random; ONNX Runtime and OpenVINO have ours.
 `difference` is the largest difference from our float32 logits, relative to the largest of them: it
 shows that a way computes the same network, not how well a trained one would fare.
 """
@@ -24,7 +25,14 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, installed or not
 
 from benchmarks import in_a_fresh_process, rounds
-from benchmarks.peers import PEERS, gluoncv_inference, module_inference, torch_inference
+from benchmarks.peers import (
+    LIMITS,
+    PEERS,
+    gluoncv_inference,
+    module_inference,
+    multiply_adds,
+    torch_inference,
+)
 from gluon_resnetv2 import cli
 from gluon_resnetv2.scores import relative_difference
 from gluon_resnetv2.spec import named
@@ -43,7 +51,7 @@ OURS = {
 OPENVINO = {"OpenVINO float32": "f32", "OpenVINO bfloat16": "bf16"}
 # What each way that has our weights reads: an export of its own, or the one as ONNX.
 EXPORTS = {**dict.fromkeys(("ONNX Runtime", *OPENVINO), "ONNX"), **{way: way for way in OURS}}
-WAYS = (*PEERS, *EXPORTS)
+WAYS = (*PEERS, *EXPORTS, *LIMITS)
 BASES = (
     "GluonCV",
     "PyTorch eager",
@@ -166,6 +174,8 @@ def measure(
     """Images per second, and the first outputs."""
     import gluon_resnetv2  # noqa: F401  # prepares MXNet
 
+    if way in LIMITS:
+        return multiply_adds(way) / named(model).multiply_adds(shape[-1]), np.empty(0)
     images = np.random.RandomState(0).normal(size=shape).astype("float32")
     run = runner(way, model, scratch, threads, shape)
     outputs = run(images)[:CHECKED].copy()
@@ -221,7 +231,7 @@ def cases(
                     f"{model}, inference, {size}x{size}, batch {batch_size}",
                     "images/s",
                     speeds,
-                    BASES,
+                    (*BASES, *LIMITS),
                     {**failed, **left_out},
                     differences(outputs),
                 )

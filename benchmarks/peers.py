@@ -6,6 +6,7 @@ nearly all of the work, is the same.
 
 from __future__ import annotations
 
+import time
 from functools import partial
 
 import numpy as np
@@ -22,6 +23,24 @@ PEERS = (
     "PyTorch bf16 channels_last",
     "PyTorch bf16 compiled",
 )
+
+# What bounds all ways: the machine's largest matrix product, in a type of PyTorch's.
+LIMITS = {"matrix product float32": "float32", "matrix product bfloat16": "bfloat16"}
+SIDES, PRODUCTS = (1024, 2048, 4096), 8  # of square matrices, and how often each is tried
+
+
+def multiply_adds(way: str) -> float:
+    """Those of one of `LIMITS` in a second, by oneDNN in PyTorch: the most of several sizes."""
+    import torch
+
+    most = 0.0
+    for side in SIDES:
+        a, b = (torch.randn(side, side).to(getattr(torch, LIMITS[way])) for _ in range(2))
+        for _ in range(PRODUCTS):
+            began = time.perf_counter()
+            a @ b
+            most = max(most, side**3 / (time.perf_counter() - began))
+    return most
 
 
 def gluoncv_network(spec: Spec):

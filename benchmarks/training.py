@@ -6,7 +6,8 @@ python benchmarks/training.py --models preact110 preact164 --rounds 5 --output t
 The ways take turns, each time in a fresh process, all with the same number of threads, on the same
 images: forward, backward, an update with momentum and weight decay. A round's figure is the median
 of its steps; the table has the median of the rounds and their range, and so for the ratios, which
-are taken within each round. Above 1 is better.
+are taken within each round. Above 1 is better. A matrix product's figure is what the multiply-adds
+of the three passes come to at the speed of the machine's largest one, which bounds ways of its type.
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, installed or not
 
 from benchmarks import in_a_fresh_process, rounds
-from benchmarks.peers import PEERS, gluoncv_network, module_step, torch_step
+from benchmarks.peers import (
+    LIMITS,
+    PEERS,
+    gluoncv_network,
+    module_step,
+    multiply_adds,
+    torch_step,
+)
 from gluon_resnetv2 import cli
 from gluon_resnetv2.spec import named
 
@@ -30,8 +38,9 @@ WAYS = (
     "ours bfloat16",
     "ours native float32",
     "ours native bfloat16",
+    *LIMITS,
 )
-BASES = "GluonCV", "PyTorch eager"
+BASES = "GluonCV", "PyTorch eager", "PyTorch bf16 compiled"
 WARM_UP = 3  # steps
 
 
@@ -99,6 +108,8 @@ def step_of(way: str, model: str, batch_size: int, size: int):
 
 def measure(way: str, model: str, batch_size: int, size: int, seconds: float) -> float:
     """Images per second."""
+    if way in LIMITS:  # forward, and back to the images and to the weights
+        return multiply_adds(way) / (3 * named(model).multiply_adds(size))
     step = step_of(way, model, batch_size, size)
     return batch_size / rounds.median_seconds(step, seconds, WARM_UP)
 
@@ -119,7 +130,7 @@ def cases(
             ways, count, lambda way, job=job: in_a_fresh_process(measure, way, *job)
         )
         title = f"{model}, training, {size}x{size}, batch {batch_size}"
-        yield rounds.case(title, "images/s", found, BASES, failed)
+        yield rounds.case(title, "images/s", found, (*BASES, *LIMITS), failed)
 
 
 def main() -> None:

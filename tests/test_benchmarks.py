@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import rounds
+from benchmarks import inference, rounds, training
 from benchmarks.__main__ import report, summary
+from benchmarks.peers import LIMITS
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import write_json
 
@@ -157,6 +158,18 @@ def test_the_readme_says_what_was_measured():
     assert slower == [(6, 6), (3, 6)]
     text = " ".join(readme.split())
     assert "than the best of ours in each case on the Xeon, in three of six on the EPYC" in text
+
+
+def test_a_matrix_product_bounds_what_multiplies_and_adds(monkeypatch):
+    """ResNet-20 takes 40.8 million multiply-adds an image, in training three times as many."""
+    monkeypatch.setattr(training, "multiply_adds", lambda way: 100e9)
+    monkeypatch.setattr(inference, "multiply_adds", lambda way: 100e9)
+    (way, *_) = LIMITS
+    found = training.measure(way, "preact20", 64, 32, 1)
+    assert found == pytest.approx(100e9 / (3 * 40.8e6), rel=0.01)
+    shape = (64, 3, 32, 32)
+    found, _ = inference.measure(way, "preact20", Path(), 2, shape, 1)
+    assert found == pytest.approx(100e9 / 40.8e6, rel=0.01)
 
 
 def test_a_table_of_nothing_but_failures(tmp_path):
