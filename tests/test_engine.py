@@ -227,6 +227,15 @@ def test_where_nothing_can_be_written_it_is_found_each_time(monkeypatch, tmp_pat
     assert choice.remembered(("a",), lambda: {"answer": 1}) == {"answer": 1}
 
 
+def test_where_there_is_no_home_it_is_found_each_time(monkeypatch):
+    def homeless():
+        raise UserError("set HOME or XDG_CACHE_HOME")
+
+    monkeypatch.setattr(choice, "folder", homeless)
+    for answer in (1, 2):
+        assert choice.remembered(("a",), lambda: {"answer": answer}) == {"answer": answer}  # noqa: B023
+
+
 # -- In inference ----------------------------------------------------------------------------------
 
 

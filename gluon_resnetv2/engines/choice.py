@@ -43,21 +43,24 @@ def remembered(what: Sequence[object], find: Callable[[], dict[str, Any]]) -> di
     versions = __version__, mx.__version__, np.__version__
     processor = *sorted(machine.cpu_flags()), machine.cpus(), os.environ.get("OMP_NUM_THREADS")
     identity = json.dumps([*versions, *processor, *what], default=plain)
-    name = hashlib.sha256(identity.encode()).hexdigest()[:32]
-    path = folder() / f"{name}.json"
-    with suppress(OSError, ValueError):
-        found = json.loads(path.read_bytes())
+    name = f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
+    with suppress(OSError, ValueError, UserError):
+        found = json.loads((folder() / name).read_bytes())
         if isinstance(found, dict):
             return found
     found = find()
-    with suppress(OSError):  # to be found again
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, found)
+    with suppress(OSError, UserError):  # it will be found again
+        folder().mkdir(parents=True, exist_ok=True)
+        write_json(folder() / name, found)
     return found
 
 
 def folder() -> Path:
-    """Where what was found is kept."""
+    """Where what was found is kept.
+
+    Raises:
+        UserError: as `cache_folder`.
+    """
     return cache_folder() / "engines"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import sys
@@ -299,6 +300,14 @@ class Training:
 
     # The network that is evaluated and saved
 
+    @functools.cached_property
+    def _answering(self):
+        """What evaluates: the network, or by the native engine what it computes."""
+        native = self.engine == "native"
+        if native and not native_fault(self.net, self.dataset.image_shape, self.recipe.dtype):
+            return native_block(self.net, self.recipe.dtype, training=False)
+        return self.net
+
     @contextlib.contextmanager
     def _settled(self, settle: Callable[[], None]) -> Iterator[dict[str, mx.nd.NDArray]]:
         """Within the block, the network to be evaluated and saved; after it, the one to train.
@@ -326,7 +335,7 @@ class Training:
     def _recalibrate(self):
         few = itertools.islice(self._training_batches(), STATISTICS_BATCHES)
         rounds = (part for images, _ in few for part in self.update.rounds(images))
-        statistics.recalibrate(self.net, rounds, self.update.gradients)
+        statistics.recalibrate(self.net, rounds, self.update.move_statistics)
         self.update.forget_gradients()
         self._average()
 
@@ -417,9 +426,6 @@ class Training:
         mixed = recipe.mixed_steps(self.steps)
         by_engine = replace(recipe, engine=self.engine)
         self.update = Step(self.net, self.trainer, by_engine, self.devices, workers.rank, mixed)
-        self._answering = self.net
-        if self.engine == "native" and not native_fault(self.net, shape, recipe.dtype):
-            self._answering = native_block(self.net, recipe.dtype, training=False)
         if path and state:
             resume.restore(self, path, state)
         self.news = [*resume.news(self, state, changes), *([] if self._done else lines)]

@@ -39,19 +39,32 @@ def forward_backward(
     return losses, outputs
 
 
-def training_pass(net: ResNetV2, recipe: Recipe) -> Callable:
+def forward(net: gluon.Block, images: Sequence, _losses_of: Callable, seed: int = 0) -> None:
+    """The first half of `forward_backward`."""
+    with autograd.record():
+        for part in images:
+            net(part)
+
+
+def training_passes(net: ResNetV2, recipe: Recipe) -> tuple[Callable, Callable]:
     """`forward_backward` of `net` in the way that the recipe asks for.
+
+    Returns:
+        It, and the shortest pass that moves the statistics, which takes the same. MXNet moves them
+        on the way back, the native engine on the way there.
 
     Raises:
         UserError: it can't be had.
     """
     if recipe.recompute != "off":
-        return Recomputed(
-            net, None if recipe.recompute == "auto" else int(recipe.recompute)
-        ).forward_backward
-    if recipe.engine == "native":
-        net = native_block(net, recipe.dtype, adds=recipe.accumulate > 1, images_gradient=False)
-    return partial(forward_backward, net)
+        segments = None if recipe.recompute == "auto" else int(recipe.recompute)
+        both = Recomputed(net, segments).forward_backward
+    elif recipe.engine == "native":
+        block = native_block(net, recipe.dtype, adds=recipe.accumulate > 1, images_gradient=False)
+        return partial(forward_backward, block), partial(forward, block)
+    else:
+        both = partial(forward_backward, net)
+    return both, both
 
 
 def cross_entropy(
@@ -118,7 +131,7 @@ class Step:
     ):
         self.trainer, self.recipe, self.devices, self.worker = trainer, recipe, devices, worker
         self.mixed_steps = mixed_steps
-        self.forward_backward = training_pass(net, recipe)
+        self.forward_backward, self._moves_statistics = training_passes(net, recipe)
         self.scaler = LossScaler() if recipe.dtype == "float16" else None
         self.average = Average(net, recipe.ema) if recipe.ema else None
         self._draws = net.spec.shortcut.random
@@ -168,9 +181,16 @@ class Step:
 
     def gradients(self, images: list[mx.nd.NDArray], losses_of: Callable, seed: int):
         """`forward_backward` of one part on each device, with the random numbers of `seed`."""
+        return self._run(self.forward_backward, images, losses_of, seed)
+
+    def move_statistics(self, images: list[mx.nd.NDArray], losses_of: Callable, seed: int) -> None:
+        """The same as far as it moves the statistics."""
+        self._run(self._moves_statistics, images, losses_of, seed)
+
+    def _run(self, training_pass, images, losses_of, seed):
         if self._draws:
             mx.random.seed(seed)
-        return self.forward_backward(images, losses_of, seed=seed)
+        return training_pass(images, losses_of, seed=seed)
 
     def rounds(self, array: np.ndarray) -> list[list[mx.nd.NDArray]]:
         """`array`, split along its first axis, as lists with an entry for each device."""
