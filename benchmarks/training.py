@@ -7,7 +7,7 @@ The ways take turns, each time in a fresh process, all with the same number of t
 images: forward, backward, an update with momentum and weight decay. A round's figure is the median
 of its steps; the table has the median of the rounds and their range, and so for the ratios, which
 are taken within each round. Above 1 is better. A matrix product's figure is what the multiply-adds
-of the three passes come to at the speed of the machine's largest one, which bounds ways of its type.
+of the three passes come to at the speed of the machine's largest one, a bound of its type's ways.
 """
 
 from __future__ import annotations
