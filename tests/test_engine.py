@@ -95,6 +95,25 @@ def test_an_engine_that_computes_something_else_is_not_taken(installed, monkeypa
     assert "its logits are 0.1 of the largest off MXNet's" in lines[0]
 
 
+@pytest.mark.parametrize(("factor", "taken"), [(1 + 1e-6, "native"), (1 + 1e-4, "mxnet")])
+def test_as_much_as_rounding_changes_is_not_wrong(installed, monkeypatch, factor, taken):
+    right = choice.native_symbol
+    monkeypatch.setattr(choice, "native_symbol", lambda *args: right(*args) * factor)
+    assert chosen(Recipe())[0] == taken
+
+
+def test_a_network_without_finite_logits_is_asked_again(installed):
+    """As one of a thousand layers is before its statistics are measured."""
+    net = network()
+    bias = net.output.bias.data()
+    bias[:] = np.inf
+    assert choice.native_fault(net, SHAPE) == (
+        "MXNet's logits, which its are held against, are not finite"
+    )
+    bias[:] = 0
+    assert choice.native_fault(net, SHAPE) == ""
+
+
 def test_what_has_no_instruction_is_left_to_mxnet(installed, monkeypatch):
     def native_symbol(*args):
         raise UserError("the native engine has no sinh like that of x; use --engine mxnet")
