@@ -725,13 +725,53 @@ def test_a_missing_compiler_is_named(monkeypatch):
         library.library()
 
 
-def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(monkeypatch, tmp_path):
+def test_a_compiler_that_fails_is_quoted_and_asked_no_second_time(monkeypatch, tmp_path, capsys):
+    """But once there is another one of its name."""
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\necho 'error: no such machine' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"can't compile the native engine: error: no such"):
+            library.library()
+    assert capsys.readouterr().err.count("compiling the native engine") == 1
+    (log,) = (tmp_path / "cache" / "gluon_resnetv2").iterdir()
+    assert log.suffix == ".log"
+    log_of_before = log.stat().st_mtime - 60
+    os.utime(log, (log_of_before, log_of_before))
+    with pytest.raises(UserError, match="no such machine"):
+        library.library()
+    assert capsys.readouterr().err.count("compiling the native engine") == 1
+
+
+def test_what_the_compiler_says_of_our_source_is_quoted(monkeypatch, tmp_path):
     (tmp_path / "trunk.cc").write_text("int main() { return nothing; }")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(library, "SOURCE", tmp_path / "trunk.cc")
     with pytest.raises(UserError, match=r"can't compile the native engine: .*nothing"):
         library.library()
-    assert list((tmp_path / "cache" / "gluon_resnetv2").iterdir()) == []
+
+
+# Has several threads, as a server of several models has, use the operator for the first time.
+AT_ONCE = """
+from concurrent.futures import ThreadPoolExecutor
+import gluon_resnetv2
+import mxnet as mx
+from gluon_resnetv2.engines.native.block import native_symbol
+from gluon_resnetv2.net import get_model
+
+symbol = get_model("preact8", unit="basic")(mx.sym.var("data"))
+with ThreadPoolExecutor(8) as pool:
+    print(len(list(pool.map(lambda _: native_symbol(symbol, 3), range(8)))))
+"""
+
+
+def test_several_threads_may_load_it_at_once():
+    done = subprocess.run(
+        [sys.executable, "-c", AT_ONCE], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "8\n"), done.stderr
 
 
 def test_a_cache_that_cannot_be_written_is_told(monkeypatch, tmp_path):

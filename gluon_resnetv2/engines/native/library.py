@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
@@ -47,10 +49,28 @@ def library() -> Path:
     Raises:
         UserError: as `load`.
     """
-    command, path = _compilation()
-    if not path.is_file():
-        _compile(command, path)
-    return path
+    command, sources, path = _compilation()
+    if path.is_file():
+        return path
+    log = path.with_suffix(".log")  # of a compiler that has failed
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not _is_newer(log, shutil.which(command[0])):  # or it would fail again
+            print("compiling the native engine, once for this machine", file=sys.stderr)
+            try:
+                _compile(command, sources, path)
+                return path
+            except _CompilerError as error:
+                log.write_text(str(error), encoding="utf-8")
+        lines = log.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or path} can't be written: {error.strerror or error}; "
+            "set XDG_CACHE_HOME to another folder"
+        ) from None
+    errors = [line for line in lines if "error" in line]
+    why = (errors or lines or ["no reason given"])[0]
+    raise UserError(f"{command[0]} can't compile the native engine: {why} ({log} has it all)")
 
 
 def fault() -> str:
@@ -62,8 +82,8 @@ def fault() -> str:
     return ""
 
 
-def _compilation() -> tuple[list[str], Path]:
-    """The command that compiles, but for the file, and where that belongs."""
+def _compilation() -> tuple[list[str], list[Path], Path]:
+    """The compiler with its options, what it is to compile, and where the library belongs."""
     runtime, headers = _file(RUNTIME, "libdnnl.so.3"), _file(HEADERS, "oneapi/dnnl/dnnl.hpp")
     compiler = os.environ.get("CXX", "g++")
     if not shutil.which(compiler):
@@ -74,39 +94,54 @@ def _compilation() -> tuple[list[str], Path]:
     package = Path(mx.__file__).parent
     command = [
         compiler, "-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-w",
-        f"-I{package / 'include'}", f"-I{headers.parents[2]}",
-        str(SOURCE), str(package / "src" / "lib_api.cc"),
-        str(runtime), f"-Wl,-rpath,{runtime.parent}",
+        f"-I{package / 'include'}", f"-I{headers.parents[2]}", f"-Wl,-rpath,{runtime.parent}",
         "-fno-trapping-math", "-fno-math-errno",  # so that choices and rounding vectorise
     ]  # fmt: skip
+    sources = [SOURCE, package / "src" / "lib_api.cc", runtime]
     identity = [
         SOURCE.read_text(),
         *command,
+        *map(str, sources),
         metadata.version(RUNTIME),
         mx.__version__,
         *sorted(cpu_flags()),
     ]
     digest = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
-    return command, cache_folder() / f"native-{digest}.so"
+    return command, sources, cache_folder() / f"native-{digest}.so"
 
 
-def _compile(command: list[str], path: Path) -> None:
-    print("compiling the native engine, once for this machine", file=sys.stderr)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as temporary:
-            done = subprocess.run(
-                [*command, "-o", str(temporary)], capture_output=True, errors="replace", check=False
-            )
-            if done.returncode:
-                errors = [line for line in done.stderr.splitlines() if "error" in line]
-                why = (errors or done.stderr.splitlines() or ["no reason given"])[0]
-                raise UserError(f"{command[0]} can't compile the native engine: {why}")
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or path} can't be written: {error.strerror or error}; "
-            "set XDG_CACHE_HOME to another folder"
-        ) from None
+class _CompilerError(Exception):
+    """What a compiler has complained of."""
+
+
+def _compile(command: list[str], sources: list[Path], path: Path) -> None:
+    """Compiles the sources side by side, and links them with the last one.
+
+    Raises:
+        _CompilerError: one of them can't be compiled.
+        OSError: a file can't be written.
+    """
+
+    def run(*words: object) -> None:
+        done = subprocess.run(
+            [*command, *map(str, words)], capture_output=True, errors="replace", check=False
+        )
+        if done.returncode:
+            raise _CompilerError(done.stderr)
+
+    *texts, runtime = sources
+    with whole_file(path) as temporary, tempfile.TemporaryDirectory() as scratch:
+        objects = [Path(scratch, f"{text.stem}.o") for text in texts]
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda text, to: run("-c", text, "-o", to), texts, objects))
+        run(*objects, runtime, "-o", temporary)
+
+
+def _is_newer(log: Path, compiler: str | None) -> bool:
+    """Whether there is such a log, and the compiler is the one that it is of."""
+    if not log.is_file() or not compiler:
+        return False
+    return log.stat().st_mtime > os.stat(compiler).st_ctime
 
 
 def _file(package: str, ending: str) -> Path:
