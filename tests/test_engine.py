@@ -23,6 +23,7 @@ from gluon_resnetv2.spec import named
 from gluon_resnetv2.training import engine
 from gluon_resnetv2.training.evaluation import evaluate_source
 from gluon_resnetv2.training.main import train_network
+from gluon_resnetv2.training.precision import cpu_has_bfloat16
 from gluon_resnetv2.training.recipe import Recipe
 from gluon_resnetv2.training.run import read_metrics
 from tests.common import randomise, skip_unless_installed
@@ -190,6 +191,22 @@ def test_a_checkpoint_of_a_version_without_auto_names_its_engine(tmp_path):
     assert State.from_dict(values).engine == "native"
     del values["recipe"]["engine"]
     assert State.from_dict(values).engine == "mxnet"
+
+
+@pytest.mark.parametrize(("dtype", "first"), [("float32", 1e-5), ("bfloat16", 1e-2)])
+def test_two_engines_lose_alike_at_first(installed, tmp_path, dtype, first):
+    """Rounding is all that sets them apart, and twenty steps magnify it a thousandfold."""
+    if dtype == "bfloat16" and not cpu_has_bfloat16():
+        pytest.skip("this CPU has no bfloat16")
+    losses = []
+    for name in ("mxnet", "native"):
+        recipe = short(tmp_path / name, engine=name, dtype=dtype, log_every=1)
+        train_network(replace(recipe, batch_size=64, num_steps=20))
+        losses.append([r["loss"] for r in read_metrics(tmp_path / name / "run") if "loss" in r])
+    assert losses[1][0] == pytest.approx(losses[0][0], rel=first)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+    assert len(losses[0]) == 20
+    assert losses[0][-1] != pytest.approx(losses[0][0], rel=1e-2)
 
 
 @pytest.mark.parametrize(
