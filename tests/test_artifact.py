@@ -18,8 +18,7 @@ import pytest
 from mxnet import autograd
 
 from gluon_resnetv2.checkpoint import load_parameters, save_parameters
-from gluon_resnetv2.engines import choice, forms
-from gluon_resnetv2.engines import predictor as predictor_module
+from gluon_resnetv2.engines import choice, forms, runners
 from gluon_resnetv2.engines.predictor import Predictor
 from gluon_resnetv2.engines.reference import Check, reference_images
 from gluon_resnetv2.engines.runtimes import module, predictor, simple_bind, symbol_block
@@ -166,7 +165,12 @@ def small(tmp_path):
 
 
 @pytest.fixture
-def one_runtime(monkeypatch):
+def without_native(monkeypatch):
+    monkeypatch.setattr(verification, "native_fault", lambda *_: "not here")
+
+
+@pytest.fixture
+def one_runtime(without_native, monkeypatch):
     monkeypatch.setattr(verification, "RUNTIMES", [("simple_bind", PLAIN)])
 
 
@@ -188,7 +192,7 @@ def test_other_parameters_than_those_exported_are_found_out(small, one_runtime, 
     assert "not those that were exported" in capsys.readouterr().out
 
 
-def test_a_runtime_that_gives_no_answer_fails(small, monkeypatch):
+def test_a_runtime_that_gives_no_answer_fails(small, without_native, monkeypatch):
     """And those that should follow it in its process have their answers."""
     runtimes = [(way, PLAIN) for way in ("simple_bind", "no such way", "Module")]
     monkeypatch.setattr(verification, "RUNTIMES", runtimes)
@@ -539,8 +543,7 @@ def test_the_parameters_are_those_of_the_same_name(small):
     assert load(small.symbol).params == small.params
 
 
-def test_a_module_checkpoint_is_verified_too(tmp_path, one_runtime, monkeypatch):
-    monkeypatch.setattr(verification, "RUNTIMES", RUNTIMES)
+def test_a_module_checkpoint_is_verified_too(tmp_path, without_native):
     symbol = import_module("symbols.resnetv2").get_symbol(10, 8, "3,32,32")
     module = mx.mod.Module(symbol)
     module.bind([("data", (2, 3, 32, 32))], [("softmax_label", (2,))])
@@ -551,7 +554,9 @@ def test_a_module_checkpoint_is_verified_too(tmp_path, one_runtime, monkeypatch)
     assert len(found) == len(RUNTIMES)
 
 
-def test_a_pair_without_arg_and_aux_is_served_verified_and_loaded(tmp_path, monkeypatch, capsys):
+def test_a_pair_without_arg_and_aux_is_served_verified_and_loaded(
+    tmp_path, without_native, monkeypatch, capsys
+):
     """As Gluon's `collect_params().save` writes it. MXNet's C predict API does not take it."""
     net = get_model("preact8", unit="basic")
     randomise(net)
@@ -575,7 +580,7 @@ def test_a_pair_without_arg_and_aux_is_served_verified_and_loaded(tmp_path, monk
 
 
 def test_of_several_epochs_the_last_is_taken_and_said_or_the_one_that_is_named(
-    tmp_path, monkeypatch, capfd
+    tmp_path, without_native, monkeypatch, capfd
 ):
     symbol, third, tenth = (
         tmp_path / f"net-{end}" for end in ("symbol.json", "0003.params", "0010.params")
@@ -722,8 +727,8 @@ def test_a_form_that_does_not_run_here_is_not_run(small, monkeypatch):
     def failing(self, inputs):
         raise mx.MXNetError("no kernel")
 
-    monkeypatch.setattr(predictor_module._Fused, "run", failing)
-    predictor = Predictor(small)
+    monkeypatch.setattr(runners.Fused, "run", failing)
+    predictor = Predictor(small, engine="mxnet")
     assert predictor.form == "float32, plain"
     assert "no kernel" in predictor.rejected[0]
 
