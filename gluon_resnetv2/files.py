@@ -175,4 +175,5 @@ def cache_folder() -> Path:
         UserError: as `expanded`.
     """
     named = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return expanded(named, "set HOME or XDG_CACHE_HOME") / "gluon_resnetv2"
+    folder = expanded(named, "set HOME or XDG_CACHE_HOME") / "gluon_resnetv2"
+    return folder.absolute()

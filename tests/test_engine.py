@@ -68,24 +68,24 @@ def test_training_takes_the_native_engine_where_it_can(installed, dtype):
 @pytest.mark.parametrize(
     ("option", "why"),
     [
-        ({"gpus": (0,)}, "it does not go with --gpus"),
-        ({"recompute": "auto"}, "it does not go with --recompute"),
-        ({"sync_bn": True}, "it does not go with --sync-bn"),
-        ({"freeze": 1, "init_from": "digits"}, "it does not go with --freeze"),
-        ({"dtype": "float64"}, "it computes in float32 or bfloat16, not float64"),
+        ({"gpus": (0,)}, "--gpus is for MXNet's graph alone"),
+        ({"recompute": "auto"}, "--recompute is for MXNet's graph alone"),
+        ({"sync_bn": True}, "--sync-bn is for MXNet's graph alone"),
+        ({"freeze": 1, "init_from": "digits"}, "--freeze is for MXNet's graph alone"),
+        ({"dtype": "float64"}, "native computes in float32 or bfloat16, not float64"),
     ],
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
 def test_training_goes_on_on_mxnets_graph_where_native_can_not(option, why):
-    assert chosen(Recipe(**option))[1][0] == f"engine mxnet (native: {why})"
-    assert chosen(Recipe(engine="mxnet", **option)) == ("mxnet", [])
+    assert chosen(Recipe(**option))[1][0] == f"engine mxnet (not native: {why})"
+    assert chosen(Recipe(engine="mxnet", **option))[1][0] == "engine mxnet"
     with pytest.raises(UserError, match=f"--engine native: {why}"):
         Recipe(engine="native", **option)
 
 
 def test_what_is_missing_is_said(without):
     taken, lines = chosen(Recipe())
-    assert (taken, lines[0]) == ("mxnet", f"engine mxnet (native: {NO_COMPILER})")
+    assert (taken, lines[0]) == ("mxnet", f"engine mxnet (not native: {NO_COMPILER})")
 
 
 def test_an_engine_that_computes_something_else_is_not_taken(installed, monkeypatch):
@@ -145,18 +145,20 @@ class Two(Workers):
 
 def test_all_workers_take_the_same(installed):
     taken, lines = chosen(Recipe(), workers=Two())
-    assert (taken, lines[0]) == ("mxnet", "engine mxnet (native: another worker lacks it)")
+    assert (taken, lines[0]) == ("mxnet", "engine mxnet (not native: another worker lacks it)")
 
 
 def test_a_run_goes_on_as_it_began(installed):
-    assert chosen(Recipe(), begun="mxnet")[1][0] == "engine mxnet (as it began)"
+    assert chosen(Recipe(), begun="mxnet")[1][0] == "engine mxnet (as before)"
     assert chosen(Recipe(), begun="native")[1][0] == "engine native"
 
 
 def test_a_run_that_can_not_go_on_as_it_began_says_so(without):
     taken, lines = chosen(Recipe(), begun="native")
     assert taken == "mxnet"
-    assert lines[0].endswith("the run began with native, so its bits will differ from here on")
+    assert lines[0].endswith("; it was native before, so the bits will differ from here on")
+    _, lines = chosen(Recipe(engine="native"), begun="mxnet")
+    assert lines[0] == "engine native; it was mxnet before, so the bits will differ from here on"
 
 
 def short(tmp_path, **more):
@@ -178,7 +180,7 @@ def test_run_and_checkpoint_say_what_was_taken(installed, tmp_path, capsys):
 def test_a_resumed_run_keeps_its_engine(installed, tmp_path, capsys):
     train_network(short(tmp_path, engine="mxnet"))
     train_network(replace(short(tmp_path), num_steps=6), resume=True)
-    assert "engine mxnet (as it began)\n" in capsys.readouterr().out
+    assert "engine mxnet (as before)\n" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_a_version_without_auto_names_its_engine(tmp_path):
@@ -242,7 +244,7 @@ def test_what_was_found_is_found_once():
     assert asked == [1, 3]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b"{}", b'{"answer": [7]}'])
 def test_a_damaged_memory_is_made_anew(content):
     choice.remembered(("a",), lambda: {"answer": 1})
     (path,) = choice.folder().iterdir()
@@ -349,7 +351,7 @@ def test_a_predictor_says_what_is_missing(without, exported, monkeypatch):
     monkeypatch.setattr(Native, "__init__", unavailable)
     predictor = Predictor(exported)
     assert predictor.about.startswith("engine mxnet, float32, ")
-    assert predictor.about.endswith(f" (native: {NO_COMPILER})")
+    assert predictor.about.endswith(f" (not native: {NO_COMPILER})")
 
 
 def test_verify_runs_every_engine_that_is_there(installed, exported, capsys):
@@ -384,6 +386,6 @@ def test_every_engine_evaluates_to_the_same(installed, tmp_path):
 def test_evaluation_says_why_it_is_not_native(without, tmp_path):
     train_network(short(tmp_path))
     run = tmp_path / "run"
-    assert evaluate_source(run, [mx.cpu()])["engine"] == f"mxnet (native: {NO_COMPILER})"
+    assert evaluate_source(run, [mx.cpu()])["engine"] == f"mxnet (not native: {NO_COMPILER})"
     with pytest.raises(UserError, match="--engine native: the native engine needs a C"):
         evaluate_source(run, [mx.cpu()], engine="native")

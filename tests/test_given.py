@@ -381,7 +381,10 @@ def test_features_learn_by_a_part_of_the_rate(tmp_path, optimizer):
             "--freeze is stem, features or a number of stages, 1 to 3",
         ),
         ({"freeze": 0, "init_from": "x"}, "1 to 3: 0"),
-        ({"freeze": 1, "init_from": "x", "engine": "native"}, "it does not go with --freeze"),
+        (
+            {"freeze": 1, "init_from": "x", "engine": "native"},
+            "--freeze is for MXNet's graph alone",
+        ),
         ({"lr_scale_features": 0.0}, "--lr-scale-features must be above 0"),
         (
             {"lr_scale_features": 0.1, "freeze": "features", "init_from": "x"},

@@ -19,6 +19,7 @@ from gluon_resnetv2.engines.native import library
 from gluon_resnetv2.engines.native.block import native_block, native_symbol
 from gluon_resnetv2.engines.native.program import Program
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.files import sha256
 from gluon_resnetv2.layers import is_statistic
 from gluon_resnetv2.net import ResNetV2, get_model
 from gluon_resnetv2.paper import RESULTS
@@ -702,9 +703,9 @@ def test_an_error_inside_the_operator_is_raised():
 @pytest.mark.parametrize(
     ("options", "named_"),
     [
-        ({"gpus": (0,)}, "--engine native: it does not go with --gpus"),
-        ({"recompute": "auto"}, "--engine native: it does not go with --recompute"),
-        ({"sync_bn": True}, "--engine native: it does not go with --sync-bn"),
+        ({"gpus": (0,)}, "--engine native: --gpus is for MXNet's graph alone"),
+        ({"recompute": "auto"}, "--engine native: --recompute is for MXNet's graph alone"),
+        ({"sync_bn": True}, "--engine native: --sync-bn is for MXNet's graph alone"),
         ({"dtype": "float64"}, "float32 or bfloat16, not float64"),
     ],
 )
@@ -738,11 +739,45 @@ def test_a_compiler_that_fails_is_quoted_and_asked_no_second_time(monkeypatch, t
     assert capsys.readouterr().err.count("compiling the native engine") == 1
     (log,) = (tmp_path / "cache" / "gluon_resnetv2").iterdir()
     assert log.suffix == ".log"
+    assert library.fault().endswith(f"({log} has it all)")
     log_of_before = log.stat().st_mtime - 60
     os.utime(log, (log_of_before, log_of_before))
     with pytest.raises(UserError, match="no such machine"):
         library.library()
     assert capsys.readouterr().err.count("compiling the native engine") == 1
+
+
+def test_doctor_knows_of_a_compiler_that_fails(monkeypatch, tmp_path):
+    (tmp_path / "c++").write_text("#!/bin/sh\nexit 0\n")  # and writes nothing
+    (tmp_path / "c++").chmod(0o755)
+    monkeypatch.setenv("CXX", f"'{tmp_path}/c++' -O1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert library.fault() == ""
+    with pytest.raises(UserError, match="can't compile the native engine: it writes nothing"):
+        library.library()
+    assert "can't compile the native engine: it writes nothing" in library.fault()
+
+
+def test_a_library_that_is_not_whole_is_compiled_anew(monkeypatch, tmp_path):
+    """Loading half of one would end the process."""
+    compiled = []
+
+    def compile_(command, sources, path):
+        compiled.append(path)
+        path.write_bytes(b"library")
+        library._sum(path).write_text(sha256(path))
+
+    monkeypatch.setattr(library, "_compile", compile_)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")  # from here
+    monkeypatch.setenv("CXX", "")  # as if it were not set
+    path = library.library()
+    assert path.is_absolute()
+    assert library.library() == path
+    assert compiled == [path]
+    path.write_bytes(b"libr")
+    library.library()
+    assert compiled == [path, path]
 
 
 def test_what_the_compiler_says_of_our_source_is_quoted(monkeypatch, tmp_path):

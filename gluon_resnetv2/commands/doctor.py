@@ -166,7 +166,9 @@ def _processor(found: dict) -> Iterator[Row]:
         yield row("oneDNN uses", found["isa"])
     if "native" in found:
         mxnet = f"mxnet: {found['native']}"
-        native = f"native where it can, with oneDNN of {_version('onednn-cpu-gomp')}"
+        native = (
+            f"native where it can compute a network, with oneDNN of {_version('onednn-cpu-gomp')}"
+        )
         yield row("--engine auto", mxnet if found["native"] else native)
 
 

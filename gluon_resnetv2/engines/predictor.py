@@ -170,7 +170,8 @@ class Predictor:
     def about(self) -> str:
         """What runs, and why not the native operator, in a line."""
         form = self.precision if self.engine == "native" else self.form
-        return f"engine {self.engine}, {form}{''.join(f' (native: {why})' for why in self.without)}"
+        whys = "".join(f" (not native: {why})" for why in self.without)
+        return f"engine {self.engine}, {form}{whys}"
 
     @property
     def prepares(self) -> bool:

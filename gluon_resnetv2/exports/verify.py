@@ -130,7 +130,7 @@ def native_fault(pair: Pair, engine: str) -> str:
     try:
         Program(pair.symbol(), pair.shape[0], training=False)
     except UserError as error:
-        fault = fault or str(error)
+        fault = fault or choice.without_advice(error)
     return fault
 
 

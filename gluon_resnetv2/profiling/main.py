@@ -50,7 +50,7 @@ def main(options: argparse.Namespace) -> int:
     elif engine == "auto":
         fault = _native_fault(spec, size, options)
         engine = "mxnet" if fault else "native"
-        print(f"engine {engine}{f' (native: {fault})' if fault else ''}", file=sys.stderr)
+        print(f"engine {engine}{f' (not native: {fault})' if fault else ''}", file=sys.stderr)
     job = {
         "model": options.model,
         "switches": switches,

@@ -223,7 +223,7 @@ def native_fault(recipe: Recipe) -> str:
         "freeze": recipe.freeze is not None,
     }
     for name in (name for name, value in chosen.items() if value):
-        return f"it does not go with {flag(name)}"
+        return f"{flag(name)} is for MXNet's graph alone"
     if recipe.dtype not in DTYPES:
-        return f"it computes in {' or '.join(DTYPES)}, not {recipe.dtype}"
+        return f"native computes in {' or '.join(DTYPES)}, not {recipe.dtype}"
     return ""

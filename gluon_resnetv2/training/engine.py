@@ -29,22 +29,21 @@ def choose(
     Args:
         net: initialised, with the precision that it trains in.
         shape: of an image, (C, H, W).
-        begun: what the run was begun with, where it goes on.
+        begun: what the checkpoint was trained with that the run goes on from, if there is one.
     """
-    if recipe.engine != "auto":
-        return recipe.engine, []
-    fault = checks.native_fault(recipe)
-    if not fault and begun != "mxnet":
-        fault = choice.native_fault(net, tuple(shape), recipe.dtype, training=True)
-        if workers.any(bool(fault)):
-            fault = fault or "another worker lacks it"
-    if begun == "mxnet":
-        engine, why = begun, "as it began"
-    else:
-        engine, why = ("mxnet", f"native: {fault}") if fault else ("native", "")
-    line = f"engine {engine}" + (f" ({why})" if why else "")
-    if begun == "native" != engine:
-        line += "; the run began with native, so its bits will differ from here on"
+    engine, why = recipe.engine, ""
+    if engine == "auto" and begun == "mxnet":
+        engine, why = begun, " (as before)"
+    elif engine == "auto":
+        fault = checks.native_fault(recipe)
+        if not fault:
+            fault = choice.native_fault(net, tuple(shape), recipe.dtype, training=True)
+            if workers.any(bool(fault)):
+                fault = fault or "another worker lacks it"
+        engine, why = ("mxnet", f" (not native: {fault})") if fault else ("native", "")
+    line = f"engine {engine}{why}"
+    if begun not in (None, engine):
+        line += f"; it was {begun} before, so the bits will differ from here on"
     hint = choice.precision_hint(engine, recipe.dtype)
     return engine, [line, *([f"{hint}: --dtype {_other(recipe.dtype)}"] if hint else [])]
 

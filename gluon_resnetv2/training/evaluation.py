@@ -116,7 +116,9 @@ def evaluate_source(
     if report is not None:
         title = f"{source} on {images.name}"
         write_report(Path(report), answers, images, title, found["loss"])
-    taken = "native" if not fault else f"mxnet (native: {fault})" if engine == "auto" else engine
+    taken = (
+        "native" if not fault else f"mxnet (not native: {fault})" if engine == "auto" else engine
+    )
     return {**found, "engine": taken}
 
 
@@ -202,9 +204,9 @@ def _native_fault(trained, engine, shape, devices, scales) -> str:
     if engine == "mxnet":
         return "--engine mxnet"
     if any(device.device_type != "cpu" for device in devices):
-        return "it does not go with --gpus"
+        return "--gpus is for MXNet's graph alone"
     if scales:  # it plans anew for each shape
-        return "it does not go with --scales"
+        return "--scales is for MXNet's graph alone"
     return trained.native_fault(shape)
 
 

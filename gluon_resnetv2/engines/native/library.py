@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 import mxnet as mx
 
 from gluon_resnetv2.errors import UserError, install
-from gluon_resnetv2.files import cache_folder, whole_file
+from gluon_resnetv2.files import cache_folder, sha256, whole_file
 from gluon_resnetv2.machine import cpu_flags
 
 SOURCE = Path(__file__).with_name("trunk.cc")
@@ -50,50 +51,46 @@ def library() -> Path:
         UserError: as `load`.
     """
     command, sources, path = _compilation()
-    if path.is_file():
+    if _is_whole(path):
         return path
-    log = path.with_suffix(".log")  # of a compiler that has failed
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not _is_newer(log, shutil.which(command[0])):  # or it would fail again
+        if not _has_failed(command, path):
             print("compiling the native engine, once for this machine", file=sys.stderr)
             try:
                 _compile(command, sources, path)
                 return path
             except _CompilerError as error:
-                log.write_text(str(error), encoding="utf-8")
-        lines = log.read_text(encoding="utf-8").splitlines()
+                _log(path).write_text(str(error), encoding="utf-8")
+        raise UserError(_why(command, path))
     except OSError as error:
         raise UserError(
             f"{error.filename or path} can't be written: {error.strerror or error}; "
             "set XDG_CACHE_HOME to another folder"
         ) from None
-    errors = [line for line in lines if "error" in line]
-    why = (errors or lines or ["no reason given"])[0]
-    raise UserError(f"{command[0]} can't compile the native engine: {why} ({log} has it all)")
 
 
 def fault() -> str:
-    """What is missing to compile it, or ""."""
+    """Why it can't be compiled, or "" where it is, or nobody has tried yet."""
     try:
-        _compilation()
+        command, _, path = _compilation()
+        return _why(command, path) if _has_failed(command, path) else ""
     except UserError as error:
         return str(error)
-    return ""
 
 
 def _compilation() -> tuple[list[str], list[Path], Path]:
     """The compiler with its options, what it is to compile, and where the library belongs."""
     runtime, headers = _file(RUNTIME, "libdnnl.so.3"), _file(HEADERS, "oneapi/dnnl/dnnl.hpp")
-    compiler = os.environ.get("CXX", "g++")
-    if not shutil.which(compiler):
+    compiler = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+    if not shutil.which(compiler[0]):
         raise UserError(
-            f"the native engine needs a C++ compiler, and there is no {compiler}; "
+            f"the native engine needs a C++ compiler, and there is no {compiler[0]}; "
             "install g++, or set CXX"
         )
     package = Path(mx.__file__).parent
     command = [
-        compiler, "-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-w",
+        *compiler, "-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-w",
         f"-I{package / 'include'}", f"-I{headers.parents[2]}", f"-Wl,-rpath,{runtime.parent}",
         "-fno-trapping-math", "-fno-math-errno",  # so that choices and rounding vectorise
     ]  # fmt: skip
@@ -135,13 +132,38 @@ def _compile(command: list[str], sources: list[Path], path: Path) -> None:
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda text, to: run("-c", text, "-o", to), texts, objects))
         run(*objects, runtime, "-o", temporary)
+        if not temporary.is_file():
+            raise _CompilerError("it writes nothing")
+        _sum(path).write_text(sha256(temporary), encoding="utf-8")
 
 
-def _is_newer(log: Path, compiler: str | None) -> bool:
-    """Whether there is such a log, and the compiler is the one that it is of."""
-    if not log.is_file() or not compiler:
+def _is_whole(path: Path) -> bool:
+    """Whether the library is there as it was compiled; loading any other may end the process."""
+    if not path.is_file() or not _sum(path).is_file():
         return False
-    return log.stat().st_mtime > os.stat(compiler).st_ctime
+    return _sum(path).read_text(encoding="utf-8", errors="replace") == sha256(path)
+
+
+def _sum(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _log(path: Path) -> Path:
+    """What a compiler has complained of."""
+    return path.with_suffix(".log")
+
+
+def _has_failed(command: list[str], path: Path) -> bool:
+    """Whether the compiler that is there has failed before, and would again."""
+    log, compiler = _log(path), shutil.which(command[0]) or command[0]
+    return log.is_file() and log.stat().st_mtime > os.stat(compiler).st_ctime
+
+
+def _why(command: list[str], path: Path) -> str:
+    lines = _log(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    errors = [line for line in lines if "error" in line]
+    why = (errors or lines or ["no reason given"])[0]
+    return f"{command[0]} can't compile the native engine: {why} ({_log(path)} has it all)"
 
 
 def _file(package: str, ending: str) -> Path:

@@ -262,6 +262,8 @@ class Program:
     def _attributes(self, node) -> dict:
         """The values of a node's attributes, all of which are understood."""
         op = node["op"]
+        if op.startswith(("_sg_mkldnn", "_contrib_quantize", "_contrib_requantize")):
+            raise UserError("the native engine takes no fused or int8 graph; use --engine mxnet")
         if op not in ATTRIBUTES:
             raise _unsupported(node)
         known = {**ATTRIBUTES[op], **(IN_TRAINING.get(op, {}) if self._training else {})}
