@@ -7,6 +7,8 @@ import pytest
 import gluon_resnetv2  # noqa: F401  # prepares the runtime before any test imports MXNet
 from gluon_resnetv2.engines import choice
 
+choice.native_library()  # compiles it, so that no command in a test says that it does
+
 DIGITS = Path(__file__).resolve().parents[1] / "docs" / "digits"
 
 

@@ -126,7 +126,7 @@ def test_the_native_engine_takes_no_fused_graph(trained, command):
     assert status == 1
     status, _, errors = command("gluon_resnetv2", "predict", "fused", "a.png", "--engine", "native")
     assert status == 2
-    assert errors.startswith("error: the native engine has no _sg_mkldnn_conv")
+    assert errors.startswith("error: the native engine takes no fused or int8 graph")
     assert len(errors.splitlines()) == 1
 
 

@@ -17,7 +17,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from gluon_resnetv2.engines.native import library
 from gluon_resnetv2.engines.native.block import native_block, native_symbol
-from gluon_resnetv2.engines.native.program import Program
+from gluon_resnetv2.engines.native.program import Program, _value
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import sha256
 from gluon_resnetv2.layers import is_statistic
@@ -800,6 +800,16 @@ symbol = get_model("preact8", unit="basic")(mx.sym.var("data"))
 with ThreadPoolExecutor(8) as pool:
     print(len(list(pool.map(lambda _: native_symbol(symbol, 3), range(8)))))
 """
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("(3, 3)", (3, 3)), ("(1,)", (1,)), ("()", ()), ("(None, None)", (None, None)),
+     ("True", True), ("2e-05", 2e-5), ("-1", -1), ("relu", "relu"), ("float32", "float32")],
+)  # fmt: skip
+def test_attributes_are_read_as_python_reads_them(text, value):
+    found = _value(text)
+    assert (found, type(found)) == (value, type(value))
 
 
 def test_several_threads_may_load_it_at_once():

@@ -131,8 +131,7 @@ def _serve(options, listener, threads):
             raise UserError(
                 f"{name} does not fit into memory; name a smaller --max-batch"
             ) from None
-        for why in predictor.without:
-            print(f"{name}: not by the native engine: {why}", file=sys.stderr)
+        hints += [f"{name}: not native: {why}" for why in predictor.without]
         if hint := choice.precision_hint(predictor.engine, predictor.precision):
             hints.append(f"{name}: {hint}: export --precision")
         for line in predictor.rejected:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Callable, Iterable
 from itertools import starmap
@@ -414,11 +413,20 @@ def _line(name: str, words: Words) -> str:
     return " ".join([name, *(word if value is True else f"{word}={value}" for word, value in said)])
 
 
+# What MXNet writes as Python does, in JSON. `ast.literal_eval` fails now and then where several
+# threads parse, on Python 3.11.
+JSON = {"(": "[", ", )": "]", ",)": "]", ")": "]", "True": "true", "False": "false", "None": "null"}
+
+
 def _value(text: str):
+    written = text
+    for python, json_s in JSON.items():
+        written = written.replace(python, json_s)
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        found = json.loads(written)
+    except ValueError:
         return text
+    return tuple(found) if isinstance(found, list) else found
 
 
 def _unsupported(node, why: str = "") -> UserError:
