@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import shlex
@@ -15,6 +16,9 @@ from importlib import metadata
 from pathlib import Path
 
 import mxnet as mx
+from mxnet.base import _LIB, OpHandle, c_str, check_call, mx_uint
+from mxnet.ndarray.register import _make_ndarray_function
+from mxnet.symbol.register import _make_symbol_function
 
 from gluon_resnetv2.errors import UserError, install
 from gluon_resnetv2.files import cache_folder, sha256, whole_file
@@ -39,9 +43,18 @@ def load() -> None:
             return
         path = library()
         try:
-            mx.library.load(str(path), verbose=False)
+            _register(path)
         except mx.MXNetError as error:
             raise UserError(f"MXNet can't load {path}: {str(error).splitlines()[-1]}") from error
+
+
+def _register(path: Path) -> None:
+    """As `mx.library.load`, which in half a second makes the functions of all operators anew."""
+    check_call(_LIB.MXLoadLib(c_str(str(path)), mx_uint(0)))
+    handle = OpHandle()
+    check_call(_LIB.NNGetOpHandle(c_str(OPERATOR), ctypes.byref(handle)))
+    mx.nd.resnetv2_trunk = _make_ndarray_function(handle, OPERATOR, OPERATOR)
+    mx.sym.resnetv2_trunk = _make_symbol_function(handle, OPERATOR, OPERATOR)
 
 
 def library() -> Path:
