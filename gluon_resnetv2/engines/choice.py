@@ -20,9 +20,9 @@ from mxnet import autograd
 
 from gluon_resnetv2 import __version__, machine
 from gluon_resnetv2.engines.native import library
-from gluon_resnetv2.engines.native.block import native_symbol
+from gluon_resnetv2.engines.native.block import native_arrays, native_symbol
 from gluon_resnetv2.errors import UserError, last_line
-from gluon_resnetv2.files import cache_folder, plain, sha256, write_json
+from gluon_resnetv2.files import cache_folder, plain, write_json
 from gluon_resnetv2.formats.artifact import Artifact
 from gluon_resnetv2.layers import batch_norms
 from gluon_resnetv2.net import ResNetV2
@@ -116,7 +116,7 @@ def export_fault(artifact: Artifact) -> str:
         return pair.symbol(), pair.data, {**arguments, **statistics}
 
     pair, manifest = artifact.read(), artifact.own_manifest()
-    identity = ",".join(map(sha256, (artifact.symbol, artifact.params)))
+    identity = json.dumps(manifest.sha256, sort_keys=True)  # which `load` has checked
     return _fault(identity, graph, pair.shape, manifest.precision, training=False)
 
 
@@ -126,10 +126,9 @@ def _fault(identity: str, graph: Callable, shape: tuple, dtype: str, training: b
     def find() -> dict[str, str]:
         symbol, data, values = graph()
         images, noise = map(mx.nd.array, np.random.RandomState(0).normal(size=(2, IMAGES, *shape)))
-        single = {name: mx.nd.amp_cast(value, dtype="float32") for name, value in values.items()}
         try:
             native = native_symbol(symbol, shape[0], dtype, training)
-            found = _outputs(native, {**single, data: images}, training)
+            found = _outputs(native, {**native_arrays(values), data: images}, training)
             expected = _outputs(symbol, {**values, data: images}, training)
             nudged = images * (1 + ROUNDING[dtype] * noise)
             besides = _outputs(symbol, {**values, data: nudged}, training)

@@ -12,7 +12,7 @@ import mxnet as mx
 import numpy as np
 
 from gluon_resnetv2.engines import choice, forms
-from gluon_resnetv2.engines.native.block import native_symbol
+from gluon_resnetv2.engines.native.block import native_arrays, native_symbol
 from gluon_resnetv2.engines.reference import (
     TOLERANCE,
     Check,
@@ -132,8 +132,7 @@ class Native(Plain):
 
     def __init__(self, pair, symbol, arrays, max_batch, precision):
         symbol = native_symbol(symbol, pair.shape[0], precision)
-        arrays = {name: mx.nd.amp_cast(array, dtype="float32") for name, array in arrays.items()}
-        super().__init__(pair, symbol, arrays, max_batch, precision)
+        super().__init__(pair, symbol, native_arrays(arrays), max_batch, precision)
 
 
 ENGINES: dict[str, tuple[type[Runner], ...]] = {
@@ -196,12 +195,14 @@ class Runners:
         Raises:
             UserError: none is right; or as `Runner`, of the only one that there is.
         """
-        files = map(sha256, (self._artifact.symbol, self._artifact.params))
-        manifest = self._artifact.manifest
-        said = replace(manifest, verification=[]).to_dict() if manifest else None
+        artifact, manifest = self._artifact, self._artifact.manifest
+        if manifest:  # with the files' SHA-256, which `load` has checked
+            said = replace(manifest, verification=[]).to_dict()
+        else:
+            said = {path.name: sha256(path) for path in (artifact.symbol, artifact.params)}
         graph = self._symbol.list_outputs(), self._pair.shape, self._max_batch, engine
         native = choice.native_library() if Native in ENGINES[engine] else None
-        return choice.remembered((*files, said, *graph, native), lambda: self._compare(engine))
+        return choice.remembered((said, *graph, native), lambda: self._compare(engine))
 
     def _compare(self, engine):
         inputs, outputs, tolerance = self._expected()

@@ -17,7 +17,7 @@ from gluon_resnetv2 import data
 from gluon_resnetv2.checkpoint import checkpoints, load_run
 from gluon_resnetv2.data.imagenet.dataset import ImageFiles
 from gluon_resnetv2.engines import choice
-from gluon_resnetv2.engines.native.block import native_block, native_symbol
+from gluon_resnetv2.engines.native.block import native_arrays, native_block, native_symbol
 from gluon_resnetv2.engines.runtimes import as_block
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.formats.artifact import Artifact, load
@@ -217,7 +217,7 @@ def _exported(artifact: Artifact, devices: Sequence[mx.Context], native: bool = 
     symbol, values = pair.symbol(), {**arguments, **statistics}
     if native:
         symbol = native_symbol(symbol, pair.shape[0], manifest.precision)
-        values = {name: mx.nd.amp_cast(value, dtype="float32") for name, value in values.items()}
+        values = native_arrays(values)
     block = as_block(symbol, values, [pair.data], devices)
     block.hybridize(static_alloc=True)
     described = manifest.input

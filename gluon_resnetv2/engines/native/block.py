@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import mxnet as mx
 from mxnet import gluon
 
@@ -56,6 +58,11 @@ def native_symbol(
         features=program.features,
     )
     return program.head(features)
+
+
+def native_arrays(arrays: Mapping[str, mx.nd.NDArray]) -> dict[str, mx.nd.NDArray]:
+    """A graph's parameters, of any precision, as its `native_symbol` takes them."""
+    return {name: mx.nd.amp_cast(array, dtype="float32") for name, array in arrays.items()}
 
 
 def native_block(
