@@ -10,7 +10,7 @@ import pytest
 
 from gluon_resnetv2.engines import forms
 from gluon_resnetv2.engines.predictor import Predictor
-from gluon_resnetv2.engines.reference import reference_images
+from gluon_resnetv2.engines.reference import compare, reference_images
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.exports import verify as verification
 from gluon_resnetv2.exports.export import Form, export
@@ -151,6 +151,20 @@ def test_other_precisions_need_images(net, tmp_path):
             form=Form(precision="int8"),
         )
     assert not (tmp_path / "export").exists()
+
+
+@pytest.mark.parametrize(
+    ("least", "images", "differing"),
+    [(0.995, 1, 0), (0.995, 31, 1), (0.995, 200, 1), (0.995, 399, 2), (0.99, 360, 4)],
+)
+def test_a_class_that_differs_counts_as_a_whole_image(least, images, differing):
+    """99.5 % of 31 images are 30.8: 30 suffice. So one always may differ, but not of one."""
+    logits = np.eye(images, 10, dtype="float32") + 1e-3
+    logits[10:, 0] += 1
+    for wrong, passes in ((differing, True), (differing + 1, False)):
+        found = logits.copy()
+        found[:wrong] = found[:wrong, ::-1]
+        assert compare("", found, logits, {"agreement": least}).passed == passes
 
 
 def test_what_a_precision_costs_too_much_replaces_nothing(net, tmp_path, monkeypatch):
