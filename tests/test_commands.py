@@ -118,16 +118,17 @@ def test_the_native_engine_verifies_and_predicts(trained, command, tmp_path):
     assert command(*words)[1] == command(*words, "--engine", "native")[1]
 
 
-def test_the_native_engine_takes_no_fused_graph(trained, command):
+def test_the_native_engine_takes_a_fused_graph(trained, command, tmp_path):
     skip_unless_installed()
     folder, _ = trained
-    command("gluon_resnetv2", "export", folder, "--fused", "--output", "fused")
-    status, _, errors = command("gluon_resnetv2", "verify", "fused", "--engine", "native")
-    assert status == 1
-    status, _, errors = command("gluon_resnetv2", "predict", "fused", "a.png", "--engine", "native")
-    assert status == 2
-    assert errors.startswith("error: the native engine takes no fused or int8 graph")
-    assert len(errors.splitlines()) == 1
+    assert command("gluon_resnetv2", "export", folder, "--fused", "--output", "other")[0] == 0
+    status, printed, _ = command("gluon_resnetv2", "verify", "other", "--engine", "native")
+    assert status == 0
+    assert "ok      native engine " in printed
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    for verb in (("predict", "other", tmp_path / "red.png"), ("evaluate", "other")):
+        status, _, errors = command("gluon_resnetv2", *verb, "--engine", "native")
+        assert status == 0, errors
 
 
 def test_recipes_say_what_to_expect(command):

@@ -15,9 +15,11 @@ import pytest
 from mxnet import autograd, gluon
 from numpy.lib.stride_tricks import sliding_window_view
 
-from gluon_resnetv2.engines.native import library
+from gluon_resnetv2 import machine
+from gluon_resnetv2.engines import forms
+from gluon_resnetv2.engines.native import library, program
 from gluon_resnetv2.engines.native.block import native_block, native_symbol
-from gluon_resnetv2.engines.native.program import Program, _value
+from gluon_resnetv2.engines.native.program import VNNI, Program, _value
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import sha256
 from gluon_resnetv2.layers import is_statistic
@@ -402,9 +404,10 @@ def test_bfloat16_is_within_its_bounds_at_depth_110(shortcut):
 # -- Inference -------------------------------------------------------------------------------------
 
 
-def inferred(net, images, dtype="float32"):
-    """Logits by the native operator."""
-    symbol = native_symbol(net(mx.sym.var("data")), images.shape[1], dtype)
+def inferred(net, images, dtype="float32", graph=None):
+    """Logits by the native operator, of the network's own graph or another of its parameters."""
+    graph = net(mx.sym.var("data")) if graph is None else graph
+    symbol = native_symbol(graph, images.shape[1], dtype)
     values = {name: p.data().astype("float32") for name, p in net.collect_params().items()}
     graph = mx.nd.CachedOp(symbol, {"static_alloc": True, "static_shape": True}.items())
     arrays = [values.get(name, images) for name in symbol.list_inputs()]
@@ -465,6 +468,133 @@ def test_convolutions_take_normalisations_in():
     ]
     # Of a sum, which others read, too.
     assert lines[3] == "bn out=4 in=3 gamma=12 beta=13 mean=14 var=15 eps=1e-05 momentum=0.9 relu"
+
+
+# -- Fused graphs and 8 bits -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
+@pytest.mark.parametrize("order", ORDER)
+def test_a_fused_graph_infers_as_what_it_was(order, shortcut):
+    net = get_model("preact8", unit="basic", order=order, shortcut=shortcut)
+    randomise(net)
+    images = mx.nd.random.normal(shape=(3, 3, 16, 16))
+    plain = net(mx.sym.var("data"))
+    fused, _, _ = forms.fused(plain, {}, {})
+    assert "_sg_mkldnn_conv" in fused.tojson()
+    one, other = (Program(symbol, 3, training=False) for symbol in (plain, fused))
+    assert sorted(one.inputs) == sorted(other.inputs)
+    assert sorted(one.folded) == sorted(other.folded)
+    assert relative(inferred(net, images, graph=fused), net(images).asnumpy()) < 2e-6
+
+
+needs_vnni = pytest.mark.skipif(
+    not VNNI & set(machine.cpu_flags()), reason="this CPU has no instructions for 8 bits"
+)
+
+
+def in_steps(x, step):
+    return np.clip(np.floor(x / step + 0.5), 0, 255)
+
+
+def convolved(x, weights):
+    """By 3x3 windows with a border of zeros; (N, C, H, W) by (O, C, 3, 3)."""
+    windows = sliding_window_view(np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1))), (3, 3), (2, 3))
+    return np.einsum("nchwij,ocij->nohw", windows, weights)
+
+
+@needs_vnni
+@pytest.mark.parametrize("channels", [16, 48, 80])
+def test_what_8_bits_hold_is_as_computed_by_hand(channels):
+    """BN and ReLU into bytes, a convolution into bytes, and another that adds the BN's input."""
+    steps = 0.011, 0.02  # which cut off the largest
+    rng = np.random.RandomState(channels)
+
+    def quantized(x, step, name):
+        ends = {"min_calib_range": 0.0, "max_calib_range": 255 * step}
+        ranges = mx.sym.contrib.quantize_v2(x, out_type="uint8", name=name, **ends)
+        return mx.sym.contrib.dequantize(*ranges)
+
+    def conv(x, name):
+        shape = {"kernel": (3, 3), "pad": (1, 1), "num_filter": channels, "no_bias": True}
+        return mx.sym.Convolution(x, name=name, **shape)
+
+    first = mx.sym.BatchNorm(DATA, name="bn", fix_gamma=False, eps=1e-3)
+    first = mx.sym.Activation(first, act_type="relu")
+    second = mx.sym.Activation(conv(quantized(first, steps[0], "a"), "one"), act_type="relu")
+    total = conv(quantized(second, steps[1], "b"), "two") + DATA
+    symbol = mx.sym.FullyConnected(mx.sym.mean(total, axis=(2, 3)), num_hidden=1, name="fc")
+    program = Program(symbol, channels, training=False)
+    names = [line.split()[0] for line in program.text.split(";")]
+    assert names == ["bytes", "conv", "conv", "mean"]
+
+    x = rng.normal(size=(3, channels, 7, 9))
+    gamma, beta, mean, var = rng.uniform(0.5, 1.5, (4, channels))
+    weights = rng.normal(size=(2, channels, channels, 3, 3)) / np.sqrt(9 * channels)
+    largest = abs(weights).max((2, 3, 4), keepdims=True) / 127
+    rounded = np.round(weights / largest) * largest
+
+    def computed(weights, held):
+        wide = (channels, 1, 1)
+        y = (x - mean.reshape(wide)) / np.sqrt(var.reshape(wide) + 1e-3)
+        y = held(np.maximum(y * gamma.reshape(wide) + beta.reshape(wide), 0), steps[0])
+        y = held(np.maximum(convolved(y, weights[0]), 0), steps[1])
+        return (convolved(y, weights[1]) + x).mean((2, 3))
+
+    expected = computed(rounded, lambda y, step: in_steps(y, step) * step)
+    values = {"data": x, "bn_gamma": gamma, "bn_beta": beta, "bn_moving_mean": mean}
+    values |= {"bn_moving_var": var, "one_weight": weights[0], "two_weight": weights[1]}
+    inner = native_symbol(symbol, channels, "int8").get_internals()
+    native = inner[next(name for name in inner.list_outputs() if "trunk" in name)]
+    found = mx.nd.CachedOp(native)(*[mx.nd.array(values[name]) for name in native.list_inputs()])
+    error = relative(found.asnumpy(), expected)
+    assert error < 0.003  # the sum is bfloat16
+    assert relative(computed(weights, lambda y, step: np.minimum(y, 255 * step)), expected) > error
+    assert relative(computed(weights, lambda y, step: y), expected) > 10 * error
+
+
+@needs_vnni
+@pytest.mark.parametrize(
+    "switches",
+    [
+        *({"order": order} for order in ORDER),
+        *({"shortcut": shortcut} for shortcut in SHORTCUTS),
+        {"name": "preact11", "unit": "bottleneck", "biases": True},
+        {"widening": "C", "in_channels": 1},
+        {"name": "preact50"},
+        {"name": "resnet18"},
+    ],
+    ids=str,
+)
+def test_8_bits_are_nearer_to_float32_than_mxnets(switches):
+    net = get_model(
+        **{"name": "preact8", **({} if "name" in switches else {"unit": "basic"}), **switches}
+    )
+    randomise(net)
+    size = 64 if net.spec.stem == "imagenet" else 16
+    images = np.random.RandomState(0).normal(size=(8, net.spec.in_channels, size, size))
+    images = images.astype("float32")
+    values = {name: p.data() for name, p in net.collect_params().items()}
+    learned = {name: value for name, value in values.items() if not is_statistic(name)}
+    statistics = {name: value for name, value in values.items() if is_statistic(name)}
+    symbol, learned, statistics = forms.int8(net(mx.sym.var("data")), learned, statistics, images)
+    given = {**learned, **statistics, "data": mx.nd.array(images)}
+    native = native_symbol(symbol, net.spec.in_channels, "int8")
+    found, mxnets = (
+        mx.nd.CachedOp(one)(*[given[name] for name in one.list_inputs()]).asnumpy()
+        for one in (native, symbol)
+    )
+    expected = net(given["data"]).asnumpy()
+    assert relative(found, expected) < max(0.02, relative(mxnets, expected))
+
+
+def test_a_processor_without_vnni_is_named(monkeypatch):
+    monkeypatch.setattr(program, "cpu_flags", lambda: ("avx2", "avx512f"))
+    ranges = mx.sym.contrib.quantize_v2(DATA, min_calib_range=0.0, max_calib_range=1.0)
+    x = mx.sym.contrib.dequantize(*ranges)
+    conv = mx.sym.Convolution(x, kernel=(1, 1), num_filter=4, no_bias=True)
+    with pytest.raises(UserError, match="by VNNI, instructions that this processor does not have"):
+        Program(mx.sym.mean(conv, axis=(2, 3)), 3, training=False)
 
 
 # -- Dropout ---------------------------------------------------------------------------------------

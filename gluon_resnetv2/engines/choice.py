@@ -31,7 +31,7 @@ from gluon_resnetv2.scores import relative_difference
 IMAGES = 4  # that a network is tried on
 # What rounding to a type changes, relatively. Logits may be apart by so many times what MXNet's
 # differ by for images that differ so: by next to nothing in 20 layers, by a tenth in 1000.
-ROUNDING = {"float32": 2.0**-23, "bfloat16": 2.0**-8}
+ROUNDING = {"float32": 2.0**-23, "bfloat16": 2.0**-8, "int8": 2.0**-8}
 ROUNDINGS = 10  # at most 4.5 were seen
 
 

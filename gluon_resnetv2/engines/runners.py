@@ -126,7 +126,7 @@ class Fused(Runner):
 
 
 class Native(Plain):
-    """The graph on the native operator, which takes none that is fused, nor int8."""
+    """The graph on the native operator."""
 
     name = "native"
 

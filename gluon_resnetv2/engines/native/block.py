@@ -28,7 +28,8 @@ def native_symbol(
 
     Args:
         symbol: a network that reads images (N, in_channels, H, W).
-        dtype: of the activations: "float32" or "bfloat16".
+        dtype: of the activations: "float32" or "bfloat16"; "int8", for a graph in 8 bits, is the
+            latter where the processor has it, for what is not in 8 bits.
         training: whether it is for training passes alone, or for inference alone.
         kept: in inference, whether parameters are for good what they are in the first pass.
         adds: in training, whether gradients are added to what is there (grad_req "add").

@@ -9,9 +9,12 @@ from typing import Any, NamedTuple
 
 import mxnet as mx
 
+from gluon_resnetv2.engines.native.unfused import unfused
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.machine import cpu_flags
 
 Words = dict[str, float | bool]  # of an instruction; True: the word alone
+VNNI = {"avx512_vnni", "avx_vnni"}  # instructions; without them, products of bytes may overflow
 Attribute = tuple[Any, Callable[[Any], bool]]  # what it is by default, and whether it may be
 
 
@@ -162,7 +165,8 @@ class Program:
     """The program of a network, from its images to its features.
 
     Args:
-        symbol: the network, traced; its head is the mean over the pixels and a classifier.
+        symbol: the network, traced, or as MXNet has fused it or computes it in 8 bits; its head is
+            the mean over the pixels and a classifier.
         in_channels: of the images.
         training: whether batches are normalised by their own statistics, and activations dropped.
 
@@ -173,18 +177,20 @@ class Program:
         folded: names of the normalisations that convolutions take in.
 
     Raises:
-        UserError: the operator has no instruction for something in the network.
+        UserError: the operator has no instruction for something in the network, or the processor
+            has none for 8 bits.
     """
 
     def __init__(self, symbol: mx.sym.Symbol, in_channels: int, training: bool = True):
         self._training = training
-        self._nodes = json.loads(symbol.tojson())["nodes"]
+        self._nodes, self._ranges = unfused(json.loads(symbol.tojson())["nodes"])
         self._readers: list[list[int]] = [[] for _ in self._nodes]
         for index, node in enumerate(self._nodes):
             for source, *_ in node["inputs"]:
                 self._readers[source].append(index)
         self._lines: list[tuple[str, Words]] = []
         self._computed: dict[int, Value] = {}  # by the node's index
+        self._in_bytes: dict[int, Activation] = {}  # the same in 8 bits
         self.inputs: list[str] = []
         self.folded: list[str] = []
         self.features = 0
@@ -261,8 +267,6 @@ class Program:
     def _attributes(self, node) -> dict:
         """The values of a node's attributes, all of which are understood."""
         op = node["op"]
-        if op.startswith(("_sg_mkldnn", "_contrib_quantize", "_contrib_requantize")):
-            raise UserError("the native engine takes no fused or int8 graph; use --engine mxnet")
         if op not in ATTRIBUTES:
             raise _unsupported(node)
         known = {**ATTRIBUTES[op], **(IN_TRAINING.get(op, {}) if self._training else {})}
@@ -281,6 +285,8 @@ class Program:
         """Its name, its words but `out`, and how many channels it computes."""
         x = self._operand(given[0])
         words: Words = {"in": x.number}
+        if op == "Convolution" and (step := self._step(given[0])):
+            words.update({"in": self._bytes(given[0], step).number, "step": step})
         if op in ("Convolution", "Pooling"):
             square = {word: attrs[word][0] for word in ("kernel", "stride", "pad")}
         if op == "Convolution":
@@ -305,6 +311,35 @@ class Program:
             return "maxpool", {**words, **square}, x.channels
         assert op == "mean", op
         return "mean", words, x.channels
+
+    def _step(self, index: int) -> float | None:
+        """What 255 of are the largest value of a node that 8 bits hold, and that is never negative.
+
+        A graph in 8 bits has such nodes before all of its convolutions but the first.
+        """
+        least, largest = self._ranges.get(index, (-1, 0))
+        return largest / 255 if least >= 0 < largest else None
+
+    def _bytes(self, index: int, step: float) -> Activation:
+        """What a node has computed, in `step`s from 0 to 255."""
+        if not VNNI & set(cpu_flags()):
+            raise UserError(
+                "the native engine computes in 8 bits by VNNI, instructions that this processor "
+                "does not have; use --engine mxnet"
+            )
+        if index not in self._in_bytes:
+            activation = self._operand(index)
+            name, words = self._lines[activation.number - 1] if activation.number else ("", {})
+            readers = {self._nodes[reader]["op"] for reader in self._readers[index]}
+            if readers == {"Convolution"} and name == "conv" and "step" in words:
+                words["to"] = step
+            elif readers == {"Convolution"} and name == "bn":
+                self._lines[activation.number - 1] = "bytes", {**words, "to": step}
+            else:
+                words = {"in": activation.number, "to": step}
+                activation = self._instruct("bytes", words, activation.channels)
+            self._in_bytes[index] = activation
+        return self._in_bytes[index]
 
     def _less_than_1(self, index: int, node) -> Gate:
         """What a gate leaves of 1."""

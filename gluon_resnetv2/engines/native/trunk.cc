@@ -8,7 +8,10 @@
 //
 //   conv    out in weight channels kernel stride pad, and where it has them: bias; add, an
 //           activation that is added to the rest; relu; and in inference gamma beta mean var eps
-//           [fixed] of a normalisation that the weights take in
+//           [fixed] of a normalisation that the weights take in; step, in which `in` is bytes;
+//           to, the step of bytes that it computes
+//   bytes   out in to                  (from 0 to 255 of these steps)
+//           and where it has them gamma beta mean var eps [fixed] of a normalisation before that
 //   bn      out in gamma beta mean var eps momentum [fixed] [relu]
 //   relu    out in
 //   add     out in with
@@ -300,6 +303,7 @@ class Trunk {
   // backward pass, which is planned from the last instruction to the first.
   std::function<void()> plan(const Instruction& i) {
     if (i.name == "conv") return conv(i);
+    if (i.name == "bytes") return bytes(i);
     if (i.name == "bn") return bn(i);
     if (i.name == "relu") return relu(i);
     if (i.name == "add") return add(i);
@@ -319,8 +323,10 @@ class Trunk {
     memory::dims strides = {i["stride"], i["stride"]}, pad = {i["pad"], i["pad"]};
     memory::dims wide = {i["channels"]};
     memory::dims out = {shape[0], i["channels"], size(shape[2], i), size(shape[3], i)};
-    memory::desc weights(kernel, type_, Tag::any), diff_weights(kernel, Type::f32, Tag::any);
-    const bool folds = i.has("gamma");
+    const bool in_bytes = i.has("step"), to_bytes = i.has("to"), folds = i.has("gamma");
+    memory::desc weights(kernel, in_bytes ? Type::s8 : type_, Tag::any);
+    memory::desc diff_weights(kernel, Type::f32, Tag::any);
+    memory::desc result = activation(out, to_bytes ? Type::u8 : type_);
     memory::desc bias = memory::desc();
     if (i.has("bias") || folds) bias = memory::desc(wide, Type::f32, Tag::a);
     const auto direct = algorithm::convolution_direct;
@@ -329,15 +335,25 @@ class Trunk {
     if (i.has("relu")) after.append_eltwise(algorithm::eltwise_relu, 0, 0);
     if (i.has("add")) after.append_binary(algorithm::binary_add, activation(out));
     attributes.set_post_ops(after);
+    if (in_bytes) attributes.set_scales_mask(DNNL_ARG_SRC, 0);
+    if (in_bytes) attributes.set_scales_mask(DNNL_ARG_WEIGHTS, 1);
+    if (to_bytes) attributes.set_scales_mask(DNNL_ARG_DST, 0);
     convolution_forward::primitive_desc pd(engine_, kind(), direct, x.get_desc(), weights, bias,
-                                           activation(out), strides, pad, pad, attributes);
-    auto y = compute(i["out"], out);
+                                           result, strides, pad, pad, attributes);
+    auto y = compute(i["out"], result);
     auto given = folds ? pool_.keep({kernel, Type::f32, Tag::oihw}) : input(i["weight"], Tag::oihw);
     Arguments arguments = {{DNNL_ARG_SRC, x}, {DNNL_ARG_DST, y}};
     if (folds)
       arguments[DNNL_ARG_BIAS] = folded(i, given);
     else if (i.has("bias"))
       arguments[DNNL_ARG_BIAS] = input(i["bias"], Tag::a);
+    if (in_bytes) {
+      auto scales = pool_.keep({wide, Type::f32, Tag::a});
+      given = eighths(given, scales);
+      arguments[DNNL_ARG_ATTR_SCALES | DNNL_ARG_SRC] = one(i.number("step"));
+      arguments[DNNL_ARG_ATTR_SCALES | DNNL_ARG_WEIGHTS] = scales;
+    }
+    if (to_bytes) arguments[DNNL_ARG_ATTR_SCALES | DNNL_ARG_DST] = one(i.number("to"));
     auto w = converted(made_, given, pd.weights_desc());
     arguments[DNNL_ARG_WEIGHTS] = w;
     if (i.has("add"))
@@ -371,6 +387,82 @@ class Trunk {
             {{DNNL_ARG_DIFF_DST, *dy}, {DNNL_ARG_WEIGHTS, w_back}, {DNNL_ARG_DIFF_SRC, dx}});
       });
     };
+  }
+
+  // Weights in 8 bits, and the step of each output channel, in which its largest is 127.
+  memory eighths(const memory& weights, const memory& steps) {
+    const auto shape = weights.get_desc().get_dims();
+    auto found = pool_.keep({shape, Type::s8, Tag::oihw});
+    const size_t size = elements(weights) / shape[0];
+    made_.push_back([=] {
+      auto* to = static_cast<int8_t*>(found.get_data_handle());
+      for (int c = 0; c < shape[0]; ++c) {
+        const float* own = data(weights) + c * size;
+        float most = 1e-30f;
+        for (size_t k = 0; k < size; ++k) most = std::max(most, std::abs(own[k]));
+        data(steps)[c] = most / 127;
+        for (size_t k = 0; k < size; ++k) to[c * size + k] = std::lround(own[k] / most * 127);
+      }
+    });
+    return found;
+  }
+
+  // An activation in bytes, what is below 0 as 0.
+  std::function<void()> bytes(const Instruction& i) {
+    auto x = *values_[i["in"]];
+    const auto shape = x.get_desc().get_dims();
+    auto y = compute(i["out"], activation(shape, Type::u8));
+    // As many factors and summands as fill registers, and are of whole pixels.
+    const ptrdiff_t channels = shape[1], n = elements(x);
+    const ptrdiff_t period = (std::max<ptrdiff_t>(channels, 64) + channels - 1) / channels * channels;
+    auto factors = pool_.keep({{period}, Type::f32, Tag::a}), summands = pool_.keep(factors.get_desc());
+    const float to = i.number("to");
+    if (i.has("gamma")) {
+      auto gamma = input(i["gamma"], Tag::a), beta = input(i["beta"], Tag::a);
+      auto mean = input(i["mean"], Tag::a), variance = input(i["var"], Tag::a);
+      const float eps = i.number("eps");
+      const bool fixed = i.has("fixed");
+      made_.push_back([=] {
+        for (ptrdiff_t k = 0; k < period; ++k) {
+          const ptrdiff_t c = k % channels;
+          const float scale = (fixed ? 1 : data(gamma)[c]) / std::sqrt(data(variance)[c] + eps);
+          data(factors)[k] = scale / to;
+          data(summands)[k] = (data(beta)[c] - data(mean)[c] * scale) / to;
+        }
+      });
+    } else {
+      std::fill_n(data(factors), period, 1 / to);
+      std::fill_n(data(summands), period, 0.f);
+    }
+    forward_.push_back([=] {
+      auto* b = static_cast<uint8_t*>(y.get_data_handle());
+      typed(
+          [=, f = data(factors), s = data(summands)](auto* a) {
+#pragma omp parallel for
+            for (ptrdiff_t begin = 0; begin < n; begin += period)
+              to_bytes(b + begin, a + begin, f, s, std::min(period, n - begin));
+          },
+          x);
+    });
+    return {};
+  }
+
+  // By itself, since bytes may be part of anything, of what a closure holds, too.
+  template <class T>
+  static void to_bytes(uint8_t* bytes, const T* from, const float* factors, const float* summands,
+                       ptrdiff_t n) {
+#pragma omp simd
+    for (ptrdiff_t k = 0; k < n; ++k) {
+      const float steps = load(from[k]) * factors[k] + summands[k];
+      bytes[k] = uint8_t(int(std::min(std::max(steps, 0.f), 255.f) + .5f));
+    }
+  }
+
+  // A scale that all elements share.
+  memory one(float scale) {
+    auto m = pool_.keep({{1}, Type::f32, Tag::a});
+    *data(m) = scale;
+    return m;
   }
 
   // Fills the weights that do a convolution and the normalisation of what it computes in one;
@@ -664,11 +756,15 @@ class Trunk {
     return (before + 2 * i["pad"] - i["kernel"]) / i["stride"] + 1;
   }
 
-  memory::desc activation(const memory::dims& shape) const { return {shape, type_, Tag::nhwc}; }
+  memory::desc activation(const memory::dims& shape) const { return activation(shape, type_); }
+  static memory::desc activation(const memory::dims& shape, Type type) {
+    return {shape, type, Tag::nhwc};
+  }
 
   // The memory of the activation with this number.
-  memory compute(int number, const memory::dims& shape) {
-    return *(values_[number] = pool_.lend(activation(shape)));
+  memory compute(int number, const memory::dims& shape) { return compute(number, activation(shape)); }
+  memory compute(int number, const memory::desc& desc) {
+    return *(values_[number] = pool_.lend(desc));
   }
 
   static float* data(const memory& m) { return static_cast<float*>(m.get_data_handle()); }
@@ -744,6 +840,17 @@ class Trunk {
 
 // -- The operator ---------------------------------------------------------------------------------
 
+bool has(cpu_isa instructions) {
+  const unsigned all = unsigned(instructions);
+  return (unsigned(get_effective_cpu_isa()) & all) == all;
+}
+
+// The type of activations, but of those in bytes.
+Type type_of(const std::string& dtype) {
+  if (dtype == "bfloat16" || (dtype == "int8" && has(cpu_isa::avx512_core_bf16))) return Type::bf16;
+  return Type::f32;
+}
+
 bool says(const Attributes& attributes, const char* name) {
   auto found = attributes.find(name);
   return found != attributes.end() && found->second == "1";
@@ -753,7 +860,7 @@ class Operator : public mxnet::ext::CustomStatefulOp {
  public:
   explicit Operator(const Attributes& attributes)
       : program_(attributes.at("program")),
-        type_(attributes.at("dtype") == "bfloat16" ? Type::bf16 : Type::f32),
+        dtype_(attributes.at("dtype")),
         training_(says(attributes, "training")),
         images_(says(attributes, "images")),
         kept_(says(attributes, "kept")) {}
@@ -763,7 +870,7 @@ class Operator : public mxnet::ext::CustomStatefulOp {
     return guarded([&] {
       if (!trunk_ || !trunk_->fits(*inputs)) {
         trunk_.reset();  // before its successor needs the memory
-        trunk_ = std::make_unique<Trunk>(program_, type_, training_, images_, kept_, *inputs);
+        trunk_ = std::make_unique<Trunk>(program_, type_of(dtype_), training_, images_, kept_, *inputs);
       }
       // MXNet's own generator, which `mx.random.seed` sets.
       uint32_t seed = (*resource.get_cpu_rand_states())();
@@ -788,8 +895,7 @@ class Operator : public mxnet::ext::CustomStatefulOp {
     }
   }
 
-  std::string program_;
-  Type type_;
+  std::string program_, dtype_;
   bool training_, images_, kept_;
   std::unique_ptr<Trunk> trunk_;
 };
