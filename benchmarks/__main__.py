@@ -31,8 +31,9 @@ MAIN = (
     *("ours float32", "ours native float32", "ours native bfloat16", *LIMITS),
 )
 SERVING = (
-    *("GluonCV", "PyTorch eager", "PyTorch bf16 compiled", "ONNX Runtime", "OpenVINO bfloat16"),
-    *("ours bfloat16", "ours int8", "ours native float32", "ours native bfloat16", *LIMITS),
+    *inference.BASES,
+    *("ours bfloat16", "ours int8", *LIMITS),
+    *("ours native float32", "ours native bfloat16", "ours native int8"),
 )
 
 

@@ -46,11 +46,14 @@ OURS = {
     "ours int8": ("int8", True),
     "ours native float32": ("float32", False),
     "ours native bfloat16": ("bfloat16", False),
+    "ours native int8": ("int8", True),
 }
-# What OpenVINO is to compute in.
-OPENVINO = {"OpenVINO float32": "f32", "OpenVINO bfloat16": "bf16"}
+QUANTIZED, QUANTIZED_FILE = "OpenVINO int8", "quantized.xml"  # by its own tool
+# What OpenVINO is to compute in, but for what is in 8 bits.
+OPENVINO = {"OpenVINO float32": "f32", "OpenVINO bfloat16": "bf16", QUANTIZED: "bf16"}
 # What each way that has our weights reads: an export of its own, or the one as ONNX.
-EXPORTS = {**dict.fromkeys(("ONNX Runtime", *OPENVINO), "ONNX"), **{way: way for way in OURS}}
+EXPORTS = {**dict.fromkeys(("ONNX Runtime", *OPENVINO), "ONNX"), QUANTIZED: QUANTIZED}
+EXPORTS |= {way: way for way in OURS}
 WAYS = (*PEERS, *EXPORTS, *LIMITS)
 BASES = (
     "GluonCV",
@@ -58,6 +61,7 @@ BASES = (
     "PyTorch bf16 compiled",
     "ONNX Runtime",
     "OpenVINO bfloat16",
+    QUANTIZED,
 )
 CALIBRATION = 32  # images
 CHECKED = 4  # images whose logits are compared
@@ -93,12 +97,20 @@ def write(what: str, model: str, image_shape: tuple[int, ...], folder: Path) -> 
         folder,
         image_shape,
         form=Form(precision=precision, fused=fused),
-        onnx=what == "ONNX",
+        onnx=what in ("ONNX", QUANTIZED),
         classes=[str(number) for number in range(net.spec.classes)],
         mean=[mean] * image_shape[0],
         std=[std] * image_shape[0],
         calibration=lambda: pixels,
     )
+    if what == QUANTIZED:
+        import nncf
+        import openvino
+
+        (path,) = folder.glob("*.onnx")
+        examples = [image[None] for image in images.asnumpy()]
+        network = nncf.quantize(openvino.Core().read_model(path), nncf.Dataset(examples))
+        openvino.save_model(network, folder / QUANTIZED_FILE)
 
 
 def runner(way: str, model: str, scratch: Path, threads: int, shape: tuple[int, ...]):
@@ -114,7 +126,7 @@ def runner(way: str, model: str, scratch: Path, threads: int, shape: tuple[int, 
         return native_runner(scratch / EXPORTS[way], shape)
     if way in OURS:
         return mxnet_runner(scratch / EXPORTS[way], shape)
-    (path,) = (scratch / EXPORTS[way]).glob("*.onnx")
+    (path,) = (scratch / EXPORTS[way]).glob(QUANTIZED_FILE if way == QUANTIZED else "*.onnx")
     if way == "ONNX Runtime":
         import onnxruntime
 

@@ -24,7 +24,7 @@ from gluon_resnetv2.spec import named
 
 MORE_IS_BETTER = ("images/s",)  # units; of all others, less is
 QUIET = 0.5  # load average above which something else computes here
-PACKAGES = ("mxnet", "torch", "gluoncv", "onnxruntime", "openvino", "onednn-cpu-gomp")
+PACKAGES = ("mxnet", "torch", "gluoncv", "onnxruntime", "openvino", "nncf", "onednn-cpu-gomp")
 
 
 def at_least_1(text: str) -> int:
