@@ -428,6 +428,43 @@ def test_an_optimizer_goes_on_with_its_arrays(name, before, after):
             assert np.array_equal(copy.asnumpy(), expected), key
 
 
+def everything(net, trainer):
+    """Parameters on every device, and what the optimiser keeps of them."""
+    parameters = {name: one.list_data() for name, one in net.collect_params().items()}
+    kept = {f"of {name}": [one] for name, one in optimizer_state(trainer)[0].items()}
+    return {
+        name: [array.asnumpy() for array in arrays]
+        for name, arrays in {**parameters, **kept}.items()
+    }
+
+
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_updates_are_those_of_gluons_trainer_to_the_bit(cpus):
+    """Of parameters that learn at two rates, and decay or not; some learn nothing."""
+    recipe = variant(wd_on="weights", wd=0.01, lr=0.1, lr_scale_features=0.3)
+    trainers, nets = [], []
+    for ours in (True, False):
+        net, update, _ = prepared(recipe, cpus)
+        trainer = update.trainer
+        if not ours:
+            settings = {"learning_rate": 0.1, "wd": 0.01, "momentum": recipe.mom}
+            params = net.collect_params()
+            trainer = mx.gluon.Trainer(params, "sgd", settings, update_on_kvstore=False)
+        trainers.append(trainer)
+        nets.append(net)
+    assert type(trainers[0]) is not type(trainers[1])
+    for number in range(4):
+        if number == 2 and cpus == 1:  # its momenta come back in other arrays
+            restore_optimizer(trainers[0], *optimizer_state(trainers[0]))
+        for net, trainer in zip(nets, trainers):
+            make_update(net, trainer, number)
+        assert trainers[0].optimizer.num_update == trainers[1].optimizer.num_update == number + 1
+        mine, theirs = (everything(*one) for one in zip(nets, trainers))
+        assert list(mine) == list(theirs)
+        for key, array in mine.items():
+            np.testing.assert_array_equal(array, theirs[key], err_msg=key)
+
+
 @pytest.mark.parametrize("cpus", [1, 2])
 @pytest.mark.parametrize("warmup", ["constant", "linear"])
 @pytest.mark.parametrize("name", ["sgd", "nag"])

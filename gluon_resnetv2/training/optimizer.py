@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from operator import itemgetter
+
 import mxnet as mx
 from mxnet import gluon
 
@@ -11,8 +14,82 @@ from gluon_resnetv2.net import CLASSIFIER
 from gluon_resnetv2.training.recipe import MOMENTUM, Recipe
 from gluon_resnetv2.training.schedule import Rate
 
-# Tensors updated by one operator call; MXNet's default of 4 costs deep networks time.
-TENSORS_AT_ONCE = 45
+TENSORS_AT_ONCE = 45  # updated by one operator call; MXNet's own 4 cost deep networks time
+NUMBERS_AT_ONCE = 2**17  # about, of larger ones: the processor reads ahead of few
+
+
+class Trainer(gluon.Trainer):
+    """Gluon's, by which SGD with momentum updates deep networks in a fraction of the time.
+
+    MXNet's operator for several tensors goes through all of them as far as the largest reaches:
+    tensors of one size go together. And what stays from one update to the next is found out once.
+    The numbers are the same to the bit.
+    """
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self._together: list[list[_Together]] | None = None  # for each device
+
+    def _update(self, ignore_stale_grad=False):
+        sgd = self._optimizer
+        if type(sgd) is not mx.optimizer.SGD or not sgd.momentum or self._update_on_kvstore:
+            super()._update(ignore_stale_grad)
+            return
+        if self._together is None:
+            self._together = [self._collected(device) for device in range(len(self._updaters))]
+        for groups in self._together:
+            for group in groups:
+                group.update(sgd)
+
+    def forget_arrays(self) -> None:
+        """Has the next update look for all arrays anew."""
+        self._together = None
+
+    def _collected(self, device):
+        """The parameters of one device in groups, with their momenta, which are made if missing."""
+        updater, by_type = self._updaters[device], defaultdict(list)
+        for index, parameter in enumerate(self._params):
+            if parameter.grad_req == "null":
+                continue
+            weight = parameter.list_data()[device]
+            if index not in updater.states:
+                state = self._optimizer.create_state_multi_precision(index, weight)
+                updater.states[index], updater.states_synced[index] = state, True
+            arrays = weight, parameter.list_grad()[device], updater.states[index]
+            by_type[weight.dtype].append((weight.size, index, arrays))
+        groups = []
+        for tensors in by_type.values():
+            tensors.sort(key=itemgetter(0, 1))
+            while tensors:
+                count = max(4, min(TENSORS_AT_ONCE, NUMBERS_AT_ONCE // tensors[-1][0]))
+                groups.append(_Together(self._optimizer, tensors[-count:]))
+                del tensors[-count:]
+        return groups
+
+
+class _Together:
+    """Tensors that one call updates: (size, index, (weight, gradient, momentum)) each."""
+
+    def __init__(self, sgd, tensors):
+        self._indices = [index for _, index, _ in tensors]
+        self._weights = [arrays[0] for _, _, arrays in tensors]
+        self._arrays = [array for _, _, arrays in tensors for array in arrays]
+        self._device = self._weights[0].context.device_id
+        self._factors = [sgd.param_dict[index].lr_mult for index in self._indices]
+        self._wds = str(sgd._get_wds(self._indices))
+
+    def update(self, sgd):
+        sgd._set_current_context(self._device)
+        sgd._update_count(self._indices)
+        mx.nd.multi_sgd_mom_update(
+            *self._arrays,
+            out=self._weights,
+            num_weights=len(self._weights),
+            lrs=str([sgd.learning_rate * factor for factor in self._factors]),
+            wds=self._wds,
+            momentum=sgd.momentum,
+            rescale_grad=sgd.rescale_grad,
+        )
 
 
 def make_trainer(
@@ -21,7 +98,7 @@ def make_trainer(
     workers: Workers | None = None,
     schedule: Rate | None = None,
     step: int = 0,
-) -> gluon.Trainer:
+) -> Trainer:
     """The recipe's optimiser over every parameter of `net`, which is initialised on all devices.
 
     Args:
@@ -44,7 +121,7 @@ def make_trainer(
     on_server = recipe.kv_store == "dist_async"  # nobody else has every gradient
     if on_server and workers and schedule:
         optimizer = ServerOptimizer(optimizer, schedule, workers.count, step)
-    return gluon.Trainer(
+    return Trainer(
         params,
         optimizer,
         kvstore=workers.store if workers else recipe.kv_store,
@@ -52,7 +129,7 @@ def make_trainer(
     )
 
 
-def set_learning_rate(trainer: gluon.Trainer, recipe: Recipe, schedule: Rate, step: int) -> float:
+def set_learning_rate(trainer: Trainer, recipe: Recipe, schedule: Rate, step: int) -> float:
     """Gives the trainer `schedule(step)`, the learning rate of that update, and returns it.
 
     From step 1 on the trainer has to have that of the update before, perhaps another schedule's.
@@ -69,7 +146,7 @@ def set_learning_rate(trainer: gluon.Trainer, recipe: Recipe, schedule: Rate, st
     return lr
 
 
-def optimizer_state(trainer: gluon.Trainer) -> tuple[dict[str, mx.nd.NDArray], int]:
+def optimizer_state(trainer: Trainer) -> tuple[dict[str, mx.nd.NDArray], int]:
     """The optimiser's arrays by parameter, "NAME" or "NAME.0", and its count of updates.
 
     Every device has the same. Where a parameter server updates, they are there and out of reach,
@@ -82,14 +159,13 @@ def optimizer_state(trainer: gluon.Trainer) -> tuple[dict[str, mx.nd.NDArray], i
     return arrays, trainer.optimizer.num_update
 
 
-def restore_optimizer(
-    trainer: gluon.Trainer, arrays: dict[str, mx.nd.NDArray], updates: int
-) -> None:
+def restore_optimizer(trainer: Trainer, arrays: dict[str, mx.nd.NDArray], updates: int) -> None:
     """Gives the optimiser back what `optimizer_state` said, on however many devices it has now."""
     if not updates:  # then there is nothing to restore
         return
     trainer._init_kvstore()
     trainer._init_params()
+    trainer.forget_arrays()
     optimizer = trainer.optimizer
     learned = [i for i, p in enumerate(trainer._params) if p.grad_req != "null"]
     for device, updater in enumerate(_updaters(trainer)):
