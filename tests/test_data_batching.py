@@ -299,7 +299,7 @@ def test_prefetch_makes_nothing_more_once_the_consumer_stopped():
 def test_prefetch_does_not_delay_the_end_of_the_interpreter():
     program = """
 import itertools, time
-from gluon_resnetv2.data.batching import prefetch
+from gluon_resnetv2.prefetch import prefetch
 items = prefetch(itertools.repeat(0), depth=3)
 print(next(items))
 """

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "gluon_resnetv2"
 # The package's `__init__` stands apart: it prepares MXNet for all and hands out the public names.
 LEVELS = (
     ("errors",),
-    ("cli", "files", "machine", "pixels", "scores", "untrusted"),
+    ("cli", "files", "machine", "pixels", "prefetch", "scores", "untrusted"),
     ("fixes",),
     ("spec",),
     ("paper",),

@@ -19,13 +19,13 @@ import numpy as np
 from tqdm import tqdm
 
 from gluon_resnetv2 import cli, machine
-from gluon_resnetv2.data import prefetch
 from gluon_resnetv2.engines.images import images_below
 from gluon_resnetv2.engines.native import add_engine
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import whole_file
 from gluon_resnetv2.formats.npy_file import Rows
 from gluon_resnetv2.formats.pretrained import FOLDERS_HELP
+from gluon_resnetv2.prefetch import prefetch
 
 if TYPE_CHECKING:
     from gluon_resnetv2.engines.predictor import Predictor

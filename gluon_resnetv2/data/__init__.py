@@ -10,10 +10,11 @@ from typing import Any
 from gluon_resnetv2.data import cifar, digits, folders, idx, imagenet, synthetic
 from gluon_resnetv2.data.arrays import ArrayDataset, Split, with_channels
 from gluon_resnetv2.data.augment import normalise, pad_crop_flip
-from gluon_resnetv2.data.batching import batch_images, num_batches, prefetch, random_numbers
+from gluon_resnetv2.data.batching import batch_images, num_batches, random_numbers
 from gluon_resnetv2.data.dataset import Dataset
 from gluon_resnetv2.data.policies import Policy
 from gluon_resnetv2.errors import UserError
+from gluon_resnetv2.prefetch import prefetch
 
 __all__ = [
     "DECODED",
