@@ -166,7 +166,7 @@ def small(tmp_path):
 
 @pytest.fixture
 def without_native(monkeypatch):
-    monkeypatch.setattr(verification, "native_fault", lambda *_: "not here")
+    monkeypatch.setattr(verification, "without_native", lambda *_: "not here")
 
 
 @pytest.fixture

@@ -196,7 +196,7 @@ def test_an_onnx_model_is_verified_beside_the_pair(net, tmp_path, monkeypatch):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr(verification, "RUNTIMES", [("simple_bind", None)])
-    monkeypatch.setattr(verification, "native_fault", lambda *_: "not here")
+    monkeypatch.setattr(verification, "without_native", lambda *_: "not here")
     artifact = write(net, tmp_path / "export", Form("pixels", "probabilities"), onnx=True)
     other = write(net, tmp_path / "other", Form())
     with_onnx, without = verify([artifact, other])

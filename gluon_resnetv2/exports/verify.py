@@ -91,7 +91,7 @@ def verify(
             np.save(images, known[-1][0] if known[-1] else reference_images(pair.shape))
             paths = {"symbol": artifact.symbol, "params": artifact.params, "images": images}
             jobs.append({name: str(path) for name, path in paths.items()})
-        natively = [engine == "native" or not native_fault(pair, engine) for pair in pairs]
+        natively = [engine == "native" or not without_native(pair, engine) for pair in pairs]
         native = [NATIVE] if any(natively) else []
         onnx = [ONNX] if any(a.onnx for a in artifacts) else []
         # Starting up takes most of the time, and is done once for each setting of MXNet's.
@@ -122,15 +122,16 @@ def verify(
     ]
 
 
-def native_fault(pair: Pair, engine: str) -> str:
+def without_native(pair: Pair, engine: str) -> str:
     """Why the native operator is not among the runtimes, or ""."""
     if engine == "mxnet":
         return "--engine mxnet"
     _, fault = choice.native_library()
-    try:
-        Program(pair.symbol(), pair.shape[0], training=False)
-    except UserError as error:
-        fault = fault or choice.without_advice(error)
+    if not fault:
+        try:
+            Program(pair.symbol(), pair.shape[0], training=False)
+        except UserError as error:
+            fault = choice.without_advice(error)
     return fault
 
 
@@ -197,7 +198,7 @@ def report(artifact: Artifact, shape: tuple | None = None, engine: str = "auto")
     if C_API not in {check.runtime for check in checks}:
         print(f"  left out: {C_API}, which takes only names that begin with arg: or aux:")
     if engine == "auto" and NATIVE[0] not in {check.runtime for check in checks}:
-        print(f"  left out: {NATIVE[0]}: {native_fault(artifact.read(shape), engine)}")
+        print(f"  left out: {NATIVE[0]}: {without_native(artifact.read(shape), engine)}")
     artifact.warn()
     if artifact.manifest:
         if not artifact.manifest.covered:
