@@ -95,7 +95,7 @@ def checks(tmp_path_factory):
 @pytest.mark.parametrize("name", [*SPECS, *FUSED])
 def test_every_runtime_gives_what_the_training_graph_gives(checks, name):
     expected = [f"{way}, no fusion" if backend else way for way, backend in RUNTIMES]
-    if name not in FUSED and not choice.native_library()[1]:
+    if not choice.native_library()[1]:
         expected.append("native engine")
     assert [check.runtime for check in checks[name]][1:] == expected
     assert not [str(check) for check in checks[name] if not check.passed]

@@ -523,14 +523,15 @@ def test_what_8_bits_hold_is_as_computed_by_hand(channels):
     first = mx.sym.Activation(first, act_type="relu")
     second = mx.sym.Activation(conv(quantized(first, steps[0], "a"), "one"), act_type="relu")
     total = conv(quantized(second, steps[1], "b"), "two") + DATA
-    symbol = mx.sym.FullyConnected(mx.sym.mean(total, axis=(2, 3)), num_hidden=1, name="fc")
+    symbol = mx.sym.FullyConnected(mx.sym.mean(total, axis=(2, 3)), num_hidden=5, name="fc")
     program = Program(symbol, channels, training=False)
     names = [line.split()[0] for line in program.text.split(";")]
-    assert names == ["bytes", "conv", "conv", "mean"]
+    assert names == ["bytes", "conv", "conv", "mean", "dense"]
 
     x = rng.normal(size=(3, channels, 7, 9))
     gamma, beta, mean, var = rng.uniform(0.5, 1.5, (4, channels))
     weights = rng.normal(size=(2, channels, channels, 3, 3)) / np.sqrt(9 * channels)
+    classifier, bias = rng.normal(size=(5, channels)), rng.normal(size=5)
     largest = abs(weights).max((2, 3, 4), keepdims=True) / 127
     rounded = np.round(weights / largest) * largest
 
@@ -539,13 +540,13 @@ def test_what_8_bits_hold_is_as_computed_by_hand(channels):
         y = (x - mean.reshape(wide)) / np.sqrt(var.reshape(wide) + 1e-3)
         y = held(np.maximum(y * gamma.reshape(wide) + beta.reshape(wide), 0), steps[0])
         y = held(np.maximum(convolved(y, weights[0]), 0), steps[1])
-        return (convolved(y, weights[1]) + x).mean((2, 3))
+        return (convolved(y, weights[1]) + x).mean((2, 3)) @ classifier.T + bias
 
     expected = computed(rounded, lambda y, step: in_steps(y, step) * step)
     values = {"data": x, "bn_gamma": gamma, "bn_beta": beta, "bn_moving_mean": mean}
     values |= {"bn_moving_var": var, "one_weight": weights[0], "two_weight": weights[1]}
-    inner = native_symbol(symbol, channels, "int8").get_internals()
-    native = inner[next(name for name in inner.list_outputs() if "trunk" in name)]
+    values |= {"fc_weight": classifier, "fc_bias": bias}
+    native = native_symbol(symbol, channels, "int8")
     found = mx.nd.CachedOp(native)(*[mx.nd.array(values[name]) for name in native.list_inputs()])
     error = relative(found.asnumpy(), expected)
     assert error < 0.003  # the sum is bfloat16
@@ -769,6 +770,36 @@ def test_every_attribute_is_understood_or_refused_by_name(operator, attributes, 
 def test_what_has_no_instruction_is_named(graph, named_):
     with pytest.raises(UserError, match=f"no {named_}.*; use --engine mxnet"):
         Program(mx.sym.mean(graph, axis=(2, 3)), 3)
+
+
+@pytest.mark.parametrize(
+    ("behind", "softmax"),
+    [
+        (lambda x: x, False),
+        (mx.sym.Flatten, False),
+        (mx.sym.softmax, True),
+        (mx.sym.SoftmaxOutput, True),
+        (lambda x: mx.sym.softmax(x, temperature=2.0, name="one"), None),
+        (lambda x: mx.sym.softmax(x, axis=0, name="one"), None),
+        (lambda x: mx.sym.tanh(mx.sym.softmax(x), name="one"), None),
+    ],
+)
+@pytest.mark.parametrize("classified", [True, False])
+def test_what_follows_the_program_is_a_softmax_or_nothing(behind, softmax, classified):
+    x = mx.sym.mean(DATA, axis=(2, 3))
+    if classified:
+        x = mx.sym.FullyConnected(x, num_hidden=5)
+    if softmax is None:
+        with pytest.raises(UserError, match=r"the native engine has no .* like that of"):
+            Program(behind(x), 3, training=False)
+    else:
+        program = Program(behind(x), 3, training=False)
+        assert (program.features, program.softmax) == (5 if classified else 3, softmax)
+
+
+def test_a_graph_without_a_mean_is_refused():
+    with pytest.raises(UserError, match="finds no mean over the pixels"):
+        Program(mx.sym.Activation(DATA, act_type="relu"), 3)
 
 
 def test_attributes_that_a_graph_leaves_out_are_mxnets_own():

@@ -91,7 +91,9 @@ class Predictor:
             self.classes = [str(index) for index in range(found["classes"])]
         self.rejected, self.without = found["rejected"], found["without"]
         self._runner = runners.make(found["runner"])
-        name = "fused" if manifest and manifest.fused else self._runner.name
+        name = self._runner.name
+        if manifest and manifest.fused and name == "plain":
+            name = "fused"
         self.engine = "native" if name == "native" else "mxnet"
         self.precision, self.form = runners.precision, f"{runners.precision}, {name}"
         for size in self._runner.sizes:  # the first call of each plans its memory

@@ -12,7 +12,10 @@ import mxnet as mx
 import numpy as np
 
 from gluon_resnetv2.engines import choice, forms
-from gluon_resnetv2.engines.native.block import native_arrays, native_symbol
+from gluon_resnetv2.engines.native import library
+from gluon_resnetv2.engines.native.block import native_arrays
+from gluon_resnetv2.engines.native.inference import Inference
+from gluon_resnetv2.engines.native.program import Program
 from gluon_resnetv2.engines.reference import (
     TOLERANCE,
     Check,
@@ -62,7 +65,7 @@ class Runner:
         self.sizes = sorted({min(2**n, max_batch) for n in range(max_batch.bit_length() + 1)})
         self._symbol, self._arrays = symbol, arrays
         self._data, self._labels = pair.data, pair.labels
-        self._compiled: dict[int, tuple[mx.nd.NDArray, Callable[[], mx.nd.NDArray]]] = {}
+        self._compiled: dict[int, tuple[Any, Callable[[], np.ndarray]]] = {}
 
     def run(self, inputs: np.ndarray) -> np.ndarray:
         """What the graph gives, (N, ...), for any number of images as it takes them."""
@@ -76,16 +79,16 @@ class Runner:
             self._compiled[size] = self._compile(size, inputs.shape[1:])
         images, compute = self._compiled[size]
         images[: len(inputs)] = inputs  # what a larger batch left in the other rows does no harm
-        return compute().asnumpy()[: len(inputs)]
+        return compute()[: len(inputs)]
 
-    def _compile(self, size, shape):
+    def _compile(self, size: int, shape: tuple[int, ...]) -> tuple[Any, Callable[[], np.ndarray]]:
         """An array for `size` images, and what computes their outputs."""
         images = mx.nd.zeros((size, *shape))
         labels = {label: mx.nd.zeros((size,)) for label in self._labels}
         given = {**self._arrays, **labels, self._data: images}
         return images, self._computation(given)
 
-    def _computation(self, given: dict) -> Callable[[], mx.nd.NDArray]:
+    def _computation(self, given: dict) -> Callable[[], np.ndarray]:
         raise NotImplementedError
 
 
@@ -101,7 +104,7 @@ class Plain(Runner):
         flags: dict[str, Any] = {"static_alloc": True, "static_shape": True}
         flags.update(data_indices=changing, param_indices=kept)
         graph, arrays = mx.nd.CachedOp(self._symbol, flags.items()), [given[n] for n in names]
-        return lambda: graph(*arrays)
+        return lambda: graph(*arrays).asnumpy()
 
 
 class Fused(Runner):
@@ -122,17 +125,24 @@ class Fused(Runner):
             aux_states={name: given[name] for name in self._symbol.list_auxiliary_states()},
             grad_req="null",
         )
-        return lambda: executor.forward(is_train=False)[0]
+        return lambda: executor.forward(is_train=False)[0].asnumpy()
 
 
-class Native(Plain):
+class Native(Runner):
     """The graph on the native operator."""
 
     name = "native"
 
     def __init__(self, pair, symbol, arrays, max_batch, precision):
-        symbol = native_symbol(symbol, pair.shape[0], precision)
-        super().__init__(pair, symbol, native_arrays(arrays), max_batch, precision)
+        super().__init__(pair, symbol, arrays, max_batch, precision)
+        library.load()
+        self._precision = precision
+        self._program = Program(symbol, pair.shape[0], training=False)
+        self._values = {name: one.asnumpy() for name, one in native_arrays(arrays).items()}
+
+    def _compile(self, size, shape):
+        compute = Inference(self._program, self._values, (size, *shape), self._precision)
+        return compute.images, compute
 
 
 ENGINES: dict[str, tuple[type[Runner], ...]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import os
 import shlex
@@ -55,6 +56,19 @@ def _register(path: Path) -> None:
     check_call(_LIB.NNGetOpHandle(c_str(OPERATOR), ctypes.byref(handle)))
     mx.nd.resnetv2_trunk = _make_ndarray_function(handle, OPERATOR, OPERATOR)
     mx.sym.resnetv2_trunk = _make_symbol_function(handle, OPERATOR, OPERATOR)
+
+
+@functools.cache
+def functions() -> ctypes.CDLL:
+    """What the library has beside the operator, as `trunk.cc` describes it.
+
+    Raises:
+        UserError: as `load`.
+    """
+    load()
+    found = ctypes.CDLL(str(library()))
+    found.resnetv2_plan.restype = ctypes.POINTER(ctypes.c_char_p)
+    return found
 
 
 def library() -> Path:

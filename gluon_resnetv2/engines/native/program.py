@@ -14,6 +14,7 @@ from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.machine import cpu_flags
 
 Words = dict[str, float | bool]  # of an instruction; True: the word alone
+SOFTMAX = ("softmax", "SoftmaxOutput")  # the latter is the former but for its gradient
 VNNI = {"avx512_vnni", "avx_vnni"}  # instructions; without them, products of bytes may overflow
 Attribute = tuple[Any, Callable[[Any], bool]]  # what it is by default, and whether it may be
 
@@ -99,6 +100,17 @@ ATTRIBUTES: dict[str, dict[str, Attribute]] = {
         "axes": ((), _one_of(())),
         "cudnn_off": IGNORED,
     },
+    "FullyConnected": {
+        "num_hidden": (None, _number),
+        "no_bias": (False, BOOLEAN),
+        "flatten": IGNORED,  # images have one vector of means each
+    },
+    "softmax": {
+        "axis": (-1, _one_of(-1, 1)),
+        "temperature": (None, _one_of(None, 1.0)),
+        "use_length": NO,
+        "dtype": (None, _one_of(None)),
+    },
     "mean": {"axis": (None, _one_of((2, 3))), "keepdims": NO, "exclude": NO},
     "slice": {
         "begin": ((), _from_the_start),
@@ -162,7 +174,7 @@ Value = Activation | Widened | Gate | Gated | Zeros
 
 
 class Program:
-    """The program of a network, from its images to its features.
+    """The program of a network, from its images to its features; in inference, to its logits.
 
     Args:
         symbol: the network, traced, or as MXNet has fused it or computes it in 8 bits; its head is
@@ -173,8 +185,9 @@ class Program:
     Attributes:
         text: the instructions.
         inputs: names of the operator's inputs, the images first.
-        features: how many the last instruction computes of an image.
+        features: how many the last instruction computes of an image, in inference classes.
         folded: names of the normalisations that convolutions take in.
+        softmax: in inference, whether the network makes probabilities of that, or leaves it.
 
     Raises:
         UserError: the operator has no instruction for something in the network, or the processor
@@ -194,6 +207,7 @@ class Program:
         self.inputs: list[str] = []
         self.folded: list[str] = []
         self.features = 0
+        self.softmax = False
         for index, node in enumerate(self._nodes):
             if node["op"] == "null" or self.features:
                 continue
@@ -202,10 +216,16 @@ class Program:
                 self._input(first)
                 self._computed[first] = Activation(0, in_channels)
             self._add(index, node)
+        if not self.features:
+            raise UserError(
+                "the native engine finds no mean over the pixels in this graph; use --engine mxnet"
+            )
+        if not training:
+            self._classify()
         self.text = ";".join(starmap(_line, self._lines))
 
     def head(self, features: mx.sym.Symbol) -> mx.sym.Symbol:
-        """What the network makes of its features, by MXNet's own operators."""
+        """What the network makes of what the program computes, by MXNet's own operators."""
         made = {self._last: features}
         for index, node in enumerate(self._nodes[self._last + 1 :], self._last + 1):
             if node["op"] == "null":
@@ -264,6 +284,26 @@ class Program:
             if op == "mean":
                 self.features, self._last = channels, index
 
+    def _classify(self) -> None:
+        """Appends the classifier, if that is what reads the features; sees what comes behind it."""
+        for index in self._readers[self._last]:
+            node = self._nodes[index]
+            if node["op"] == "FullyConnected":
+                units = self._attributes(node)["num_hidden"]
+                weights = [self._input(source) for source, *_ in node["inputs"][1:]]
+                words: Words = dict(zip(("weight", "bias"), weights))
+                words = {"in": self._operand(self._last).number, **words, "units": units}
+                self._computed[index] = self._instruct("dense", words, units)
+                self.features, self._last = units, index
+        nothing = ("null", "Flatten")  # the latter of vectors
+        behind = [node for node in self._nodes[self._last + 1 :] if node["op"] not in nothing]
+        for node in behind:
+            if len(behind) > 1 or node["op"] not in SOFTMAX:
+                raise _unsupported(node)
+            if node["op"] == "softmax":
+                self._attributes(node)
+        self.softmax = bool(behind)
+
     def _attributes(self, node) -> dict:
         """The values of a node's attributes, all of which are understood."""
         op = node["op"]
@@ -309,7 +349,8 @@ class Program:
             return "dropout", {**words, "ratio": attrs["p"]}, x.channels
         if op == "Pooling":
             return "maxpool", {**words, **square}, x.channels
-        assert op == "mean", op
+        if op != "mean":
+            raise _unsupported(self._nodes[index])
         return "mean", words, x.channels
 
     def _step(self, index: int) -> float | None:

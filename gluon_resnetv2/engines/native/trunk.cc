@@ -20,7 +20,8 @@
 //   widen   out in channels stride     (every stride-th pixel, zeros as further channels)
 //   dropout out in ratio               (what stays is divided by 1 - ratio)
 //   maxpool out in kernel stride pad
-//   mean    out in                     (over the pixels; the last one)
+//   mean    out in                     (over the pixels; the last one, or the last but this:)
+//   dense   out in weight units, and where it has one: bias     (of the means; in inference)
 //
 // `in` and `out` number the activations, the images being 0; weights and the like are numbers of
 // the operator's inputs, the images again being 0.
@@ -28,6 +29,7 @@
 #include <mxnet/lib_api.h>
 #include <oneapi/dnnl/dnnl.hpp>
 
+#include <omp.h>
 #include <sys/mman.h>
 
 #include <cstring>
@@ -43,6 +45,7 @@ using namespace dnnl;
 using mxnet::ext::MXTensor;
 using Arguments = std::unordered_map<int, memory>;
 using Attributes = std::unordered_map<std::string, std::string>;
+using Shapes = std::vector<std::vector<int64_t>>;
 using Type = memory::data_type;
 using Tag = memory::format_tag;
 
@@ -232,16 +235,17 @@ class Trunk {
   // `images`: whether the way back gives the images' gradient, too. `kept`: whether parameters stay
   // what they are in the first pass.
   Trunk(const std::string& program, Type type, bool training, bool images, bool kept,
-        const std::vector<MXTensor>& inputs)
+        const Shapes& shapes)
       : engine_(engine::kind::cpu, 0),
         stream_(engine_),
         pool_(engine_),
         type_(type),
         training_(training),
         images_(images),
+        shapes_(shapes),
         made_(kept ? once_ : forward_) {
     auto instructions = parse(program);
-    shapes_ = shapes(inputs);
+    last_ = instructions.size();
     values_.resize(instructions.size() + 1);
     gradients_.resize(instructions.size() + 1);
     auto given = input(0, Tag::nchw), first = compute(0, shapes_[0]);
@@ -267,18 +271,12 @@ class Trunk {
     values_.clear();
   }
 
-  static std::vector<std::vector<int64_t>> shapes(const std::vector<MXTensor>& inputs) {
-    std::vector<std::vector<int64_t>> found;
-    for (auto& i : inputs) found.push_back(i.shape);
-    return found;
-  }
-
   // Whether the plan is for inputs of these shapes.
-  bool fits(const std::vector<MXTensor>& inputs) const { return shapes(inputs) == shapes_; }
+  bool fits(const Shapes& shapes) const { return shapes == shapes_; }
 
-  void forward(std::vector<MXTensor>& inputs, float* features, uint32_t seed) {
-    for (auto& [m, index] : inputs_) m.set_data_handle(inputs[index].data_ptr);
-    for (auto& [pointer, index] : statistics_) *pointer = inputs[index].data<float>();
+  void forward(const std::vector<void*>& inputs, float* features, uint32_t seed = 0) {
+    for (auto& [m, index] : inputs_) m.set_data_handle(inputs[index]);
+    for (auto& [pointer, index] : statistics_) *pointer = static_cast<float*>(inputs[index]);
     features_ = features;
     seed_ = seed;
     for (auto& step : once_) step();
@@ -313,6 +311,7 @@ class Trunk {
     if (i.name == "dropout") return dropout(i);
     if (i.name == "maxpool") return maxpool(i);
     if (i.name == "mean") return mean(i);
+    if (i.name == "dense") return dense(i);
     throw std::runtime_error("no instruction is called " + i.name);
   }
 
@@ -703,12 +702,17 @@ class Trunk {
     auto x = *values_[i["in"]];
     auto shape = x.get_desc().get_dims();
     const ptrdiff_t n = shape[0], channels = shape[1], area = shape[2] * shape[3];
+    float** sums = &features_;
+    if (i["out"] != last_) {
+      means_ = data(pool_.keep({{n, channels}, Type::f32, Tag::ab}));
+      sums = &means_;
+    }
     forward_.push_back([=] {
       typed(
           [=](auto* a) {
 #pragma omp parallel for
             for (ptrdiff_t k = 0; k < n; ++k) {
-              float* sum = features_ + k * channels;
+              float* sum = *sums + k * channels;
               std::fill_n(sum, channels, 0.f);
               for (ptrdiff_t p = 0; p < area; ++p)
                 for (ptrdiff_t c = 0; c < channels; ++c)
@@ -733,6 +737,25 @@ class Trunk {
         });
       });
     };
+  }
+
+  std::function<void()> dense(const Instruction& i) {
+    const auto shape = shapes_[i["weight"]];  // (units, channels)
+    const ptrdiff_t n = shapes_[0][0], units = shape[0], channels = shape[1];
+    auto weight = input(i["weight"], Tag::ab);
+    auto bias = i.has("bias") ? input(i["bias"], Tag::a) : pool_.keep({{units}, Type::f32, Tag::a});
+    if (!i.has("bias")) std::fill_n(data(bias), units, 0.f);
+    forward_.push_back([=] {
+#pragma omp parallel for
+      for (ptrdiff_t k = 0; k < n * units; ++k) {
+        const float *x = means_ + k / units * channels, *w = data(weight) + k % units * channels;
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (ptrdiff_t c = 0; c < channels; ++c) sum += x[c] * w[c];
+        features_[k] = sum + data(bias)[k % units];
+      }
+    });
+    return {};
   }
 
   // Calls f(offset in the large image, offset in the small one) for every pixel of the small one.
@@ -827,12 +850,13 @@ class Trunk {
   Pool pool_;
   Type type_;
   const bool training_, images_;
-  std::vector<std::vector<int64_t>> shapes_;
+  const Shapes shapes_;
   std::vector<Buffer> values_;     // while the plan is being made, as the gradients
   std::vector<Buffer> gradients_;
   std::vector<std::pair<memory, int>> inputs_, outputs_;
   std::vector<std::pair<std::shared_ptr<float*>, int>> statistics_;
-  float *features_, *gradient_;
+  int last_;  // instruction's number
+  float *means_, *features_, *gradient_;
   uint32_t seed_;
   Steps once_, forward_, backward_;
   Steps& made_;  // the one of them in which parameters are made into what is computed with
@@ -868,13 +892,16 @@ class Operator : public mxnet::ext::CustomStatefulOp {
   mxnet::ext::MXReturnValue Forward(std::vector<MXTensor>* inputs, std::vector<MXTensor>* outputs,
                                     const mxnet::ext::OpResource& resource) override {
     return guarded([&] {
-      if (!trunk_ || !trunk_->fits(*inputs)) {
+      Shapes shapes;
+      std::vector<void*> arrays;
+      for (auto& input : *inputs) shapes.push_back(input.shape), arrays.push_back(input.data_ptr);
+      if (!trunk_ || !trunk_->fits(shapes)) {
         trunk_.reset();  // before its successor needs the memory
-        trunk_ = std::make_unique<Trunk>(program_, type_of(dtype_), training_, images_, kept_, *inputs);
+        trunk_ = std::make_unique<Trunk>(program_, type_of(dtype_), training_, images_, kept_, shapes);
       }
       // MXNet's own generator, which `mx.random.seed` sets.
       uint32_t seed = (*resource.get_cpu_rand_states())();
-      trunk_->forward(*inputs, (*outputs)[0].data<float>(), seed);
+      trunk_->forward(arrays, (*outputs)[0].data<float>(), seed);
     });
   }
 
@@ -935,7 +962,60 @@ mxnet::ext::MXReturnValue create(const Attributes& attributes, const mxnet::ext:
   return mxnet::ext::MX_SUCCESS;
 }
 
+// -- Without the operator -------------------------------------------------------------------------
+
+// Inference on arrays that stay where they are, by the thread that asks for it. MXNet takes longer to
+// hand an operator and its hundred inputs to another thread than small networks take to compute.
+struct Plan {
+  const char* error = nullptr;  // which `inference.py` reads
+
+  std::string message;
+  std::unique_ptr<Trunk> trunk;
+  std::vector<void*> inputs;
+  float* features;
+  int threads;
+
+  // oneDNN plans for as many threads as compute.
+  template <class F>
+  void guarded(F f) {
+    const int before = omp_get_max_threads();
+    omp_set_num_threads(threads);
+    try {
+      f();
+    } catch (const std::exception& e) {
+      message = e.what();
+      error = message.c_str();
+    }
+    omp_set_num_threads(before);
+  }
+};
+
 }  // namespace
+
+extern "C" {
+
+// `sizes` has of each of `count` inputs, the images first, the number of dimensions and then these.
+Plan* resnetv2_plan(const char* program, const char* dtype, int count, void** inputs,
+                    const int64_t* sizes, float* features, int threads) {
+  auto plan = new Plan;
+  plan->threads = threads;
+  plan->guarded([&] {
+    Shapes shapes;
+    for (int k = 0; k < count; ++k, sizes += 1 + *sizes)
+      shapes.emplace_back(sizes + 1, sizes + 1 + *sizes);
+    plan->inputs.assign(inputs, inputs + count);
+    plan->features = features;
+    plan->trunk = std::make_unique<Trunk>(program, type_of(dtype), false, false, true, shapes);
+  });
+  return plan;
+}
+
+void resnetv2_compute(Plan* plan) {
+  plan->guarded([&] { plan->trunk->forward(plan->inputs, plan->features); });
+}
+
+void resnetv2_forget(Plan* plan) { delete plan; }
+}
 
 REGISTER_OP(resnetv2_trunk)
     .setParseAttrs(parse_attributes)

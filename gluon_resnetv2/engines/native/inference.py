@@ -1,0 +1,69 @@
+"""Inference by the native engine with the least around it: without MXNet, once it is planned."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Mapping
+
+import mxnet as mx
+import numpy as np
+
+from gluon_resnetv2 import fixes
+from gluon_resnetv2.engines.native import library
+from gluon_resnetv2.engines.native.program import Program
+from gluon_resnetv2.scores import softmax
+
+
+class Inference:
+    """Computes a network for batches of one size.
+
+    Args:
+        program: of the network, not for training.
+        arrays: its parameters in float32, by name.
+        shape: of the images, (N, C, H, W).
+        dtype: as `native_symbol` takes it.
+
+    Attributes:
+        images: (N, C, H, W) float32, what the next call computes of.
+
+    Raises:
+        UserError: as `library.load`.
+        MXNetError: oneDNN can't compute it here.
+    """
+
+    def __init__(
+        self, program: Program, arrays: Mapping[str, np.ndarray], shape: tuple[int, ...], dtype: str
+    ):
+        self._functions = library.functions()
+        self._softmax = program.softmax
+        self.images = np.zeros(shape, "float32")
+        self._outputs = np.zeros((shape[0], program.features), "float32")
+        self._inputs = [self.images, *(arrays[name] for name in program.inputs[1:])]
+        addresses = [array.ctypes.data for array in self._inputs]
+        sizes = [number for array in self._inputs for number in (array.ndim, *array.shape)]
+        self._plan = self._functions.resnetv2_plan(
+            program.text.encode(),
+            dtype.encode(),
+            len(addresses),
+            (ctypes.c_void_p * len(addresses))(*addresses),
+            (ctypes.c_int64 * len(sizes))(*sizes),
+            ctypes.c_void_p(self._outputs.ctypes.data),
+            fixes.threads,
+        )
+        weakref.finalize(self, self._functions.resnetv2_forget, self._plan)
+        self._check()
+
+    def __call__(self) -> np.ndarray:
+        """What the network gives for `images`: (N, classes), or (N, channels) of its features.
+
+        Raises:
+            MXNetError: oneDNN can't compute it.
+        """
+        self._functions.resnetv2_compute(self._plan)
+        self._check()
+        return softmax(self._outputs) if self._softmax else self._outputs.copy()
+
+    def _check(self):
+        if error := self._plan[0]:
+            raise mx.MXNetError(error.decode())
