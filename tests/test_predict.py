@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import mxnet as mx
 import numpy as np
@@ -189,6 +190,16 @@ def test_features_are_what_the_classifier_reads(net, pictures, capsys, tmp_path,
     assert difference(found, features) < NEAR[form.precision]
     with open(tmp_path / "features.csv", encoding="utf-8", newline="") as table:
         assert list(csv.reader(table)) == [["file"], *([f"{pictures}/{name}"] for name in NAMES)]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_a_predictor_computes_in_whatever_thread_asks(net, tmp_path, form):
+    """As the server's, which is made in another one."""
+    predictor = Predictor(write(net, tmp_path / "export", form), max_batch=4)
+    images = predictor.prepare(np.random.RandomState(0).randint(0, 256, (3, 3, 16, 16)))
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(predictor.run, images).result()
+    np.testing.assert_array_equal(found, predictor.run(images))
 
 
 def test_features_by_the_native_engine(net, exported, pictures, capsys, tmp_path):

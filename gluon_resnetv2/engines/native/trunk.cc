@@ -249,7 +249,7 @@ class Trunk {
     values_.resize(instructions.size() + 1);
     gradients_.resize(instructions.size() + 1);
     auto given = input(0, Tag::nchw), first = compute(0, shapes_[0]);
-    run(forward_, reorder(given, first), {{DNNL_ARG_FROM, given}, {DNNL_ARG_TO, first}});
+    copy(forward_, given, first);
     std::map<int, size_t> last;  // that reads an activation
     for (size_t k = 0; k < instructions.size(); ++k)
       for (int value : instructions[k].reads()) last[value] = k;
@@ -265,10 +265,11 @@ class Trunk {
     if (training_ && images_) {
       auto found = take(0);
       auto asked = output(0, Tag::nchw);
-      run(backward_, reorder(*found, asked), {{DNNL_ARG_FROM, *found}, {DNNL_ARG_TO, asked}});
+      copy(backward_, *found, asked);
     }
     gradients_.clear();
     values_.clear();
+    share_scratchpad();
   }
 
   // Whether the plan is for inputs of these shapes.
@@ -329,7 +330,7 @@ class Trunk {
     memory::desc bias = memory::desc();
     if (i.has("bias") || folds) bias = memory::desc(wide, Type::f32, Tag::a);
     const auto direct = algorithm::convolution_direct;
-    primitive_attr attributes;
+    auto attributes = own_scratchpad();
     post_ops after;
     if (i.has("relu")) after.append_eltwise(algorithm::eltwise_relu, 0, 0);
     if (i.has("add")) after.append_binary(algorithm::binary_add, activation(out));
@@ -348,7 +349,7 @@ class Trunk {
       arguments[DNNL_ARG_BIAS] = input(i["bias"], Tag::a);
     if (in_bytes) {
       auto scales = pool_.keep({wide, Type::f32, Tag::a});
-      given = eighths(given, scales);
+      given = quantized(given, scales);
       arguments[DNNL_ARG_ATTR_SCALES | DNNL_ARG_SRC] = one(i.number("step"));
       arguments[DNNL_ARG_ATTR_SCALES | DNNL_ARG_WEIGHTS] = scales;
     }
@@ -364,7 +365,8 @@ class Trunk {
       auto dy = take(i["out"]);
       if (i.has("add")) pass_on(i["add"], dy);
       convolution_backward_weights::primitive_desc weights_pd(
-          engine_, direct, x.get_desc(), diff_weights, bias, activation(out), strides, pad, pad, pd);
+          engine_, direct, x.get_desc(), diff_weights, bias, activation(out), strides, pad, pad, pd,
+          own_scratchpad());
       auto target = output(i["weight"], Tag::oihw);
       auto dw = weights_pd.diff_weights_desc() == target.get_desc()
                     ? target
@@ -373,11 +375,11 @@ class Trunk {
           {DNNL_ARG_SRC, x}, {DNNL_ARG_DIFF_DST, *dy}, {DNNL_ARG_DIFF_WEIGHTS, dw}};
       if (i.has("bias")) arguments[DNNL_ARG_DIFF_BIAS] = output(i["bias"], Tag::a);
       run(backward_, convolution_backward_weights(weights_pd), arguments);
-      if (dw.get() != target.get())
-        run(backward_, reorder(dw, target), {{DNNL_ARG_FROM, dw}, {DNNL_ARG_TO, target}});
+      if (dw.get() != target.get()) copy(backward_, dw, target);
       if (i["in"] == 0 && !images_) return;
       convolution_backward_data::primitive_desc data_pd(engine_, direct, x.get_desc(), weights,
-                                                        activation(out), strides, pad, pad, pd);
+                                                        activation(out), strides, pad, pad, pd,
+                                                        own_scratchpad());
       auto w_back = data_pd.weights_desc() == w.get_desc()
                         ? w
                         : converted(backward_, given, data_pd.weights_desc());
@@ -389,7 +391,7 @@ class Trunk {
   }
 
   // Weights in 8 bits, and the step of each output channel, in which its largest is 127.
-  memory eighths(const memory& weights, const memory& steps) {
+  memory quantized(const memory& weights, const memory& steps) {
     const auto shape = weights.get_desc().get_dims();
     auto found = pool_.keep({shape, Type::s8, Tag::oihw});
     const size_t size = elements(weights) / shape[0];
@@ -493,7 +495,7 @@ class Trunk {
     if (i.has("relu")) flags |= normalization_flags::fuse_norm_relu;
     if (!training_) flags |= normalization_flags::use_global_stats;
     batch_normalization_forward::primitive_desc pd(engine_, kind(), x.get_desc(), y.get_desc(), eps,
-                                                   flags);
+                                                   flags, own_scratchpad());
     auto mean = training_ ? pool_.keep(pd.mean_desc()) : input(i["mean"], Tag::a);
     auto variance = training_ ? pool_.keep(pd.variance_desc()) : input(i["var"], Tag::a);
     memory gamma = fixed ? pool_.keep(pd.mean_desc()) : input(i["gamma"], Tag::a);
@@ -520,7 +522,8 @@ class Trunk {
     return [=] {
       auto dy = take(i["out"]);
       batch_normalization_backward::primitive_desc back_pd(
-          engine_, prop_kind::backward, x.get_desc(), x.get_desc(), x.get_desc(), eps, flags, pd);
+          engine_, prop_kind::backward, x.get_desc(), x.get_desc(), x.get_desc(), eps, flags, pd,
+          own_scratchpad());
       auto dgamma = fixed ? pool_.keep(pd.mean_desc()) : output(i["gamma"], Tag::a);
       if (fixed) {  // of what is fixed, the gradient is zero
         auto asked = output(i["gamma"], Tag::a);
@@ -681,7 +684,7 @@ class Trunk {
     memory::dims pad = {i["pad"], i["pad"]}, dense = {0, 0};
     const auto max = algorithm::pooling_max;
     pooling_forward::primitive_desc pd(engine_, kind(), max, x.get_desc(), activation(out), strides,
-                                       kernel, dense, pad, pad);
+                                       kernel, dense, pad, pad, own_scratchpad());
     auto y = compute(i["out"], out);
     Arguments arguments = {{DNNL_ARG_SRC, x}, {DNNL_ARG_DST, y}};
     memory winners;
@@ -690,7 +693,7 @@ class Trunk {
     return [=] {
       auto dy = take(i["out"]);
       pooling_backward::primitive_desc back_pd(engine_, max, x.get_desc(), activation(out), strides,
-                                               kernel, dense, pad, pad, pd);
+                                               kernel, dense, pad, pad, pd, own_scratchpad());
       give(i["in"], [&](const memory& dx) {
         run(backward_, pooling_backward(back_pd),
             {{DNNL_ARG_DIFF_DST, *dy}, {DNNL_ARG_DIFF_SRC, dx}, {DNNL_ARG_WORKSPACE, winners}});
@@ -805,12 +808,40 @@ class Trunk {
   memory converted(Steps& steps, const memory& given, const memory::desc& desc) {
     if (given.get_desc() == desc) return given;
     auto m = pool_.keep(desc);
-    run(steps, reorder(given, m), {{DNNL_ARG_FROM, given}, {DNNL_ARG_TO, m}});
+    copy(steps, given, m);
     return m;
   }
 
-  void run(Steps& steps, const primitive& what, const Arguments& with) {
+  // In another layout or type.
+  void copy(Steps& steps, const memory& from, const memory& to) {
+    reorder::primitive_desc pd(engine_, from.get_desc(), engine_, to.get_desc(), own_scratchpad());
+    run(steps, reorder(pd), {{DNNL_ARG_FROM, from}, {DNNL_ARG_TO, to}});
+  }
+
+  void run(Steps& steps, const primitive& what, Arguments with) {
+    memory::desc desc;
+    dnnl_memory_desc_t found;
+    auto* pd = what.get_primitive_desc();
+    dnnl_memory_desc_clone(&found, dnnl_primitive_desc_query_md(pd, dnnl_query_scratchpad_md, 0));
+    desc.reset(found);
+    scratchpads_.push_back(with[DNNL_ARG_SCRATCHPAD] = memory(desc, engine_, nullptr));
     steps.push_back([this, what, with] { what.execute(stream_, with); });
+  }
+
+  // oneDNN's own would belong to the thread that plans.
+  static primitive_attr own_scratchpad() {
+    primitive_attr attributes;
+    attributes.set_scratchpad_mode(scratchpad_mode::user);
+    return attributes;
+  }
+
+  // Has all primitives, of which one runs at a time, use the same.
+  void share_scratchpad() {
+    size_t size = 0;
+    for (auto& m : scratchpads_) size = std::max(size, m.get_desc().get_size());
+    auto shared = pool_.keep({{memory::dim(size)}, Type::u8, Tag::a});
+    for (auto& m : scratchpads_) m.set_data_handle(shared.get_data_handle());
+    scratchpads_.clear();
   }
 
   // The gradient of an activation, which is complete: all that read it have been planned.
@@ -854,6 +885,7 @@ class Trunk {
   std::vector<Buffer> values_;     // while the plan is being made, as the gradients
   std::vector<Buffer> gradients_;
   std::vector<std::pair<memory, int>> inputs_, outputs_;
+  std::vector<memory> scratchpads_;
   std::vector<std::pair<std::shared_ptr<float*>, int>> statistics_;
   int last_;  // instruction's number
   float *means_, *features_, *gradient_;
