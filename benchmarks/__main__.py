@@ -32,8 +32,8 @@ MAIN = (
 )
 SERVING = (
     *inference.BASES,
-    *("ours bfloat16", "ours int8", *LIMITS),
-    *("ours native float32", "ours native bfloat16", "ours native int8"),
+    *("ours bfloat16", "ours int8"),
+    *("ours native float32", "ours native bfloat16", "ours native int8", *LIMITS),
 )
 
 

@@ -14,6 +14,7 @@ PLAIN = {
     "flatten": "Flatten",
     "elemwise_add": "elemwise_add",
 }
+KEEPING = ("Activation", "Pooling", "Flatten")  # whose range is that of what they read
 
 
 def unfused(nodes: list[dict]) -> tuple[list[dict], dict[int, Range]]:
@@ -48,11 +49,7 @@ def unfused(nodes: list[dict]) -> tuple[list[dict], dict[int, Range]]:
         elif op.startswith(IN_8_BITS):
             name = PLAIN[op.removeprefix(IN_8_BITS)]
             index = add({**node, "op": name, "attrs": attrs}, inputs)
-            if name in (
-                "Activation",
-                "Pooling",
-                "Flatten",
-            ):  # whose range is that of what they read
+            if name in KEEPING:
                 least, largest = ranges[inputs[0]]
                 ranges[index] = (max(least, 0) if name == "Activation" else least), largest
         else:
