@@ -589,6 +589,15 @@ def test_8_bits_are_nearer_to_float32_than_mxnets(switches):
     assert relative(found, expected) < max(0.02, relative(mxnets, expected))
 
 
+def test_operators_in_8_bits_that_no_export_of_ours_has_are_named():
+    x = mx.sym.contrib.quantize_v2(DATA)  # whose range is found anew in each batch
+    x = mx.sym.contrib.quantized_act(*x, act_type="relu", name="one")
+    assert Program(mx.sym.mean(mx.sym.contrib.dequantize(*x), axis=(2, 3)), 3, training=False)
+    x = mx.sym.contrib.quantized_elemwise_mul(x[0], x[0], *x[1:], *x[1:], name="two")
+    with pytest.raises(UserError, match="no _contrib_quantized_elemwise_mul like that of two"):
+        Program(mx.sym.mean(mx.sym.contrib.dequantize(*x), axis=(2, 3)), 3, training=False)
+
+
 def test_a_processor_without_vnni_is_named(monkeypatch):
     monkeypatch.setattr(program, "cpu_flags", lambda: ("avx2", "avx512f"))
     ranges = mx.sym.contrib.quantize_v2(DATA, min_calib_range=0.0, max_calib_range=1.0)

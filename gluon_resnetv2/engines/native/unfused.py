@@ -47,9 +47,9 @@ def unfused(nodes: list[dict]) -> tuple[list[dict], dict[int, Range]]:
         elif op in CASTS:
             (index,) = inputs
         elif op.startswith(IN_8_BITS):
-            name = PLAIN[op.removeprefix(IN_8_BITS)]
+            name = PLAIN.get(op.removeprefix(IN_8_BITS), op)
             index = add({**node, "op": name, "attrs": attrs}, inputs)
-            if name in KEEPING:
+            if name in KEEPING and inputs[0] in ranges:
                 least, largest = ranges[inputs[0]]
                 ranges[index] = (max(least, 0) if name == "Activation" else least), largest
         else:
