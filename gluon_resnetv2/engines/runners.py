@@ -129,7 +129,7 @@ class Fused(Runner):
 
 
 class Native(Runner):
-    """The graph on the native operator."""
+    """The graph by the native engine, with its classifier."""
 
     name = "native"
 
