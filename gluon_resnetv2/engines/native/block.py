@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import mxnet as mx
+import numpy as np
 from mxnet import gluon
 
 from gluon_resnetv2.engines.native import library
@@ -63,7 +64,10 @@ def native_symbol(
 
 def native_arrays(arrays: Mapping[str, mx.nd.NDArray]) -> dict[str, mx.nd.NDArray]:
     """A graph's parameters, of any precision, as its `native_symbol` takes them."""
-    return {name: mx.nd.amp_cast(array, dtype="float32") for name, array in arrays.items()}
+    return {
+        name: array if array.dtype == np.float32 else mx.nd.amp_cast(array, dtype="float32")
+        for name, array in arrays.items()
+    }
 
 
 def native_block(

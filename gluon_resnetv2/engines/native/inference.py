@@ -35,7 +35,7 @@ class Inference:
     def __init__(
         self, program: Program, arrays: Mapping[str, np.ndarray], shape: tuple[int, ...], dtype: str
     ):
-        self._functions = library.functions()
+        self._functions = library.load()
         self._softmax = program.softmax
         self.images = np.zeros(shape, "float32")
         self._outputs = np.zeros((shape[0], program.features), "float32")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import hashlib
 import os
 import shlex
@@ -28,25 +27,33 @@ from gluon_resnetv2.machine import cpu_flags
 SOURCE = Path(__file__).with_name("trunk.cc")
 OPERATOR = "resnetv2_trunk"
 _LOADING = threading.Lock()  # MXNet makes the operator's function in several steps
+_loaded: ctypes.CDLL | None = None
 
 # oneDNN from the package index: what it runs with, and what it is compiled with.
 RUNTIME, HEADERS = "onednn-cpu-gomp", "onednn-devel-cpu-gomp"
 
 
-def load() -> None:
+def load() -> ctypes.CDLL:
     """Has MXNet know the operator, as `mx.sym.resnetv2_trunk`; compiles it at its first use.
+
+    Returns:
+        What the library has beside the operator, as `trunk.cc` describes it.
 
     Raises:
         UserError: something that it needs is not installed, or does not work.
     """
+    global _loaded
     with _LOADING:
-        if hasattr(mx.sym, OPERATOR):
-            return
+        if _loaded:
+            return _loaded
         path = library()
         try:
             _register(path)
         except mx.MXNetError as error:
             raise UserError(f"MXNet can't load {path}: {str(error).splitlines()[-1]}") from error
+        _loaded = ctypes.CDLL(str(path))
+        _loaded.resnetv2_plan.restype = ctypes.POINTER(ctypes.c_char_p)
+        return _loaded
 
 
 def _register(path: Path) -> None:
@@ -56,19 +63,6 @@ def _register(path: Path) -> None:
     check_call(_LIB.NNGetOpHandle(c_str(OPERATOR), ctypes.byref(handle)))
     mx.nd.resnetv2_trunk = _make_ndarray_function(handle, OPERATOR, OPERATOR)
     mx.sym.resnetv2_trunk = _make_symbol_function(handle, OPERATOR, OPERATOR)
-
-
-@functools.cache
-def functions() -> ctypes.CDLL:
-    """What the library has beside the operator, as `trunk.cc` describes it.
-
-    Raises:
-        UserError: as `load`.
-    """
-    load()
-    found = ctypes.CDLL(str(library()))
-    found.resnetv2_plan.restype = ctypes.POINTER(ctypes.c_char_p)
-    return found
 
 
 def library() -> Path:

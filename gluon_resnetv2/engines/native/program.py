@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import mxnet as mx
 
+from gluon_resnetv2.engines.features import SOFTMAX
 from gluon_resnetv2.engines.native.unfused import unfused
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.machine import cpu_flags
 
 Words = dict[str, float | bool]  # of an instruction; True: the word alone
-SOFTMAX = ("softmax", "SoftmaxOutput")  # the latter is the former but for its gradient
 VNNI = {"avx512_vnni", "avx_vnni"}  # instructions; without them, products of bytes may overflow
 Attribute = tuple[Any, Callable[[Any], bool]]  # what it is by default, and whether it may be
 
@@ -363,7 +363,7 @@ class Program:
 
     def _bytes(self, index: int, step: float) -> Activation:
         """What a node has computed, in `step`s from 0 to 255."""
-        if not VNNI & set(cpu_flags()):
+        if not self._in_bytes and not VNNI & set(cpu_flags()):
             raise UserError(
                 "the native engine computes in 8 bits by VNNI, instructions that this processor "
                 "does not have; use --engine mxnet"
