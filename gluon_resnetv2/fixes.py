@@ -208,6 +208,8 @@ def _before() -> None:
     _provide_distutils()
     _use_every_core()
     _keep_threads_awake()
+    # Or MXNet prints a line for each graph that it fuses; it asks once, when it binds the first.
+    os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
     if machine.GPU_WHEEL in machine.wheels():
         _load_cuda()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -118,7 +117,6 @@ class Fused(Runner):
         super().__init__(pair, symbol, arrays, max_batch, precision)
 
     def _computation(self, given):
-        os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")  # or it prints a line for each
         executor = self._symbol.bind(
             mx.cpu(),
             {name: given[name] for name in self._symbol.list_arguments()},
