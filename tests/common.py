@@ -11,7 +11,7 @@ from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import sha256
 from gluon_resnetv2.formats.artifact import Artifact, load
 from gluon_resnetv2.formats.manifest import MANIFEST, write_manifest
-from gluon_resnetv2.layers import BatchNorm
+from gluon_resnetv2.layers import BatchNorm, is_statistic
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.scores import relative_difference
 
@@ -89,3 +89,11 @@ def beside_torch(name: str):
         # which timm does not need, and fails to describe them.
         patch.setattr(torch.library, "register_fake", lambda *_, **__: lambda function: function)
         return pytest.importorskip(name)
+
+
+def graph_of(net):
+    """The symbol of a network, what it has learned, and its statistics, by name."""
+    symbol, arguments, statistics = net(mx.sym.var("data")), {}, {}
+    for name, parameter in net.collect_params().items():
+        (statistics if is_statistic(name) else arguments)[name] = parameter.data()
+    return symbol, arguments, statistics

@@ -18,11 +18,11 @@ from gluon_resnetv2.checkpoint import load_run
 from gluon_resnetv2.engines import forms
 from gluon_resnetv2.engines.runtimes import c_predict, module, simple_bind, symbol_block
 from gluon_resnetv2.errors import UserError
-from gluon_resnetv2.layers import DTYPES, is_statistic
+from gluon_resnetv2.layers import DTYPES
 from gluon_resnetv2.net import ResNetV2, get_model
 from gluon_resnetv2.spec import ORDER, named
 from gluon_resnetv2.training.precision import cpu_has_bfloat16
-from tests.common import difference, randomise
+from tests.common import difference, graph_of, randomise
 from tests.test_net import VARIANTS, variant
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,13 +40,6 @@ NETWORKS = {
 }
 
 bfloat16 = pytest.mark.skipif(not cpu_has_bfloat16(), reason="needs a CPU with AVX-512")
-
-
-def graph_of(net):
-    symbol, arguments, statistics = net(mx.sym.var("data")), {}, {}
-    for name, parameter in net.collect_params().items():
-        (statistics if is_statistic(name) else arguments)[name] = parameter.data()
-    return symbol, arguments, statistics
 
 
 def run(graph, images):

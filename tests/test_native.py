@@ -31,6 +31,7 @@ from gluon_resnetv2.training.precision import cpu_has_bfloat16
 from gluon_resnetv2.training.recipe import Recipe
 from tests.common import (
     SHORTCUTS,
+    graph_of,
     randomise,
     relative,
     skip_unless_installed,
@@ -575,10 +576,7 @@ def test_8_bits_are_nearer_to_float32_than_mxnets(switches):
     size = 64 if net.spec.stem == "imagenet" else 16
     images = np.random.RandomState(0).normal(size=(8, net.spec.in_channels, size, size))
     images = images.astype("float32")
-    values = {name: p.data() for name, p in net.collect_params().items()}
-    learned = {name: value for name, value in values.items() if not is_statistic(name)}
-    statistics = {name: value for name, value in values.items() if is_statistic(name)}
-    symbol, learned, statistics = forms.int8(net(mx.sym.var("data")), learned, statistics, images)
+    symbol, learned, statistics = forms.int8(*graph_of(net), images)
     given = {**learned, **statistics, "data": mx.nd.array(images)}
     native = native_symbol(symbol, net.spec.in_channels, "int8")
     found, mxnets = (

@@ -390,6 +390,23 @@ class Trunk {
     };
   }
 
+  // By the moving statistics: what it multiplies a channel by, and what it makes of a value there.
+  struct Normalisation {
+    memory gamma, beta, mean, variance;
+    float eps;
+    bool fixed;
+
+    float scale(size_t c) const {
+      return (fixed ? 1 : data(gamma)[c]) / std::sqrt(data(variance)[c] + eps);
+    }
+    float of(float x, size_t c) const { return data(beta)[c] + (x - data(mean)[c]) * scale(c); }
+  };
+
+  Normalisation normalisation(const Instruction& i) {
+    return {input(i["gamma"], Tag::a), input(i["beta"], Tag::a),    input(i["mean"], Tag::a),
+            input(i["var"], Tag::a),   float(i.number("eps")), i.has("fixed")};
+  }
+
   // Weights in 8 bits, and the step of each output channel, in which its largest is 127.
   memory quantized(const memory& weights, const memory& steps) {
     const auto shape = weights.get_desc().get_dims();
@@ -419,16 +436,10 @@ class Trunk {
     auto factors = pool_.keep({{period}, Type::f32, Tag::a}), summands = pool_.keep(factors.get_desc());
     const float to = i.number("to");
     if (i.has("gamma")) {
-      auto gamma = input(i["gamma"], Tag::a), beta = input(i["beta"], Tag::a);
-      auto mean = input(i["mean"], Tag::a), variance = input(i["var"], Tag::a);
-      const float eps = i.number("eps");
-      const bool fixed = i.has("fixed");
-      made_.push_back([=] {
+      made_.push_back([=, norm = normalisation(i)] {
         for (ptrdiff_t k = 0; k < period; ++k) {
-          const ptrdiff_t c = k % channels;
-          const float scale = (fixed ? 1 : data(gamma)[c]) / std::sqrt(data(variance)[c] + eps);
-          data(factors)[k] = scale / to;
-          data(summands)[k] = (data(beta)[c] - data(mean)[c] * scale) / to;
+          data(factors)[k] = norm.scale(k % channels) / to;
+          data(summands)[k] = norm.of(0, k % channels) / to;
         }
       });
     } else {
@@ -470,18 +481,16 @@ class Trunk {
   // returns the bias that goes with them.
   memory folded(const Instruction& i, const memory& weights) {
     auto own = input(i["weight"], Tag::oihw);
-    auto gamma = input(i["gamma"], Tag::a), beta = input(i["beta"], Tag::a);
-    auto mean = input(i["mean"], Tag::a), variance = input(i["var"], Tag::a);
     auto before = !i.has("bias") ? memory() : input(i["bias"], Tag::a);
-    auto bias = pool_.keep(mean.get_desc());
-    const float eps = i.number("eps");
-    const bool fixed = i.has("fixed"), has_bias = i.has("bias");
+    auto norm = normalisation(i);
+    auto bias = pool_.keep(norm.mean.get_desc());
+    const bool has_bias = i.has("bias");
     const size_t channels = i["channels"], size = elements(weights) / channels;
     made_.push_back([=] {
       for (size_t c = 0; c < channels; ++c) {
-        const float scale = (fixed ? 1 : data(gamma)[c]) / std::sqrt(data(variance)[c] + eps);
+        const float scale = norm.scale(c);
         for (size_t k = c * size; k < (c + 1) * size; ++k) data(weights)[k] = data(own)[k] * scale;
-        data(bias)[c] = data(beta)[c] + ((has_bias ? data(before)[c] : 0) - data(mean)[c]) * scale;
+        data(bias)[c] = norm.of(has_bias ? data(before)[c] : 0, c);
       }
     });
     return bias;
