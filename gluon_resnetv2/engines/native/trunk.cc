@@ -36,6 +36,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <sstream>
 #include <stdexcept>
 
@@ -177,17 +178,28 @@ class Pool {
   }
 
  private:
+  // From pieces of whole large pages: all activations together do not fit what the processor
+  // remembers of small ones.
   void* allocate(size_t size) {
-    // Large pages where there is enough for them: activations do not fit what the processor
-    // remembers of small ones.
-    const size_t page = size < 2 << 20 ? 64 : 2 << 20, whole = (size + page - 1) / page * page;
-    void* space = std::aligned_alloc(page, whole);
-    if (!space) throw std::bad_alloc();
-    all_.emplace_back(space, std::free);
-    if (page > 64) madvise(space, whole, MADV_HUGEPAGE);
+    const size_t whole = multiple(size, 4096);
+    if (whole > left_) {
+      left_ = multiple(std::max<size_t>(whole, 32 << 20), page_);
+      next_ = static_cast<char*>(std::aligned_alloc(page_, left_));
+      if (!next_) throw std::bad_alloc();
+      all_.emplace_back(next_, std::free);
+      madvise(next_, left_, MADV_HUGEPAGE);
+    }
+    void* space = next_;
+    next_ += whole;
+    left_ -= whole;
     return space;
   }
 
+  static size_t multiple(size_t size, size_t of) { return (size + of - 1) / of * of; }
+
+  static constexpr size_t page_ = 2 << 20;
+  char* next_ = nullptr;
+  size_t left_ = 0;
   engine engine_;
   std::map<size_t, std::vector<void*>> free_;
   std::vector<std::unique_ptr<void, decltype(&std::free)>> all_;
@@ -252,13 +264,15 @@ class Trunk {
     copy(forward_, given, first);
     std::map<int, size_t> last;  // that reads an activation
     for (size_t k = 0; k < instructions.size(); ++k)
-      for (int value : instructions[k].reads()) last[value] = k;
+      for (int value : instructions[k].reads()) {
+        last[value] = k;
+        if (instructions[k].name != "conv") stays_.insert(value);
+      }
     std::vector<std::function<void()>> plans;  // of the backward pass, in the order of the forward
     for (size_t k = 0; k < instructions.size(); ++k) {
       plans.push_back(plan(instructions[k]));
-      if (!training_)  // the way back would read them again
-        for (int value : instructions[k].reads())
-          if (last[value] == k) values_[value].reset();
+      for (int value : instructions[k].reads())
+        if (last[value] == k && (!training_ || again_.count(value))) values_[value].reset();
     }
     if (training_)
       for (auto p = plans.rbegin(); p != plans.rend(); ++p) (*p)();
@@ -269,6 +283,7 @@ class Trunk {
     }
     gradients_.clear();
     values_.clear();
+    again_.clear();
     share_scratchpad();
   }
 
@@ -363,6 +378,7 @@ class Trunk {
 
     return [=] {
       auto dy = take(i["out"]);
+      auto x = again(i["in"]);
       if (i.has("add")) pass_on(i["add"], dy);
       convolution_backward_weights::primitive_desc weights_pd(
           engine_, direct, x.get_desc(), diff_weights, bias, activation(out), strides, pad, pad, pd,
@@ -527,8 +543,21 @@ class Trunk {
           (*moving)[c] = momentum * (*moving)[c] + (1 - momentum) * now[c];
       });
     }
+    if (!stays_.count(i["out"])) {
+      // The way back computes it anew rather than read it: to write it once more, where the last one
+      // of its size was, takes less time than to fetch it from memory, and there is one for all.
+      again_[i["out"]] = [=](const memory& y) mutable {
+        batch_normalization_forward::primitive_desc pd(
+            engine_, prop_kind::forward_inference, x.get_desc(), y.get_desc(), eps,
+            flags | normalization_flags::use_global_stats, own_scratchpad());
+        arguments[DNNL_ARG_DST] = y;
+        arguments.erase(DNNL_ARG_WORKSPACE);
+        run(backward_, batch_normalization_forward(pd), arguments);
+      };
+    }
 
     return [=] {
+      values_[i["out"]].reset();
       auto dy = take(i["out"]);
       batch_normalization_backward::primitive_desc back_pd(
           engine_, prop_kind::backward, x.get_desc(), x.get_desc(), x.get_desc(), eps, flags, pd,
@@ -796,9 +825,19 @@ class Trunk {
     return {shape, type, Tag::nhwc};
   }
 
+  // The activation with this number, which a convolution reads on the way back.
+  memory again(int number) {
+    if (!values_[number]) {
+      values_[number] = pool_.lend(descs_[number]);
+      again_.at(number)(*values_[number]);
+    }
+    return *values_[number];
+  }
+
   // The memory of the activation with this number.
   memory compute(int number, const memory::dims& shape) { return compute(number, activation(shape)); }
   memory compute(int number, const memory::desc& desc) {
+    descs_[number] = desc;
     return *(values_[number] = pool_.lend(desc));
   }
 
@@ -862,7 +901,7 @@ class Trunk {
   // Adds to the gradient of an activation what `write` plans to be written.
   template <class F>
   void give(int value, F write) {
-    auto fresh = pool_.lend(values_[value]->get_desc());
+    auto fresh = pool_.lend(descs_[value]);
     write(*fresh);
     if (auto before = gradients_[value])
       backward_.push_back([a = *fresh, b = *before] {
@@ -878,7 +917,7 @@ class Trunk {
       gradients_[value] = gradient;
       return;
     }
-    auto fresh = pool_.lend(values_[value]->get_desc());
+    auto fresh = pool_.lend(descs_[value]);
     backward_.push_back([a = *gradients_[value], b = *gradient, sum = *fresh] {
       map([](float s, float t) { return s + t; }, sum, a, b);
     });
@@ -891,8 +930,11 @@ class Trunk {
   Type type_;
   const bool training_, images_;
   const Shapes shapes_;
-  std::vector<Buffer> values_;     // while the plan is being made, as the gradients
-  std::vector<Buffer> gradients_;
+  // While the plan is being made, by the number of an activation:
+  std::vector<Buffer> values_, gradients_;
+  std::map<int, memory::desc> descs_;
+  std::set<int> stays_;  // what others than convolutions read
+  std::map<int, std::function<void(const memory&)>> again_;  // plans that it is computed anew
   std::vector<std::pair<memory, int>> inputs_, outputs_;
   std::vector<memory> scratchpads_;
   std::vector<std::pair<std::shared_ptr<float*>, int>> statistics_;
