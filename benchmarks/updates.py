@@ -30,8 +30,8 @@ TORCH = {
     "PyTorch SGD foreach": {"foreach": True},
     "PyTorch SGD fused": {"fused": True},
 }
-WAYS = ("Gluon Trainer", *TORCH, "ours")
-BASES = "Gluon Trainer", "PyTorch SGD"
+WAYS = ("Gluon Trainer", *TORCH, "ours", "ours native")
+BASES = "Gluon Trainer", "PyTorch SGD", "PyTorch SGD fused"
 WARM_UP = 2  # updates
 SIZE = 8  # of the images: any give gradients
 
@@ -61,9 +61,11 @@ def gluon_update(way: str, model: str, images: np.ndarray):
     from gluon_resnetv2.training.recipe import Recipe
 
     spec = named(model)
-    recipe = Recipe(model=model, dataset="synthetic", lr=0.01, mom=0.9, wd=1e-4)
+    engine = "native" if way == "ours native" else "mxnet"
+    settings = {"lr": 0.01, "mom": 0.9, "wd": 1e-4, "engine": engine}
+    recipe = Recipe(model=model, dataset="synthetic", **settings)
     net = initial_network(recipe, spec.classes, [mx.cpu()])
-    if way == "ours":
+    if way.startswith("ours"):
         trainer = make_trainer(net, recipe)
     else:
         settings = {"learning_rate": 0.01, "momentum": 0.9, "wd": 1e-4}

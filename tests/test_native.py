@@ -951,7 +951,7 @@ def test_a_library_that_is_not_whole_is_compiled_anew(monkeypatch, tmp_path):
 def test_what_the_compiler_says_of_our_source_is_quoted(monkeypatch, tmp_path):
     (tmp_path / "trunk.cc").write_text("int main() { return nothing; }")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(library, "SOURCE", tmp_path / "trunk.cc")
+    monkeypatch.setattr(library, "SOURCES", [tmp_path / "trunk.cc"])
     with pytest.raises(UserError, match=r"can't compile the native engine: .*nothing"):
         library.library()
 

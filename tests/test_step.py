@@ -388,13 +388,13 @@ def dense(recipe, cpus, seed):
     return net, make_trainer(net, recipe)
 
 
-def make_update(net, trainer, number):
+def make_update(net, trainer, number, images=1):
     """An update that is the same on any number of devices."""
     trainer.set_learning_rate(0.1 if number < 2 else 0.05)
     rng = np.random.RandomState(number)
     set_gradients(net, {n: rng.normal(size=p.shape) for n, p in net.collect_params().items()})
     mx.random.seed(number)
-    trainer.step(1)
+    trainer.step(images)
 
 
 @pytest.mark.parametrize(
@@ -439,13 +439,18 @@ def everything(net, trainer):
 
 
 @pytest.mark.parametrize("cpus", [1, 2])
-def test_updates_are_those_of_gluons_trainer_to_the_bit(cpus):
+@pytest.mark.parametrize("engine", ["mxnet", "native"])
+def test_updates_are_those_of_gluons_trainer_to_the_bit(cpus, engine):
     """Of parameters that learn at two rates, and decay or not; some learn nothing."""
+    if engine == "native":
+        skip_unless_installed()
     recipe = variant(wd_on="weights", wd=0.01, lr=0.1, lr_scale_features=0.3)
     trainers, nets = [], []
     for ours in (True, False):
         net, update, _ = prepared(recipe, cpus)
         trainer = update.trainer
+        if ours and engine == "native":
+            trainer = make_trainer(net, dataclasses.replace(recipe, engine=engine))
         if not ours:
             settings = {"learning_rate": 0.1, "wd": 0.01, "momentum": recipe.mom}
             params = net.collect_params()
@@ -457,7 +462,7 @@ def test_updates_are_those_of_gluons_trainer_to_the_bit(cpus):
         if number == 2 and cpus == 1:  # its momenta come back in other arrays
             restore_optimizer(trainers[0], *optimizer_state(trainers[0]))
         for net, trainer in zip(nets, trainers):
-            make_update(net, trainer, number)
+            make_update(net, trainer, number, images=3)
         assert trainers[0].optimizer.num_update == trainers[1].optimizer.num_update == number + 1
         mine, theirs = (everything(*one) for one in zip(nets, trainers))
         assert list(mine) == list(theirs)

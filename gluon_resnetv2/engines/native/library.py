@@ -24,7 +24,7 @@ from gluon_resnetv2.errors import UserError, install
 from gluon_resnetv2.files import cache_folder, sha256, whole_file
 from gluon_resnetv2.machine import cpu_flags
 
-SOURCE = Path(__file__).with_name("trunk.cc")
+SOURCES = [Path(__file__).with_name(name) for name in ("trunk.cc", "update.cc")]
 OPERATOR = "resnetv2_trunk"
 _LOADING = threading.Lock()  # MXNet makes the operator's function in several steps
 _loaded: ctypes.CDLL | None = None
@@ -37,7 +37,7 @@ def load() -> ctypes.CDLL:
     """Has MXNet know the operator, as `mx.sym.resnetv2_trunk`; compiles it at its first use.
 
     Returns:
-        What the library has beside the operator, as `trunk.cc` describes it.
+        What the library has beside the operator, as its sources describe it.
 
     Raises:
         UserError: something that it needs is not installed, or does not work.
@@ -53,6 +53,7 @@ def load() -> ctypes.CDLL:
             raise UserError(f"MXNet can't load {path}: {str(error).splitlines()[-1]}") from error
         _loaded = ctypes.CDLL(str(path))
         _loaded.resnetv2_plan.restype = ctypes.POINTER(ctypes.c_char_p)
+        _loaded.resnetv2_update.restype = ctypes.c_void_p
         return _loaded
 
 
@@ -114,10 +115,11 @@ def _compilation() -> tuple[list[str], list[Path], Path]:
         *compiler, "-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-w",
         f"-I{package / 'include'}", f"-I{headers.parents[2]}", f"-Wl,-rpath,{runtime.parent}",
         "-fno-trapping-math", "-fno-math-errno",  # so that choices and rounding vectorise
+        "-ffp-contract=off",  # an update's bits are MXNet's
     ]  # fmt: skip
-    sources = [SOURCE, package / "src" / "lib_api.cc", runtime]
+    sources = [*SOURCES, package / "src" / "lib_api.cc", runtime]
     identity = [
-        SOURCE.read_text(),
+        *(source.read_text() for source in SOURCES),
         *command,
         *map(str, sources),
         metadata.version(RUNTIME),
