@@ -28,7 +28,9 @@ class Update:
         self._tensors = tensors  # so that they stay
         mx.nd.waitall()  # MXNet has memory for an array as soon as it is written
         self._arrays = _handles(array for arrays in tensors for array in arrays)
-        self._written = _handles(array for weight, _, momentum in tensors for array in (weight, momentum))
+        self._written = _handles(
+            array for weight, _, momentum in tensors for array in (weight, momentum)
+        )
         self._read = _handles(gradient for _, gradient, _ in tensors)
         self._sizes = np.array([weight.size for weight, *_ in tensors], "int64")
         self._context = (ctypes.c_int * 2)(1, tensors[0][0].context.device_id)  # the CPU
