@@ -52,7 +52,7 @@ STATISTICS_BATCHES = 10  # what takes their place is the mean over so many batch
 STEPS_AGREED = 10
 
 # Between two drawings of the curves there pass so many times what one takes: half a second.
-BETWEEN_DRAWINGS = 20
+BETWEEN_DRAWINGS = 100
 
 
 class Stopped(Exception):

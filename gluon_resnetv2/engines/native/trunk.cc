@@ -156,19 +156,54 @@ void map_at_random(uint64_t place, F f, const memory& to, const M&... from) {
 
 using Buffer = std::shared_ptr<memory>;
 
+// Memory in large pages: all activations together do not fit what the processor remembers of small
+// ones. It stays for the next plan, since new pages take the system longer than a plan takes us.
+class Pages {
+ public:
+  void* allocate(size_t size) {
+    const size_t whole = multiple(size, 4096);  // so that there is more than one to a large page
+    while (at_ < all_.size() && used_ + whole > all_[at_].size) ++at_, used_ = 0;
+    if (at_ == all_.size()) {
+      const size_t piece = multiple(std::max<size_t>(whole, 32 << 20), page_);
+      void* space = std::aligned_alloc(page_, piece);
+      if (!space) throw std::bad_alloc();
+      all_.push_back({{space, std::free}, piece});
+      madvise(space, piece, MADV_HUGEPAGE);
+    }
+    char* space = static_cast<char*>(all_[at_].space.get()) + used_;
+    used_ += whole;
+    return space;
+  }
+
+  // What has been allocated is there to be allocated again.
+  void clear() { at_ = used_ = 0; }
+
+ private:
+  struct Piece {
+    std::unique_ptr<void, decltype(&std::free)> space;
+    size_t size;
+  };
+
+  static size_t multiple(size_t size, size_t of) { return (size + of - 1) / of * of; }
+
+  static constexpr size_t page_ = 2 << 20;
+  std::vector<Piece> all_;
+  size_t at_ = 0, used_ = 0;
+};
+
 // All memory that the network keeps.
 class Pool {
  public:
-  explicit Pool(const engine& e) : engine_(e) {}
+  Pool(const engine& e, Pages& pages) : engine_(e), pages_(pages) {}
 
   // For as long as the pool lives.
-  memory keep(const memory::desc& desc) { return memory(desc, engine_, allocate(desc.get_size())); }
+  memory keep(const memory::desc& desc) { return memory(desc, engine_, pages_.allocate(desc.get_size())); }
 
   // For as long as the buffer lives; the next one of its size takes its place. The plan is made in
   // the order in which it runs, so this happens while planning alone.
   Buffer lend(const memory::desc& desc) {
     auto& free = free_[desc.get_size()];
-    if (free.empty()) free.push_back(allocate(desc.get_size()));
+    if (free.empty()) free.push_back(pages_.allocate(desc.get_size()));
     void* space = free.back();
     free.pop_back();
     return Buffer(new memory(desc, engine_, space), [&free, space](memory* m) {
@@ -178,31 +213,9 @@ class Pool {
   }
 
  private:
-  // From pieces of whole large pages: all activations together do not fit what the processor
-  // remembers of small ones.
-  void* allocate(size_t size) {
-    const size_t whole = multiple(size, 4096);
-    if (whole > left_) {
-      left_ = multiple(std::max<size_t>(whole, 32 << 20), page_);
-      next_ = static_cast<char*>(std::aligned_alloc(page_, left_));
-      if (!next_) throw std::bad_alloc();
-      all_.emplace_back(next_, std::free);
-      madvise(next_, left_, MADV_HUGEPAGE);
-    }
-    void* space = next_;
-    next_ += whole;
-    left_ -= whole;
-    return space;
-  }
-
-  static size_t multiple(size_t size, size_t of) { return (size + of - 1) / of * of; }
-
-  static constexpr size_t page_ = 2 << 20;
-  char* next_ = nullptr;
-  size_t left_ = 0;
   engine engine_;
+  Pages& pages_;
   std::map<size_t, std::vector<void*>> free_;
-  std::vector<std::unique_ptr<void, decltype(&std::free)>> all_;
 };
 
 // -- The network ----------------------------------------------------------------------------------
@@ -245,12 +258,12 @@ std::vector<Instruction> parse(const std::string& text) {
 class Trunk {
  public:
   // `images`: whether the way back gives the images' gradient, too. `kept`: whether parameters stay
-  // what they are in the first pass.
+  // what they are in the first pass. `pages`: which outlive it.
   Trunk(const std::string& program, Type type, bool training, bool images, bool kept,
-        const Shapes& shapes)
+        const Shapes& shapes, Pages& pages)
       : engine_(engine::kind::cpu, 0),
         stream_(engine_),
-        pool_(engine_),
+        pool_(engine_, pages),
         type_(type),
         training_(training),
         images_(images),
@@ -979,8 +992,10 @@ class Operator : public mxnet::ext::CustomStatefulOp {
       std::vector<void*> arrays;
       for (auto& input : *inputs) shapes.push_back(input.shape), arrays.push_back(input.data_ptr);
       if (!trunk_ || !trunk_->fits(shapes)) {
-        trunk_.reset();  // before its successor needs the memory
-        trunk_ = std::make_unique<Trunk>(program_, type_of(dtype_), training_, images_, kept_, shapes);
+        trunk_.reset();
+        pages_.clear();
+        trunk_ = std::make_unique<Trunk>(program_, type_of(dtype_), training_, images_, kept_, shapes,
+                                         pages_);
       }
       // MXNet's own generator, which `mx.random.seed` sets.
       uint32_t seed = (*resource.get_cpu_rand_states())();
@@ -1007,6 +1022,7 @@ class Operator : public mxnet::ext::CustomStatefulOp {
 
   std::string program_, dtype_;
   bool training_, images_, kept_;
+  Pages pages_;
   std::unique_ptr<Trunk> trunk_;
 };
 
@@ -1053,6 +1069,7 @@ struct Plan {
   const char* error = nullptr;  // which `inference.py` reads
 
   std::string message;
+  Pages pages;
   std::unique_ptr<Trunk> trunk;
   std::vector<void*> inputs;
   float* features;
@@ -1088,7 +1105,8 @@ Plan* resnetv2_plan(const char* program, const char* dtype, int count, void** in
       shapes.emplace_back(sizes + 1, sizes + 1 + *sizes);
     plan->inputs.assign(inputs, inputs + count);
     plan->features = features;
-    plan->trunk = std::make_unique<Trunk>(program, type_of(dtype), false, false, true, shapes);
+    plan->trunk = std::make_unique<Trunk>(program, type_of(dtype), false, false, true, shapes,
+                                          plan->pages);
   });
   return plan;
 }
