@@ -23,8 +23,8 @@ NUMBERS_AT_ONCE = 2**17  # about, of larger ones: the processor reads ahead of f
 class Trainer(gluon.Trainer):
     """Gluon's, by which SGD with momentum updates deep networks in a fraction of the time.
 
-    The native engine goes through all tensors once. MXNet's operator for several goes through all of
-    them as far as the largest reaches: tensors of one size go together. And what stays from one
+    The native engine goes through all tensors once. MXNet's operator for several goes through them
+    all as far as the largest reaches: tensors of one size go together. And what stays from one
     update to the next is found out once. The numbers are the same to the bit.
 
     Args:
