@@ -20,7 +20,7 @@ from gluon_resnetv2.interop import convert, source
 from gluon_resnetv2.interop.beginning import begin
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.spec import Spec, named
-from gluon_resnetv2.training import loop, main
+from gluon_resnetv2.training import curves, main
 from gluon_resnetv2.training.devices import contexts
 from gluon_resnetv2.training.evaluation import evaluate_source
 from gluon_resnetv2.training.main import train_network
@@ -50,7 +50,7 @@ TINY = {  # two epochs of four steps
 def quick(monkeypatch):
     """Without curves, and a data set of 40 images, named classes and a small test part."""
     made = data.load("synthetic", image_size=8, train_count=46, test_count=14)
-    monkeypatch.setattr(loop, "draw_curves", lambda folder: None)
+    monkeypatch.setattr(curves, "draw_curves", lambda folder: None)
     monkeypatch.setattr(main, "load_data", lambda recipe, described=None: made)
     return made
 

@@ -19,6 +19,7 @@ from gluon_resnetv2 import machine
 from gluon_resnetv2.engines import forms
 from gluon_resnetv2.engines.native import library, program
 from gluon_resnetv2.engines.native.block import native_block, native_symbol
+from gluon_resnetv2.engines.native.inference import Inference, Network
 from gluon_resnetv2.engines.native.program import VNNI, Program, _value
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.files import sha256
@@ -415,6 +416,35 @@ def inferred(net, images, dtype="float32", graph=None):
     first = graph(*arrays).asnumpy()
     assert (graph(*arrays).asnumpy() == first).all()
     return first
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_batches_of_several_sizes_share_weights(dtype):
+    """A network of 25 million weights and small images, so that activations hardly count."""
+    if dtype == "bfloat16" and not cpu_has_bfloat16():
+        pytest.skip("this CPU has no bfloat16")
+    net = get_model("preact50")
+    randomise(net)
+    values = {name: p.data().asnumpy() for name, p in net.collect_params().items()}
+    network = Network(Program(net(mx.sym.var("data")), 3, training=False), values, dtype)
+    images = np.random.RandomState(0).normal(size=(6, 3, 32, 32)).astype("float32")
+    expected = net(mx.nd.array(images)).asnumpy()
+    sizes, found = {}, {}
+    for size in (1, 2, 4, 6):
+        sizes[size] = Inference(network, (size, *images.shape[1:]))
+        sizes[size].images[:] = images[:size]
+        found[size] = sizes[size]()
+        if size == 1:
+            before = resident()
+    assert resident() - before < 25e6 * 4 / 2
+    for size, compute in sizes.items():  # each still computes what it did before the others came
+        np.testing.assert_array_equal(compute(), found[size])
+        assert relative(found[size], expected[:size]) < (5e-6 if dtype == "float32" else 0.03)
 
 
 @pytest.mark.parametrize("shortcut", SHORTCUTS)

@@ -18,7 +18,7 @@ from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.exports.export import export_run
 from gluon_resnetv2.net import ResNetV2, get_model, he_normal
 from gluon_resnetv2.spec import named
-from gluon_resnetv2.training import loop, statistics
+from gluon_resnetv2.training import curves, loop, statistics
 from gluon_resnetv2.training.curves import draw_curves
 from gluon_resnetv2.training.devices import contexts, split
 from gluon_resnetv2.training.evaluation import evaluate_source
@@ -378,7 +378,7 @@ def test_curves_are_drawn_in_a_part_of_the_time_and_at_the_end(
 ):
     shown = []
     monkeypatch.setattr(loop, "BETWEEN_DRAWINGS", between)
-    monkeypatch.setattr(loop, "draw_curves", lambda run: shown.append(len(read_metrics(run))))
+    monkeypatch.setattr(curves, "draw_curves", lambda run: shown.append(len(read_metrics(run))))
     train(tmp_path / "run", dataclasses.replace(TINY, num_epochs=3))
     assert shown == drawn
 

@@ -11,9 +11,8 @@ import mxnet as mx
 import numpy as np
 
 from gluon_resnetv2.engines import choice, forms
-from gluon_resnetv2.engines.native import library
 from gluon_resnetv2.engines.native.block import native_arrays
-from gluon_resnetv2.engines.native.inference import Inference
+from gluon_resnetv2.engines.native.inference import Inference, Network
 from gluon_resnetv2.engines.native.program import Program
 from gluon_resnetv2.engines.reference import (
     TOLERANCE,
@@ -133,13 +132,12 @@ class Native(Runner):
 
     def __init__(self, pair, symbol, arrays, max_batch, precision):
         super().__init__(pair, symbol, arrays, max_batch, precision)
-        library.load()
-        self._precision = precision
-        self._program = Program(symbol, pair.shape[0], training=False)
-        self._values = {name: one.asnumpy() for name, one in native_arrays(arrays).items()}
+        program = Program(symbol, pair.shape[0], training=False)
+        values = {name: one.asnumpy() for name, one in native_arrays(arrays).items()}
+        self._network = Network(program, values, precision)
 
     def _compile(self, size, shape):
-        compute = Inference(self._program, self._values, (size, *shape), self._precision)
+        compute = Inference(self._network, (size, *shape))
         return compute.images, compute
 
 

@@ -28,7 +28,6 @@ from gluon_resnetv2.engines.native.block import native_block
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.training import resume, statistics
-from gluon_resnetv2.training.curves import draw_curves
 from gluon_resnetv2.training.engine import choose as choose_engine
 from gluon_resnetv2.training.events import Events
 from gluon_resnetv2.training.meter import Meter, evaluate
@@ -267,6 +266,9 @@ class Training:
         """Draws the curves, unless they show the last epoch already."""
         if not self.run.writes or self._drawn == self.epoch:
             return
+        # Importing matplotlib takes longer than most first steps, which need not wait for it.
+        from gluon_resnetv2.training.curves import draw_curves
+
         began = time.monotonic()
         with suppress(OSError, UserError):  # a full disk has kept the metrics back
             draw_curves(self.run.folder)

@@ -95,7 +95,8 @@ def initial_network(
     dtype = "float32" if recipe.dtype == "float64" else recipe.dtype
     net = ResNetV2(recipe.spec(classes, in_channels), dtype=dtype, sync_devices=sync_devices)
     net.initialize(he_normal(recipe.init), ctx=devices, zero_last=recipe.zero_init)
-    net.cast(recipe.array_dtype)
+    if recipe.array_dtype != "float32":
+        net.cast(recipe.array_dtype)
     if recipe.freeze is not None:
         freeze(net, recipe.freeze)
     net.hybridize(static_alloc=True, static_shape=True)

@@ -52,6 +52,7 @@ def load() -> ctypes.CDLL:
         except mx.MXNetError as error:
             raise UserError(f"MXNet can't load {path}: {str(error).splitlines()[-1]}") from error
         _loaded = ctypes.CDLL(str(path))
+        _loaded.resnetv2_store.restype = ctypes.c_void_p
         _loaded.resnetv2_plan.restype = ctypes.POINTER(ctypes.c_char_p)
         _loaded.resnetv2_update.restype = ctypes.c_void_p
         return _loaded

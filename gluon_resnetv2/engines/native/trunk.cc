@@ -191,19 +191,43 @@ class Pages {
   size_t at_ = 0, used_ = 0;
 };
 
-// All memory that the network keeps.
+// What a convolution computes with.
+struct Weights {
+  memory values, bias, steps;  // the latter of weights in bytes, one for each output channel
+};
+
+// What plans of one network for several sizes of batch, of which one runs at a time, share.
+struct Store {
+  Pages lasting, passing;                       // the latter's contents each run makes anew
+  std::map<int, std::vector<Weights>> weights;  // by an instruction's `out`, in several layouts
+
+  void clear() {
+    lasting.clear();
+    passing.clear();
+    weights.clear();
+  }
+};
+
+// All memory of a plan.
 class Pool {
  public:
-  Pool(const engine& e, Pages& pages) : engine_(e), pages_(pages) {}
+  Pool(const engine& e, Store& store) : engine_(e), store_(store) {}
 
-  // For as long as the pool lives.
-  memory keep(const memory::desc& desc) { return memory(desc, engine_, pages_.allocate(desc.get_size())); }
+  // For as long as the store lives.
+  memory keep(const memory::desc& desc) {
+    return memory(desc, engine_, store_.lasting.allocate(desc.get_size()));
+  }
+
+  // For as long as the pool lives, while this plan runs.
+  memory own(const memory::desc& desc) {
+    return memory(desc, engine_, store_.passing.allocate(desc.get_size()));
+  }
 
   // For as long as the buffer lives; the next one of its size takes its place. The plan is made in
   // the order in which it runs, so this happens while planning alone.
   Buffer lend(const memory::desc& desc) {
     auto& free = free_[desc.get_size()];
-    if (free.empty()) free.push_back(pages_.allocate(desc.get_size()));
+    if (free.empty()) free.push_back(store_.passing.allocate(desc.get_size()));
     void* space = free.back();
     free.pop_back();
     return Buffer(new memory(desc, engine_, space), [&free, space](memory* m) {
@@ -214,7 +238,7 @@ class Pool {
 
  private:
   engine engine_;
-  Pages& pages_;
+  Store& store_;
   std::map<size_t, std::vector<void*>> free_;
 };
 
@@ -258,16 +282,17 @@ std::vector<Instruction> parse(const std::string& text) {
 class Trunk {
  public:
   // `images`: whether the way back gives the images' gradient, too. `kept`: whether parameters stay
-  // what they are in the first pass. `pages`: which outlive it.
+  // what they are in the first pass.
   Trunk(const std::string& program, Type type, bool training, bool images, bool kept,
-        const Shapes& shapes, Pages& pages)
+        const Shapes& shapes, Store& store)
       : engine_(engine::kind::cpu, 0),
         stream_(engine_),
-        pool_(engine_, pages),
+        pool_(engine_, store),
         type_(type),
         training_(training),
         images_(images),
         shapes_(shapes),
+        there_(kept ? &store.weights : nullptr),
         made_(kept ? once_ : forward_) {
     auto instructions = parse(program);
     last_ = instructions.size();
@@ -303,13 +328,19 @@ class Trunk {
   // Whether the plan is for inputs of these shapes.
   bool fits(const Shapes& shapes) const { return shapes == shapes_; }
 
-  void forward(const std::vector<void*>& inputs, float* features, uint32_t seed = 0) {
+  // Makes of parameters that stay what all passes compute with.
+  void prepare(const std::vector<void*>& inputs) {
     for (auto& [m, index] : inputs_) m.set_data_handle(inputs[index]);
+    for (auto& step : once_) step();
+    once_.clear();
+    stream_.wait();
+  }
+
+  void forward(const std::vector<void*>& inputs, float* features, uint32_t seed = 0) {
+    prepare(inputs);
     for (auto& [pointer, index] : statistics_) *pointer = static_cast<float*>(inputs[index]);
     features_ = features;
     seed_ = seed;
-    for (auto& step : once_) step();
-    once_.clear();
     for (auto& step : forward_) step();
     stream_.wait();
   }
@@ -349,14 +380,13 @@ class Trunk {
     auto shape = x.get_desc().get_dims();
     memory::dims kernel = {i["channels"], shape[1], i["kernel"], i["kernel"]};
     memory::dims strides = {i["stride"], i["stride"]}, pad = {i["pad"], i["pad"]};
-    memory::dims wide = {i["channels"]};
     memory::dims out = {shape[0], i["channels"], size(shape[2], i), size(shape[3], i)};
     const bool in_bytes = i.has("step"), to_bytes = i.has("to"), folds = i.has("gamma");
     memory::desc weights(kernel, in_bytes ? Type::s8 : type_, Tag::any);
     memory::desc diff_weights(kernel, Type::f32, Tag::any);
     memory::desc result = activation(out, to_bytes ? Type::u8 : type_);
     memory::desc bias = memory::desc();
-    if (i.has("bias") || folds) bias = memory::desc(wide, Type::f32, Tag::a);
+    if (i.has("bias") || folds) bias = memory::desc({i["channels"]}, Type::f32, Tag::a);
     const auto direct = algorithm::convolution_direct;
     auto attributes = own_scratchpad();
     post_ops after;
@@ -369,21 +399,14 @@ class Trunk {
     convolution_forward::primitive_desc pd(engine_, kind(), direct, x.get_desc(), weights, bias,
                                            result, strides, pad, pad, attributes);
     auto y = compute(i["out"], result);
-    auto given = folds ? pool_.keep({kernel, Type::f32, Tag::oihw}) : input(i["weight"], Tag::oihw);
-    Arguments arguments = {{DNNL_ARG_SRC, x}, {DNNL_ARG_DST, y}};
-    if (folds)
-      arguments[DNNL_ARG_BIAS] = folded(i, given);
-    else if (i.has("bias"))
-      arguments[DNNL_ARG_BIAS] = input(i["bias"], Tag::a);
+    const auto own = weights_of(i, pd.weights_desc());
+    Arguments arguments = {{DNNL_ARG_SRC, x}, {DNNL_ARG_DST, y}, {DNNL_ARG_WEIGHTS, own.values}};
+    if (own.bias) arguments[DNNL_ARG_BIAS] = own.bias;
     if (in_bytes) {
-      auto scales = pool_.keep({wide, Type::f32, Tag::a});
-      given = quantized(given, scales);
       arguments[DNNL_ARG_ATTR_SCALES | DNNL_ARG_SRC] = one(i.number("step"));
-      arguments[DNNL_ARG_ATTR_SCALES | DNNL_ARG_WEIGHTS] = scales;
+      arguments[DNNL_ARG_ATTR_SCALES | DNNL_ARG_WEIGHTS] = own.steps;
     }
     if (to_bytes) arguments[DNNL_ARG_ATTR_SCALES | DNNL_ARG_DST] = one(i.number("to"));
-    auto w = converted(made_, given, pd.weights_desc());
-    arguments[DNNL_ARG_WEIGHTS] = w;
     if (i.has("add"))
       arguments[DNNL_ARG_ATTR_MULTIPLE_POST_OP(after.len() - 1) | DNNL_ARG_SRC_1] =
           *values_[i["add"]];
@@ -409,14 +432,78 @@ class Trunk {
       convolution_backward_data::primitive_desc data_pd(engine_, direct, x.get_desc(), weights,
                                                         activation(out), strides, pad, pad, pd,
                                                         own_scratchpad());
-      auto w_back = data_pd.weights_desc() == w.get_desc()
-                        ? w
-                        : converted(backward_, given, data_pd.weights_desc());
+      auto w = data_pd.weights_desc() == own.values.get_desc()
+                   ? own.values
+                   : converted(backward_, input(i["weight"], Tag::oihw), data_pd.weights_desc());
       give(i["in"], [&](const memory& dx) {
         run(backward_, convolution_backward_data(data_pd),
-            {{DNNL_ARG_DIFF_DST, *dy}, {DNNL_ARG_WEIGHTS, w_back}, {DNNL_ARG_DIFF_SRC, dx}});
+            {{DNNL_ARG_DIFF_DST, *dy}, {DNNL_ARG_WEIGHTS, w}, {DNNL_ARG_DIFF_SRC, dx}});
       });
     };
+  }
+
+  // What a convolution computes with, its weights as `desc` says.
+  Weights weights_of(const Instruction& i, const memory::desc& desc) {
+    if (there_)
+      for (auto& there : (*there_)[i["out"]])
+        if (there.values.get_desc() == desc) return there;
+    Weights made;
+    Buffer floats, bytes;  // on the way to what is kept
+    auto given = input(i["weight"], Tag::oihw);
+    if (i.has("bias")) made.bias = input(i["bias"], Tag::a);
+    if (i.has("gamma")) {
+      floats = pool_.lend(given.get_desc());
+      made.bias = folded(i, given, *floats);
+      given = *floats;
+    }
+    if (i.has("step")) {
+      bytes = pool_.lend({given.get_desc().get_dims(), Type::s8, Tag::oihw});
+      made.steps = quantized(given, *bytes);
+      given = *bytes;
+    }
+    if (floats || bytes)
+      copy(made_, given, made.values = pool_.keep(desc));
+    else
+      made.values = converted(made_, given, desc);
+    if (there_) (*there_)[i["out"]].push_back(made);
+    return made;
+  }
+
+  // Fills the weights that do a convolution and the normalisation of what it computes in one;
+  // returns the bias that goes with them.
+  memory folded(const Instruction& i, const memory& own, const memory& weights) {
+    auto before = !i.has("bias") ? memory() : input(i["bias"], Tag::a);
+    auto norm = normalisation(i);
+    auto bias = pool_.keep(norm.mean.get_desc());
+    const bool has_bias = i.has("bias");
+    const size_t channels = i["channels"], size = elements(weights) / channels;
+    made_.push_back([=] {
+      for (size_t c = 0; c < channels; ++c) {
+        const float scale = norm.scale(c);
+        for (size_t k = c * size; k < (c + 1) * size; ++k) data(weights)[k] = data(own)[k] * scale;
+        data(bias)[c] = norm.of(has_bias ? data(before)[c] : 0, c);
+      }
+    });
+    return bias;
+  }
+
+  // Fills the weights in 8 bits; returns the step of each output channel, in which its largest is
+  // 127.
+  memory quantized(const memory& weights, const memory& bytes) {
+    const auto shape = weights.get_desc().get_dims();
+    auto steps = pool_.keep({{shape[0]}, Type::f32, Tag::a});
+    const size_t size = elements(weights) / shape[0];
+    made_.push_back([=] {
+      auto* to = static_cast<int8_t*>(bytes.get_data_handle());
+      for (int c = 0; c < shape[0]; ++c) {
+        const float* own = data(weights) + c * size;
+        float most = 1e-30f;
+        for (size_t k = 0; k < size; ++k) most = std::max(most, std::abs(own[k]));
+        data(steps)[c] = most / 127;
+        for (size_t k = 0; k < size; ++k) to[c * size + k] = std::lround(own[k] / most * 127);
+      }
+    });
+    return steps;
   }
 
   // By the moving statistics: what it multiplies a channel by, and what it makes of a value there.
@@ -434,24 +521,6 @@ class Trunk {
   Normalisation normalisation(const Instruction& i) {
     return {input(i["gamma"], Tag::a), input(i["beta"], Tag::a),    input(i["mean"], Tag::a),
             input(i["var"], Tag::a),   float(i.number("eps")), i.has("fixed")};
-  }
-
-  // Weights in 8 bits, and the step of each output channel, in which its largest is 127.
-  memory quantized(const memory& weights, const memory& steps) {
-    const auto shape = weights.get_desc().get_dims();
-    auto found = pool_.keep({shape, Type::s8, Tag::oihw});
-    const size_t size = elements(weights) / shape[0];
-    made_.push_back([=] {
-      auto* to = static_cast<int8_t*>(found.get_data_handle());
-      for (int c = 0; c < shape[0]; ++c) {
-        const float* own = data(weights) + c * size;
-        float most = 1e-30f;
-        for (size_t k = 0; k < size; ++k) most = std::max(most, std::abs(own[k]));
-        data(steps)[c] = most / 127;
-        for (size_t k = 0; k < size; ++k) to[c * size + k] = std::lround(own[k] / most * 127);
-      }
-    });
-    return found;
   }
 
   // An activation in bytes, what is below 0 as 0.
@@ -504,25 +573,6 @@ class Trunk {
     auto m = pool_.keep({{1}, Type::f32, Tag::a});
     *data(m) = scale;
     return m;
-  }
-
-  // Fills the weights that do a convolution and the normalisation of what it computes in one;
-  // returns the bias that goes with them.
-  memory folded(const Instruction& i, const memory& weights) {
-    auto own = input(i["weight"], Tag::oihw);
-    auto before = !i.has("bias") ? memory() : input(i["bias"], Tag::a);
-    auto norm = normalisation(i);
-    auto bias = pool_.keep(norm.mean.get_desc());
-    const bool has_bias = i.has("bias");
-    const size_t channels = i["channels"], size = elements(weights) / channels;
-    made_.push_back([=] {
-      for (size_t c = 0; c < channels; ++c) {
-        const float scale = norm.scale(c);
-        for (size_t k = c * size; k < (c + 1) * size; ++k) data(weights)[k] = data(own)[k] * scale;
-        data(bias)[c] = norm.of(has_bias ? data(before)[c] : 0, c);
-      }
-    });
-    return bias;
   }
 
   std::function<void()> bn(const Instruction& i) {
@@ -758,7 +808,7 @@ class Trunk {
     const ptrdiff_t n = shape[0], channels = shape[1], area = shape[2] * shape[3];
     float** sums = &features_;
     if (i["out"] != last_) {
-      means_ = data(pool_.keep({{n, channels}, Type::f32, Tag::ab}));
+      means_ = data(pool_.own({{n, channels}, Type::f32, Tag::ab}));
       sums = &means_;
     }
     forward_.push_back([=] {
@@ -900,7 +950,7 @@ class Trunk {
   void share_scratchpad() {
     size_t size = 0;
     for (auto& m : scratchpads_) size = std::max(size, m.get_desc().get_size());
-    auto shared = pool_.keep({{memory::dim(size)}, Type::u8, Tag::a});
+    auto shared = pool_.own({{memory::dim(size)}, Type::u8, Tag::a});
     for (auto& m : scratchpads_) m.set_data_handle(shared.get_data_handle());
     scratchpads_.clear();
   }
@@ -943,6 +993,7 @@ class Trunk {
   Type type_;
   const bool training_, images_;
   const Shapes shapes_;
+  std::map<int, std::vector<Weights>>* const there_;  // which need not be made again
   // While the plan is being made, by the number of an activation:
   std::vector<Buffer> values_, gradients_;
   std::map<int, memory::desc> descs_;
@@ -993,9 +1044,9 @@ class Operator : public mxnet::ext::CustomStatefulOp {
       for (auto& input : *inputs) shapes.push_back(input.shape), arrays.push_back(input.data_ptr);
       if (!trunk_ || !trunk_->fits(shapes)) {
         trunk_.reset();
-        pages_.clear();
+        store_.clear();
         trunk_ = std::make_unique<Trunk>(program_, type_of(dtype_), training_, images_, kept_, shapes,
-                                         pages_);
+                                         store_);
       }
       // MXNet's own generator, which `mx.random.seed` sets.
       uint32_t seed = (*resource.get_cpu_rand_states())();
@@ -1022,7 +1073,7 @@ class Operator : public mxnet::ext::CustomStatefulOp {
 
   std::string program_, dtype_;
   bool training_, images_, kept_;
-  Pages pages_;
+  Store store_;
   std::unique_ptr<Trunk> trunk_;
 };
 
@@ -1069,7 +1120,6 @@ struct Plan {
   const char* error = nullptr;  // which `inference.py` reads
 
   std::string message;
-  Pages pages;
   std::unique_ptr<Trunk> trunk;
   std::vector<void*> inputs;
   float* features;
@@ -1094,8 +1144,13 @@ struct Plan {
 
 extern "C" {
 
+// Outlives the plans of one program, and one set of inputs but for the images.
+Store* resnetv2_store() { return new Store; }
+
+void resnetv2_drop_store(Store* store) { delete store; }
+
 // `sizes` has of each of `count` inputs, the images first, the number of dimensions and then these.
-Plan* resnetv2_plan(const char* program, const char* dtype, int count, void** inputs,
+Plan* resnetv2_plan(Store* store, const char* program, const char* dtype, int count, void** inputs,
                     const int64_t* sizes, float* features, int threads) {
   auto plan = new Plan;
   plan->threads = threads;
@@ -1105,8 +1160,9 @@ Plan* resnetv2_plan(const char* program, const char* dtype, int count, void** in
       shapes.emplace_back(sizes + 1, sizes + 1 + *sizes);
     plan->inputs.assign(inputs, inputs + count);
     plan->features = features;
-    plan->trunk = std::make_unique<Trunk>(program, type_of(dtype), false, false, true, shapes,
-                                          plan->pages);
+    store->passing.clear();
+    plan->trunk = std::make_unique<Trunk>(program, type_of(dtype), false, false, true, shapes, *store);
+    plan->trunk->prepare(plan->inputs);
   });
   return plan;
 }
@@ -1115,7 +1171,7 @@ void resnetv2_compute(Plan* plan) {
   plan->guarded([&] { plan->trunk->forward(plan->inputs, plan->features); });
 }
 
-void resnetv2_forget(Plan* plan) { delete plan; }
+void resnetv2_drop_plan(Plan* plan) { delete plan; }
 }
 
 REGISTER_OP(resnetv2_trunk)

@@ -69,5 +69,5 @@ void resnetv2_apply(void*, Update* all) {
   }
 }
 
-void resnetv2_drop(Update* all) { delete all; }
+void resnetv2_drop_update(Update* all) { delete all; }
 }

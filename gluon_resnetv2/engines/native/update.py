@@ -61,7 +61,7 @@ class Update:
             _LIB.MXEnginePushSyncND(
                 self._library.resnetv2_apply,
                 ctypes.c_void_p(update),
-                self._library.resnetv2_drop,
+                self._library.resnetv2_drop_update,
                 self._context,
                 self._read,
                 len(self._read),
