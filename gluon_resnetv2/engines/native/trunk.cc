@@ -196,10 +196,12 @@ struct Weights {
   memory values, bias, steps;  // the latter of weights in bytes, one for each output channel
 };
 
+using WeightsOf = std::map<int, std::vector<Weights>>;  // by `out`, each in several layouts
+
 // What plans of one network for several sizes of batch, of which one runs at a time, share.
 struct Store {
-  Pages lasting, passing;                       // the latter's contents each run makes anew
-  std::map<int, std::vector<Weights>> weights;  // by an instruction's `out`, in several layouts
+  Pages lasting, passing;  // the latter's contents each run makes anew
+  WeightsOf weights;
 
   void clear() {
     lasting.clear();
@@ -292,7 +294,7 @@ class Trunk {
         training_(training),
         images_(images),
         shapes_(shapes),
-        there_(kept ? &store.weights : nullptr),
+        weights_(kept ? &store.weights : nullptr),
         made_(kept ? once_ : forward_) {
     auto instructions = parse(program);
     last_ = instructions.size();
@@ -444,8 +446,8 @@ class Trunk {
 
   // What a convolution computes with, its weights as `desc` says.
   Weights weights_of(const Instruction& i, const memory::desc& desc) {
-    if (there_)
-      for (auto& there : (*there_)[i["out"]])
+    if (weights_)
+      for (auto& there : (*weights_)[i["out"]])
         if (there.values.get_desc() == desc) return there;
     Weights made;
     Buffer floats, bytes;  // on the way to what is kept
@@ -465,7 +467,7 @@ class Trunk {
       copy(made_, given, made.values = pool_.keep(desc));
     else
       made.values = converted(made_, given, desc);
-    if (there_) (*there_)[i["out"]].push_back(made);
+    if (weights_) (*weights_)[i["out"]].push_back(made);
     return made;
   }
 
@@ -993,7 +995,7 @@ class Trunk {
   Type type_;
   const bool training_, images_;
   const Shapes shapes_;
-  std::map<int, std::vector<Weights>>* const there_;  // which need not be made again
+  WeightsOf* const weights_;  // those that are for good, or none
   // While the plan is being made, by the number of an activation:
   std::vector<Buffer> values_, gradients_;
   std::map<int, memory::desc> descs_;
@@ -1164,6 +1166,7 @@ Plan* resnetv2_plan(Store* store, const char* program, const char* dtype, int co
     plan->trunk = std::make_unique<Trunk>(program, type_of(dtype), false, false, true, shapes, *store);
     plan->trunk->prepare(plan->inputs);
   });
+  if (plan->error) store->weights.clear();  // which may not have been made
   return plan;
 }
 
