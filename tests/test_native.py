@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,14 +48,14 @@ def installed():
     skip_unless_installed()
 
 
-def trained(net, block=None, dtype="float64", size=16, counts=(4,), seed=0):
+def trained(net, block=None, dtype="float64", size=(16, 16), counts=(4,), seed=0):
     """Logits, gradients, the images' too, and statistics after passes over random batches."""
     values = randomise(net, seed, dtype=dtype)
     block = block(net) if block else net
     logits = []
     for number, count in enumerate(counts):
         rng = np.random.RandomState(number)
-        shape = (count, net.spec.in_channels, size, size)
+        shape = (count, net.spec.in_channels, *size)
         images = mx.nd.array(rng.normal(size=shape), dtype=dtype)
         weights = mx.nd.array(rng.normal(size=(count, net.spec.classes)), dtype=dtype)
         images.attach_grad()
@@ -148,7 +149,7 @@ def test_other_networks_train_as_float64_in_mxnet(switches):
         return check(ResNetV2(spec))
     # Of fewer values, for one of more is always in doubt.
     small = dataclasses.replace(spec, stages=(1, 1, 1, 1), channels=(16, 32, 64, 128))
-    check(ResNetV2(small), size=48)
+    check(ResNetV2(small), size=(48, 48))
 
 
 def test_batches_of_other_sizes_may_come():
@@ -270,11 +271,12 @@ def test_two_devices_train_side_by_side():
 
 
 @pytest.mark.skipif(not cpu_has_bfloat16(), reason="this CPU has no bfloat16")
-def test_bfloat16_rounds_and_computes_the_same():
+@pytest.mark.parametrize("size", [(16, 16), (32, 2)], ids=str)  # the last stage is 1 pixel wide
+def test_bfloat16_rounds_and_computes_the_same(size):
     """8 bits of mantissa, rounding anew in each layer: some percent, and never nothing."""
-    expected = trained(ResNetV2(named("preact8", unit="basic")), size=16)
+    expected = trained(ResNetV2(named("preact8", unit="basic")), size=size)
     net = get_model("preact8", unit="basic")
-    found = trained(net, lambda net: native_block(net, "bfloat16"), "float32", size=16)
+    found = trained(net, lambda net: native_block(net, "bfloat16"), "float32", size=size)
     differences = {name: relative(found[name], expected[name], 1e-4) for name in expected}
     assert differences["logits 0"] < 0.03
     assert max(differences.values()) < 0.2
@@ -445,6 +447,47 @@ def test_batches_of_several_sizes_share_weights(dtype):
     for size, compute in sizes.items():  # each still computes what it did before the others came
         np.testing.assert_array_equal(compute(), found[size])
         assert relative(found[size], expected[:size]) < (5e-6 if dtype == "float32" else 0.03)
+
+
+def test_a_plan_that_fails_leaves_no_weights_behind(monkeypatch):
+    net = get_model("preact8", unit="basic")
+    values = {name: value.astype("float32") for name, value in randomise(net).items()}
+    program = Program(net(mx.sym.var("data")), 3, training=False)
+    network = Network(program, values, "float32")
+    with monkeypatch.context() as patch:
+        patch.setattr(program, "text", f"{program.text};unknown out=99 in=1")
+        with pytest.raises(mx.MXNetError, match="no instruction is called unknown"):
+            Inference(network, (4, 3, 8, 8))
+    compute = Inference(network, (2, 3, 8, 8))
+    compute.images[:] = np.random.RandomState(0).normal(size=compute.images.shape)
+    assert relative(compute(), net(mx.nd.array(compute.images)).asnumpy()) < 2e-6
+
+
+WITH_COMMAS = """
+import locale
+import gluon_resnetv2
+import mxnet as mx
+from gluon_resnetv2.engines.native.block import native_block
+from gluon_resnetv2.net import get_model
+
+net = get_model("preact8", unit="basic", shortcut="scale:0.5,0.5")
+net.initialize()
+images = mx.nd.ones((1, 3, 8, 8))
+expected = net(images).asnumpy()
+locale.setlocale(locale.LC_NUMERIC, "de_DE.UTF-8")
+assert locale.localeconv()["decimal_point"] == ","
+found = native_block(net, training=False)(images).asnumpy()
+assert abs(found - expected).max() < 1e-5 * abs(expected).max(), (found, expected)
+"""
+
+
+def test_numbers_are_read_alike_in_a_locale_with_commas(tmp_path):
+    localedef = ["localedef", "-i", "de_DE", "-f", "UTF-8", tmp_path / "de_DE.UTF-8"]
+    if not shutil.which("localedef") or subprocess.run(localedef, check=False).returncode:
+        pytest.skip("no German locale can be made here")
+    environment = {**os.environ, "LOCPATH": str(tmp_path)}
+    command = [sys.executable, "-c", WITH_COMMAS]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
 
 
 @pytest.mark.parametrize("shortcut", SHORTCUTS)

@@ -34,8 +34,8 @@ class Predictor:
         max_batch: so many images are computed at once; more are split.
         shape: of an image, for a pair without manifest: (C, H, W), or as its graph takes it; by
             default a usual one that fits.
-        engine: "mxnet" for MXNet's graph alone; "native" for the native operator alone, which takes
-            graphs that are not fused, in float32 or bfloat16; "auto" for the fastest of all.
+        engine: "mxnet" for MXNet's graph alone; "native" for the native one alone; "auto" for the
+            fastest of all.
         features: whether `run` gives the pooled features that the graph's classifier reads. They
             are checked by the logits that the classifier makes of them. `probabilities` and `top`
             are not to be used then.

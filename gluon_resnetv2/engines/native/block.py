@@ -34,7 +34,8 @@ def native_symbol(
         training: whether it is for training passes alone, or for inference alone.
         kept: in inference, whether parameters are for good what they are in the first pass.
         adds: in training, whether gradients are added to what is there (grad_req "add").
-        images_gradient: in training, whether the images' gradient is computed, too; else it is 0.
+        images_gradient: in training, whether the images' gradient is computed, too; else what
+            MXNet gives for it has not been written.
 
     Raises:
         UserError: the operator has no instruction for something in the network, or can't be used

@@ -34,6 +34,7 @@
 
 #include <cstring>
 #include <functional>
+#include <locale>
 #include <map>
 #include <memory>
 #include <set>
@@ -263,6 +264,15 @@ struct Instruction {
   }
 };
 
+// Whatever the locale.
+double number(const std::string& text) {
+  std::istringstream stream(text);
+  stream.imbue(std::locale::classic());
+  double found;
+  stream >> found;
+  return found;
+}
+
 // A line has an instruction's name, then WORD=NUMBER, or a WORD alone for what is or is not.
 std::vector<Instruction> parse(const std::string& text) {
   std::vector<Instruction> program;
@@ -274,7 +284,7 @@ std::vector<Instruction> parse(const std::string& text) {
     for (std::string word; words >> word;) {
       auto at = word.find('=');
       instruction.words[word.substr(0, at)] =
-          at == std::string::npos ? 1 : std::stod(word.substr(at + 1));
+          at == std::string::npos ? 1 : number(word.substr(at + 1));
     }
     program.push_back(instruction);
   }
@@ -428,6 +438,12 @@ class Trunk {
       Arguments arguments = {
           {DNNL_ARG_SRC, x}, {DNNL_ARG_DIFF_DST, *dy}, {DNNL_ARG_DIFF_WEIGHTS, dw}};
       if (i.has("bias")) arguments[DNNL_ARG_DIFF_BIAS] = output(i["bias"], Tag::a);
+      if (shape[3] == 1) {
+        // Of images one pixel wide oneDNN's kernel for bfloat16 adds up what it has not written.
+        backward_.push_back([this] {
+          std::memset(scratchpad_.get_data_handle(), 0, scratchpad_.get_desc().get_size());
+        });
+      }
       run(backward_, convolution_backward_weights(weights_pd), arguments);
       if (dw.get() != target.get()) copy(backward_, dw, target);
       if (i["in"] == 0 && !images_) return;
@@ -952,8 +968,8 @@ class Trunk {
   void share_scratchpad() {
     size_t size = 0;
     for (auto& m : scratchpads_) size = std::max(size, m.get_desc().get_size());
-    auto shared = pool_.own({{memory::dim(size)}, Type::u8, Tag::a});
-    for (auto& m : scratchpads_) m.set_data_handle(shared.get_data_handle());
+    scratchpad_ = pool_.own({{memory::dim(size)}, Type::u8, Tag::a});
+    for (auto& m : scratchpads_) m.set_data_handle(scratchpad_.get_data_handle());
     scratchpads_.clear();
   }
 
@@ -1002,7 +1018,8 @@ class Trunk {
   std::set<int> stays_;  // what others than convolutions read
   std::map<int, std::function<void(const memory&)>> again_;  // plans that it is computed anew
   std::vector<std::pair<memory, int>> inputs_, outputs_;
-  std::vector<memory> scratchpads_;
+  std::vector<memory> scratchpads_;  // of each primitive, until all share
+  memory scratchpad_;
   std::vector<std::pair<std::shared_ptr<float*>, int>> statistics_;
   int last_;  // instruction's number
   float *means_, *features_, *gradient_;
