@@ -77,7 +77,7 @@ def test_what_a_process_of_ours_says_in_another_encoding_is_read(garbled, tmp_pa
     with pytest.raises(UserError, match=r"failed: no caf\\xe9$"):
         profiling.run({})
     with pytest.raises(UserError, match=r"machine: no caf\\xe9$"):
-        estimate._measured(False, Slot(None, 1))
+        estimate._measured(False, "auto", Slot(None, 1))
     (((_, failure),),) = verify._run(
         [("block", None), ("module", None)], tmp_path, [{}], processes := [], stop
     ).values()

@@ -459,7 +459,7 @@ def test_updates_are_those_of_gluons_trainer_to_the_bit(cpus, engine):
         nets.append(net)
     assert type(trainers[0]) is not type(trainers[1])
     for number in range(4):
-        if number == 2 and cpus == 1:  # its momenta come back in other arrays
+        if number == 2 and cpus == 1:
             restore_optimizer(trainers[0], *optimizer_state(trainers[0]))
         for net, trainer in zip(nets, trainers):
             make_update(net, trainer, number, images=3)

@@ -20,12 +20,13 @@ import pytest
 
 from gluon_resnetv2 import cli, commands
 from gluon_resnetv2.commands import train
+from gluon_resnetv2.engines import choice
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.paper import FAIL, RESULTS
 from gluon_resnetv2.spec import named
 from gluon_resnetv2.study import main, report, runner
-from gluon_resnetv2.study.estimate import Speed, seconds
+from gluon_resnetv2.study.estimate import Speed, measure, seconds
 from gluon_resnetv2.study.plan import Outcome, Planned, Settings, plan
 from gluon_resnetv2.study.rows import Row, contradictions, errors_table, rank_correlations
 from gluon_resnetv2.study.runner import Slot, slots
@@ -33,6 +34,7 @@ from gluon_resnetv2.study.studies import STUDIES
 from gluon_resnetv2.training.options import read_options
 from gluon_resnetv2.training.recipe import Recipe
 from gluon_resnetv2.training.run import read_metrics
+from gluon_resnetv2.training.step import Step
 from tests.imagenet_tree import make_tree
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -384,6 +386,21 @@ def test_estimates_count_operations_and_multiply_adds():
     step = 9 * 7 * 1e-3 + 64 * spec.multiply_adds(8) * 1e-9
     expected = 230 * (1 + 360 / 1437 / 3) * step
     assert seconds(run, Speed(1e-3, 1e-9)) - seconds(run, Speed(0, 0)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("engine", ["auto", "mxnet"])
+def test_what_is_timed_is_the_engine_that_runs_would_take(engine, monkeypatch):
+    taken = set()
+
+    class Noting(Step):
+        def __init__(self, net, trainer, recipe, devices):
+            super().__init__(net, trainer, recipe, devices)
+            taken.add(recipe.engine)
+
+    monkeypatch.setattr("gluon_resnetv2.training.step.Step", Noting)
+    speed = measure(False, engine, None)
+    assert taken == {"mxnet" if engine == "mxnet" or choice.native_library()[1] else "native"}
+    assert 1e-12 < speed.multiply_add < 1e-7
 
 
 def test_devices_are_shared_out():

@@ -14,11 +14,11 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gluon_resnetv2.cli import run_module
 from gluon_resnetv2.data import num_batches
-from gluon_resnetv2.spec import IMAGE_SIZES, Spec, named
+from gluon_resnetv2.spec import IMAGE_SIZES, Spec
 from gluon_resnetv2.study.plan import Planned
 from gluon_resnetv2.study.runner import Slot
 
@@ -28,6 +28,7 @@ IMAGES = {  # for training and for testing
     "cifar100": (50_000, 10_000),
     "imagenet": (1_281_167, 50_000),
 }
+CLASSES = 10  # about: a classifier costs next to nothing
 START = 6.0  # seconds of a run's start and end, most of them MXNet's import
 FOLLOWING = 8  # steps that take as long as following signals once, an operation at a time
 STEPS = 3  # measured of each batch
@@ -52,7 +53,7 @@ def estimate(runs: Sequence[Planned], slot: Slot) -> dict[Planned, float]:
     if not runs:
         return {}
     imagenet = any(run.recipe.dataset == "imagenet" for run in runs)
-    speed = _measured(imagenet, slot)
+    speed = _measured(imagenet, runs[0].recipe.engine, slot)
     return {run: seconds(run, speed) for run in runs}
 
 
@@ -61,7 +62,7 @@ def seconds(run: Planned, speed: Speed) -> float:
     recipe = run.recipe
     train, test = IMAGES[recipe.dataset]
     size = recipe.image_size or IMAGE_SIZES["imagenet" if recipe.dataset == "imagenet" else "cifar"]
-    spec = recipe.spec(classes=10)
+    spec = recipe.spec(CLASSES)
     steps = recipe.total_steps(num_batches(train, recipe.batch_size, recipe.parts))
     # A forward pass is a third of a step.
     evaluated = 1 + test / train / 3
@@ -75,7 +76,7 @@ def _operations(spec):
     return sum(len(unit.pre + unit.body + unit.after) + 1 for unit in units)
 
 
-def _measured(imagenet: bool, slot: Slot) -> Speed:
+def _measured(imagenet: bool, engine: str, slot: Slot) -> Speed:
     """`measure`, with the threads of a slot.
 
     Raises:
@@ -83,40 +84,51 @@ def _measured(imagenet: bool, slot: Slot) -> Speed:
     """
     answer = run_module(
         "gluon_resnetv2.study.estimate",
-        {"imagenet": imagenet, "gpus": slot.gpus},
+        {"imagenet": imagenet, "engine": engine, "gpus": slot.gpus},
         "the speed of this machine",
         OMP_NUM_THREADS=str(slot.threads),
     )
     return Speed(*json.loads(answer))
 
 
-def measure(imagenet: bool, gpus: Sequence[int] | None) -> Speed:
-    """Times training steps of a small network, of two batch sizes."""
+def measure(imagenet: bool, engine: str, gpus: Sequence[int] | None) -> Speed:
+    """Times training steps of a small network, of two batch sizes, as a run would make them.
+
+    Args:
+        engine: as the recipe has it.
+    """
     import mxnet as mx
+    import numpy as np
 
-    from gluon_resnetv2.net import ResNetV2
+    from gluon_resnetv2.distributed.workers import Workers
     from gluon_resnetv2.training.devices import contexts
-    from gluon_resnetv2.training.step import forward_backward
+    from gluon_resnetv2.training.engine import choose
+    from gluon_resnetv2.training.main import initial_network
+    from gluon_resnetv2.training.optimizer import make_trainer
+    from gluon_resnetv2.training.recipe import Recipe
+    from gluon_resnetv2.training.step import Step
 
-    spec, size = (named("preact18"), 224) if imagenet else (named("preact20"), 16)
-    (device, *_) = contexts(gpus)
-    net = ResNetV2(spec)
-    net.initialize(ctx=device)
-    net.hybridize(static_alloc=True, static_shape=True)
-    trainer = mx.gluon.Trainer(net.collect_params(), "sgd", {"momentum": 0.9})
+    model, size = ("preact18", 224) if imagenet else ("preact20", 16)
+    settings = {"engine": engine, "gpus": tuple(gpus[:1]) if gpus else None}
+    recipe = Recipe(model=model, dataset="synthetic", **settings)
+    devices = contexts(recipe.gpus)
+    net = initial_network(recipe, CLASSES, devices)
+    engine, _ = choose(recipe, net, (3, size, size), Workers(None))
+    recipe = replace(recipe, engine=engine)
+    update = Step(net, make_trainer(net, recipe), recipe, devices)
     times, (small, large) = [], BATCHES[imagenet]
     for count in (small, large):
-        images, taken = mx.nd.ones((count, 3, size, size), ctx=device), []
-        for _ in range(STEPS + 1):
+        images, labels = np.ones((count, 3, size, size), "float32"), np.zeros(count, "int32")
+        taken = []
+        for number in range(STEPS + 1):
             began = time.perf_counter()
-            forward_backward(net, [images], lambda outputs: [outputs[0].sum()])
-            trainer.step(count)
+            update(images, labels, number, count)
             mx.nd.waitall()
             taken.append(time.perf_counter() - began)
         times.append(statistics.median(taken[1:]))  # the first one prepares kernels
     slope = max((times[1] - times[0]) / (large - small), 0.0)  # seconds for an image
     intercept = max(times[0] - small * slope, 0.0)
-    return Speed(intercept / _operations(spec), slope / spec.multiply_adds(size))
+    return Speed(intercept / _operations(net.spec), slope / net.spec.multiply_adds(size))
 
 
 def main() -> None:

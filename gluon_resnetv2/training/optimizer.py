@@ -47,21 +47,23 @@ class Trainer(gluon.Trainer):
             for group in groups:
                 group.update(sgd)
 
-    def forget_arrays(self) -> None:
-        """Has the next update look for all arrays anew."""
-        self._together = None
+    def state(self, device: int, index: int):
+        """What the optimiser keeps of a parameter on one device, which is made if it is missing."""
+        updater = self._updaters[device]
+        if index not in updater.states:
+            weight = self._params[index].list_data()[device]
+            updater.states[index] = self._optimizer.create_state_multi_precision(index, weight)
+            updater.states_synced[index] = True
+        return updater.states[index]
 
     def _collected(self, device):
-        """The parameters of one device in groups, with their momenta, which are made if missing."""
-        updater, by_type = self._updaters[device], defaultdict(list)
+        """The parameters of one device in groups, with their momenta."""
+        by_type = defaultdict(list)
         for index, parameter in enumerate(self._params):
             if parameter.grad_req == "null":
                 continue
-            weight = parameter.list_data()[device]
-            if index not in updater.states:
-                state = self._optimizer.create_state_multi_precision(index, weight)
-                updater.states[index], updater.states_synced[index] = state, True
-            arrays = weight, parameter.list_grad()[device], updater.states[index]
+            weight, gradient = parameter.list_data()[device], parameter.list_grad()[device]
+            arrays = weight, gradient, self.state(device, index)
             by_type[weight.dtype].append((weight.size, index, arrays))
         groups = []
         for dtype, tensors in by_type.items():
@@ -180,17 +182,13 @@ def restore_optimizer(trainer: Trainer, arrays: dict[str, mx.nd.NDArray], update
         return
     trainer._init_kvstore()
     trainer._init_params()
-    trainer.forget_arrays()
     optimizer = trainer.optimizer
     learned = [i for i, p in enumerate(trainer._params) if p.grad_req != "null"]
-    for device, updater in enumerate(_updaters(trainer)):
+    for device, _ in enumerate(_updaters(trainer)):
         for index in learned:
-            weight = trainer._params[index].list_data()[device]
-            state = optimizer.create_state_multi_precision(index, weight)
+            state = trainer.state(device, index)
             for name, array in _named(trainer._params[index].name, state).items():
                 array[:] = arrays[name]
-            updater.states[index] = state
-            updater.states_synced[index] = True
     optimizer.num_update = updates
     ids = {context.device_id for context in trainer._contexts}
     optimizer._all_index_update_counts.update(

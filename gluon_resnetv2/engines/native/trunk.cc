@@ -624,9 +624,10 @@ class Trunk {
           (*moving)[c] = momentum * (*moving)[c] + (1 - momentum) * now[c];
       });
     }
-    if (!stays_.count(i["out"])) {
+    if (type_ == Type::bf16 && !stays_.count(i["out"])) {
       // The way back computes it anew rather than read it: to write it once more, where the last one
-      // of its size was, takes less time than to fetch it from memory, and there is one for all.
+      // of its size was, takes no longer than to fetch it from memory, and there is one for all. In
+      // float32 it takes longer.
       again_[i["out"]] = [=](const memory& y) mutable {
         batch_normalization_forward::primitive_desc pd(
             engine_, prop_kind::forward_inference, x.get_desc(), y.get_desc(), eps,
