@@ -14,7 +14,7 @@ from gluon_resnetv2 import data
 from gluon_resnetv2.checkpoint import checkpoints, load_run
 from gluon_resnetv2.exports.export import export_run
 from gluon_resnetv2.net import ResNetV2, get_model, he_normal
-from gluon_resnetv2.training import loop
+from gluon_resnetv2.training import curves, loop
 from gluon_resnetv2.training.devices import contexts
 from gluon_resnetv2.training.meter import evaluate
 from gluon_resnetv2.training.optimizer import make_trainer
@@ -40,7 +40,7 @@ RECIPE = Recipe(  # three epochs of five steps
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(loop, "draw_curves", lambda folder: None)
+    monkeypatch.setattr(curves, "draw_curves", lambda folder: None)
     monkeypatch.setattr(loop, "STEPS_UNSETTLED", 0)
     monkeypatch.setattr(os, "fsync", lambda file: None)
 

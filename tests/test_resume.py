@@ -30,7 +30,7 @@ from gluon_resnetv2.distributed.workers import Workers
 from gluon_resnetv2.errors import UserError
 from gluon_resnetv2.exports.export import export_run
 from gluon_resnetv2.net import ResNetV2, he_normal
-from gluon_resnetv2.training import loop
+from gluon_resnetv2.training import curves, loop
 from gluon_resnetv2.training.devices import contexts
 from gluon_resnetv2.training.precision import cpu_has_bfloat16
 from gluon_resnetv2.training.recipe import OPTIMIZERS, Recipe
@@ -64,7 +64,7 @@ def variant(**changes) -> Recipe:
 def quick():
     """Without curves, and without waiting for the disk."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "draw_curves", lambda folder: None)
+        patch.setattr(curves, "draw_curves", lambda folder: None)
         patch.setattr(os, "fsync", lambda file: None)
         yield
 
