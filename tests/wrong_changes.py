@@ -185,7 +185,7 @@ CHANGES = (
     ),
     Change(
         "a run's export forgets which part of an image is used",
-        "exports/export.py", '("mean", "std", "crop"))', '("mean", "std"))',
+        "exports/export.py", "for key in PREPARING)", 'for key in ("mean", "std"))',
         "test_training.py", "export_says",
     ),
     Change(
@@ -215,9 +215,15 @@ CHANGES = (
     ),
     Change(
         "int8 has the ranges of the last images alone",
-        "engines/forms.py", "extremes[..., 0].min(axis=0), extremes[..., 1].max(axis=0)",
-        "extremes[-1, :, 0], extremes[-1, :, 1]",
+        "engines/forms.py", "ends[..., 0].min(axis=0), ends[..., 1].max(axis=0)",
+        "ends[-1, :, 0], ends[-1, :, 1]",
         "test_forms.py", "ranges",
+    ),
+    Change(
+        "weights are read where others have been made since",
+        "engines/native/trunk.cc",
+        "copy(made_, given, made.values = pool_.keep(desc));", "made.values = given;",
+        "test_native.py", "infer_as_float64",
     ),
     Change(
         "a normalisation is folded with its mean unscaled",
