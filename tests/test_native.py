@@ -8,6 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mxnet as mx
@@ -1019,6 +1021,24 @@ def test_a_library_that_is_not_whole_is_compiled_anew(monkeypatch, tmp_path):
     path.write_bytes(b"libr")
     library.library()
     assert compiled == [path, path]
+
+
+def test_several_threads_compile_it_once(monkeypatch, tmp_path):
+    """Each would write to the same file: a process has one temporary name for it."""
+    compiled = []
+
+    def compile_(command, sources, path):
+        compiled.append(path)
+        time.sleep(0.1)
+        path.write_bytes(b"library")
+        library._sum(path).write_text(sha256(path))
+
+    monkeypatch.setattr(library, "_compile", compile_)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: library.library(), range(3)))
+    assert len(set(found)) == 1
+    assert compiled == found[:1]
 
 
 def test_what_the_compiler_says_of_our_source_is_quoted(monkeypatch, tmp_path):

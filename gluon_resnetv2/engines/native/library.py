@@ -26,7 +26,7 @@ from gluon_resnetv2.machine import cpu_flags
 
 SOURCES = [Path(__file__).with_name(name) for name in ("trunk.cc", "update.cc")]
 OPERATOR = "resnetv2_trunk"
-_LOADING = threading.Lock()  # MXNet makes the operator's function in several steps
+_ALONE = threading.RLock()  # only one thread compiles, and MXNet loads in several steps
 _loaded: ctypes.CDLL | None = None
 
 # oneDNN from the package index: what it runs with, and what it is compiled with.
@@ -43,7 +43,7 @@ def load() -> ctypes.CDLL:
         UserError: something that it needs is not installed, or does not work.
     """
     global _loaded
-    with _LOADING:
+    with _ALONE:
         if _loaded:
             return _loaded
         path = library()
@@ -73,6 +73,11 @@ def library() -> Path:
     Raises:
         UserError: as `load`.
     """
+    with _ALONE:
+        return _library()
+
+
+def _library():
     command, sources, path = _compilation()
     if _is_whole(path):
         return path
