@@ -214,8 +214,8 @@ def report(artifact: Artifact, shape: tuple | None = None, engine: str = "auto")
         ((criterion, most),) = checks[-1].tolerance.items()
         alike = f"{criterion} of {most:.1e} at most"
         if criterion == "agreement":
-            others = max(round(check.images * (1 - (check.agreement or 0))) for check in checks)
-            alike = f"float32's class for all but {others} of {checks[-1].images} images at most"
+            same = min(round(check.images * (check.agreement or 0)) for check in checks)
+            alike = f"float32's class for at least {same} of {checks[-1].images} images"
         what = "what was trained" if artifact.manifest else "the same"
         print(f"verified: every runtime computes {what}, {alike}")
         return True
