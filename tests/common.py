@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import mxnet as mx
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from gluon_resnetv2.formats.manifest import MANIFEST, write_manifest
 from gluon_resnetv2.layers import BatchNorm, is_statistic
 from gluon_resnetv2.net import ResNetV2
 from gluon_resnetv2.scores import relative_difference
+from gluon_resnetv2.training.precision import cpu_has_bfloat16
 
 # One of each kind, dropout as one that drops nothing, so that it can be compared.
 SHORTCUTS = (
@@ -49,6 +53,18 @@ def skip_unless_installed() -> None:
         if library.RUNTIME in str(error) or "compiler" in str(error):
             pytest.skip(str(error))
         raise
+
+
+def skip_without(dtype: str) -> None:
+    """Skips where this processor can't compute in the type."""
+    if dtype == "bfloat16" and not cpu_has_bfloat16():
+        pytest.skip("this CPU has no bfloat16")
+
+
+def resident(pid: int) -> float:
+    """Memory of a process in MB."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGESIZE") / 2**20
 
 
 def use_moving_statistics(block) -> None:

@@ -18,11 +18,10 @@ from gluon_resnetv2.training import curves, loop
 from gluon_resnetv2.training.devices import contexts
 from gluon_resnetv2.training.meter import evaluate
 from gluon_resnetv2.training.optimizer import make_trainer
-from gluon_resnetv2.training.precision import cpu_has_bfloat16
 from gluon_resnetv2.training.recipe import Recipe
 from gluon_resnetv2.training.run import Run, read_metrics
 from gluon_resnetv2.training.step import Step
-from tests.common import relative, skip_unless_installed, use_moving_statistics
+from tests.common import relative, skip_unless_installed, skip_without, use_moving_statistics
 
 DATASET = data.load("synthetic", image_size=8, train_count=50, test_count=20)
 RECIPE = Recipe(  # three epochs of five steps
@@ -120,8 +119,7 @@ def test_a_run_ends_with_the_average_of_its_parameters_and_statistics(tmp_path, 
     recipe = variant(**CASES[case])
     if recipe.engine == "native":
         skip_unless_installed()
-    if recipe.dtype == "bfloat16" and not cpu_has_bfloat16():
-        pytest.skip("this CPU has no bfloat16")
+    skip_without(recipe.dtype)
     seen = train(tmp_path, recipe)
     assert len(seen) == 16
     expected, found = recurrence(seen, recipe.ema), arrays(tmp_path)

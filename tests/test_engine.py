@@ -23,10 +23,9 @@ from gluon_resnetv2.spec import named
 from gluon_resnetv2.training import engine
 from gluon_resnetv2.training.evaluation import evaluate_source
 from gluon_resnetv2.training.main import train_network
-from gluon_resnetv2.training.precision import cpu_has_bfloat16
 from gluon_resnetv2.training.recipe import Recipe
 from gluon_resnetv2.training.run import read_metrics
-from tests.common import randomise, skip_unless_installed
+from tests.common import randomise, skip_unless_installed, skip_without
 
 NO_COMPILER = "the native engine needs a C++ compiler, and there is no g++; install g++, or set CXX"
 SHAPE = (3, 16, 16)
@@ -198,8 +197,7 @@ def test_a_checkpoint_of_a_version_without_auto_names_its_engine(tmp_path):
 @pytest.mark.parametrize(("dtype", "first"), [("float32", 1e-5), ("bfloat16", 1e-2)])
 def test_two_engines_lose_alike_at_first(installed, tmp_path, dtype, first):
     """Rounding is all that sets them apart, and twenty steps magnify it a thousandfold."""
-    if dtype == "bfloat16" and not cpu_has_bfloat16():
-        pytest.skip("this CPU has no bfloat16")
+    skip_without(dtype)
     losses = []
     for name in ("mxnet", "native"):
         recipe = short(tmp_path / name, engine=name, dtype=dtype, log_every=1)

@@ -38,7 +38,9 @@ from tests.common import (
     graph_of,
     randomise,
     relative,
+    resident,
     skip_unless_installed,
+    skip_without,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -309,8 +311,7 @@ for order in ORDER:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_no_order_and_no_shortcut_meets_a_reference_kernel(dtype):
-    if dtype == "bfloat16" and not cpu_has_bfloat16():
-        pytest.skip("this CPU has no bfloat16")
+    skip_without(dtype)
     done = subprocess.run(
         [sys.executable, "-c", EVERY_NETWORK, dtype, *SHORTCUTS[:-1], "dropout:0.5"],
         cwd=ROOT,
@@ -422,16 +423,10 @@ def inferred(net, images, dtype="float32", graph=None):
     return first
 
 
-def resident() -> int:
-    """Bytes of memory that this process holds."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_batches_of_several_sizes_share_weights(dtype):
     """A network of 25 million weights and small images, so that activations hardly count."""
-    if dtype == "bfloat16" and not cpu_has_bfloat16():
-        pytest.skip("this CPU has no bfloat16")
+    skip_without(dtype)
     net = get_model("preact50")
     randomise(net)
     values = {name: p.data().asnumpy() for name, p in net.collect_params().items()}
@@ -444,8 +439,8 @@ def test_batches_of_several_sizes_share_weights(dtype):
         sizes[size].images[:] = images[:size]
         found[size] = sizes[size]()
         if size == 1:
-            before = resident()
-    assert resident() - before < 25e6 * 4 / 2
+            before = resident(os.getpid())
+    assert (resident(os.getpid()) - before) * 2**20 < 25e6 * 4 / 2
     for size, compute in sizes.items():  # each still computes what it did before the others came
         np.testing.assert_array_equal(compute(), found[size])
         assert relative(found[size], expected[:size]) < (5e-6 if dtype == "float32" else 0.03)

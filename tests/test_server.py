@@ -43,7 +43,7 @@ from gluon_resnetv2.serving import service as service_module
 from gluon_resnetv2.serving.hosts import Hosts
 from gluon_resnetv2.spec import named
 from tests import common, fuzzed, malformed
-from tests.common import randomise
+from tests.common import randomise, resident
 from tests.hostile_images import encoded, parts, scans
 from tests.malformed import answer_of, request
 
@@ -465,12 +465,6 @@ def process(*options, errors=None):
             yield int(re.search(r"http://127.0.0.1:(\d+)", line)[1]), started
         finally:
             started.kill()
-
-
-def resident(pid):
-    """Memory of a process in MB."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGESIZE") / 2**20
 
 
 def refuse_malformed(served, net, seed, count):

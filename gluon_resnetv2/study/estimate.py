@@ -109,8 +109,8 @@ def measure(imagenet: bool, engine: str, gpus: Sequence[int] | None) -> Speed:
     from gluon_resnetv2.training.step import Step
 
     model, size = ("preact18", 224) if imagenet else ("preact20", 16)
-    recipe = Recipe(model=model, dataset="synthetic", engine=engine)
-    recipe = replace(recipe, gpus=tuple(gpus[:1]) if gpus else None)
+    first = tuple(gpus[:1]) if gpus else None
+    recipe = Recipe(model=model, dataset="synthetic", engine=engine, gpus=first)
     devices = contexts(recipe.gpus)
     net = initial_network(recipe, CLASSES, devices)
     engine, _ = choose(recipe, net, (3, size, size), Workers(None))

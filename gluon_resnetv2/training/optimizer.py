@@ -87,22 +87,23 @@ class _Together:
         self._arrays = [array for _, _, arrays in tensors for array in arrays]
         self._device = self._weights[0].context.device_id
         self._factors = np.array([sgd.param_dict[index].lr_mult for index in self._indices])
-        self._wds = sgd._get_wds(self._indices)
-        self._native = Update([arrays for *_, arrays in tensors]) if native else None
+        wds = sgd._get_wds(self._indices)
+        self._wds = str(wds)
+        self._native = Update([arrays for *_, arrays in tensors], wds) if native else None
 
     def update(self, sgd):
         sgd._set_current_context(self._device)
         sgd._update_count(self._indices)
         rates = sgd.learning_rate * self._factors
         if self._native:
-            self._native(rates, self._wds, sgd.momentum, sgd.rescale_grad)
+            self._native(rates, sgd.momentum, sgd.rescale_grad)
             return
         mx.nd.multi_sgd_mom_update(
             *self._arrays,
             out=self._weights,
             num_weights=len(self._weights),
             lrs=str(rates.tolist()),
-            wds=str(self._wds),
+            wds=self._wds,
             momentum=sgd.momentum,
             rescale_grad=sgd.rescale_grad,
         )
@@ -184,7 +185,7 @@ def restore_optimizer(trainer: Trainer, arrays: dict[str, mx.nd.NDArray], update
     trainer._init_params()
     optimizer = trainer.optimizer
     learned = [i for i, p in enumerate(trainer._params) if p.grad_req != "null"]
-    for device, _ in enumerate(_updaters(trainer)):
+    for device in range(len(_updaters(trainer))):
         for index in learned:
             state = trainer.state(device, index)
             for name, array in _named(trainer._params[index].name, state).items():

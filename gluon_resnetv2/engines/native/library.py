@@ -77,7 +77,7 @@ def library() -> Path:
         return _library()
 
 
-def _library():
+def _library() -> Path:
     command, sources, path = _compilation()
     if _is_whole(path):
         return path

@@ -18,12 +18,17 @@ class Update:
     Args:
         tensors: (weight, gradient, momentum) each, float32 arrays in memory of their own, which all
             stay the same.
+        decays: weight decay of each.
 
     Raises:
         UserError: as `library.load`.
     """
 
-    def __init__(self, tensors: Sequence[tuple[mx.nd.NDArray, mx.nd.NDArray, mx.nd.NDArray]]):
+    def __init__(
+        self,
+        tensors: Sequence[tuple[mx.nd.NDArray, mx.nd.NDArray, mx.nd.NDArray]],
+        decays: Sequence[float],
+    ):
         self._library = library.load()
         self._tensors = tensors  # so that they stay
         mx.nd.waitall()  # MXNet has memory for an array as soon as it is written
@@ -33,21 +38,16 @@ class Update:
         )
         self._read = _handles(gradient for _, gradient, _ in tensors)
         self._sizes = np.array([weight.size for weight, *_ in tensors], "int64")
+        self._decays = np.array(decays, "float32")
         self._context = (ctypes.c_int * 2)(1, tensors[0][0].context.device_id)  # the CPU
 
-    def __call__(
-        self,
-        rates: Sequence[float],
-        decays: Sequence[float],
-        momentum: float,
-        rescale_grad: float,
-    ) -> None:
+    def __call__(self, rates: np.ndarray, momentum: float, rescale_grad: float) -> None:
         """Has the engine make an update, and does not wait for it.
 
         Args:
-            rates, decays: (tensors,), learning rate and weight decay of each.
+            rates: (tensors,), learning rate of each.
         """
-        numbers = self._sizes, np.array(rates, "float32"), np.array(decays, "float32")
+        numbers = self._sizes, rates.astype("float32"), self._decays
         update = self._library.resnetv2_update(
             len(self._sizes),
             self._arrays,
